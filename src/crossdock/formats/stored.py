@@ -1,0 +1,98 @@
+"""What a format hands over after reading headers: stored tensors and where their bytes are.
+
+Nothing here knows a model. A `StoredTensor` is a name, a shape, an encoding and one or more extents;
+an `Extent` is a box of the tensor that lies in one file. Reading a box means gathering from the extents it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Wrapping = Literal["raw", "torch_zip", "safetensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a checkpoint as it was when it was opened: path, size in bytes, mtime in nanoseconds."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        """Stat `path`. Raises OSError."""
+        stat = path.stat()
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A box of a stored tensor in one file.
+
+    file      index into `Source.files`
+    offset    byte where the data (wrapping "raw") or the enclosing blob (otherwise) starts in the file
+    nbytes    bytes of the data or of the blob
+    origin    index of the box's first element in the tensor, one per dimension
+    shape     the box's size, one per dimension
+    strides   element strides of the data, None when it is C-contiguous
+    wrapping  "raw": the data itself at `offset`; "torch_zip": a complete torch.save archive holding exactly one
+              tensor; "safetensors": a safetensors blob in which the tensor is looked up by its name
+    """
+
+    file: int
+    offset: int
+    nbytes: int
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    wrapping: Wrapping = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a format stores it. `part` is the rank file it belongs to ("" where names are global).
+
+    dtype is a codec name: "float32", "bfloat16", "float16", "q8_0", ...
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    extents: tuple[Extent, ...]
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint opened by its format: headers only, no tensor data read.
+
+    format       name of the format ("megatron", "megatron_rank", "hf", "gguf", "dcp")
+    root         the path that was opened
+    files        every file that tensors point into
+    tensors      by (part, name)
+    metadata     the raw configuration as the format spells it (args, config.json, GGUF keys)
+    metadata_at  where `metadata` was read, for messages
+    ranks        parallel sizes for formats with rank files ({"tp": 2, "pp": 2, ...}), else empty
+    partitions   axis ranges where they are not even: {"layer": {(("pp", 0),): (0, 3), ...}}
+    skipped      stored things that are not model weights, name -> reason (optimizer state, rng, extra state)
+    skipped_bytes  how many bytes of the files those are
+    travels      files that go along with the model: tokenizer.json, generation_config.json, ...
+    notes        facts worth showing to the user (iteration, writer version, ...), in reading order
+    """
+
+    format: str
+    root: Path
+    files: tuple[SourceFile, ...]
+    tensors: Mapping[tuple[str, str], StoredTensor]
+    metadata: Mapping[str, Any]
+    metadata_at: str
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    partitions: Mapping[str, Mapping[tuple[tuple[str, int], ...], tuple[int, int]]] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped_bytes: int = 0
+    travels: tuple[Path, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
