@@ -1,0 +1,91 @@
+"""Fixtures for the whole suite: the command line, the real Megatron checkpoints, tiny models made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import models
+
+# test processes share the machine: one thread each, and no look at the network from transformers
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+TESTS = Path(__file__).parent
+CHECKPOINTS = tuple(
+    sorted(f.name.removesuffix(".tar.xz") for f in (TESTS / "data/checkpoints").glob("*.tar.xz"))
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command line said: exit code and both streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        """stdout as one JSON document."""
+        return json.loads(self.stdout)
+
+    def ok(self) -> Answer:
+        """Itself; AssertionError with all output when the exit code is not 0."""
+        assert self.code == 0, f"exit {self.code}\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
+        return self
+
+
+def run_crossdock(*arguments: str | Path, timeout: float = 120, env: dict[str, str] | None = None) -> Answer:
+    """`crossdock ARGUMENTS...` in a process of its own, as a user runs it. No traceback may ever show."""
+    command = [sys.executable, "-m", "crossdock", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | (env or {})
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def crossdock() -> Callable[..., Answer]:
+    """The command line as a function."""
+    return run_crossdock
+
+
+@pytest.fixture(scope="session")
+def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name in tests/data/checkpoints (or "tiny-kjv") -> the folder, unpacked once a session; never write
+    there."""
+    base = tmp_path_factory.mktemp("megatron")
+
+    def unpacked(name: str) -> Path:
+        if name == "tiny-kjv":
+            return TESTS.parent / "examples" / name
+        folder = base / name
+        if not folder.exists():
+            with tarfile.open(TESTS / "data/checkpoints" / f"{name}.tar.xz") as archive:
+                archive.extractall(base, filter="data")
+        return folder
+
+    return unpacked
+
+
+@pytest.fixture(scope="session")
+def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Recipe of tests/models.py -> a bfloat16 folder, made once a session; do not write there."""
+    base = tmp_path_factory.mktemp("hf")
+
+    def made(recipe: str) -> Path:
+        folder = base / recipe
+        return folder if folder.exists() else models.make_hf(recipe, folder)
+
+    return made

@@ -1,0 +1,2 @@
+"""Independent answers to hold crossdock against: real programs, and rules written without its layout
+files."""

@@ -1,0 +1,310 @@
+"""What a GGUF file must hold for a Hugging Face model, as plain numpy per family: tensors, types and keys.
+
+Written from llama.cpp's converter (conversion/llama.py, gpt2.py, qwen.py, deepseek.py, nemotron.py and
+base.py as in llama-cpp-python 0.3.36), never from crossdock's layout files. For every recipe of
+tests/models.py that the converter accepts, tensors and keys were equal to its own output; two differ on
+purpose: it forgets gpt2's n_inner and writes vocab_size of gpt2 and qwen models only together with a
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Config = Mapping[str, Any]
+Keys = dict[str, tuple[str, Any]]
+
+ARCHITECTURES = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "deepseek_v3": "deepseek2",
+    "nemotron": "nemotron",
+}
+# Hugging Face name inside a layer -> GGUF name inside a block; {} is "weight" or "bias"
+PLAIN = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+EXPERT_PARTS = {
+    "w1": "gate",
+    "w2": "down",
+    "w3": "up",
+    "gate_proj": "gate",
+    "down_proj": "down",
+    "up_proj": "up",
+}
+GPT2_LAYER = {
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
+    """{GGUF tensor name: float32 array in numpy order} for all tensors of a Hugging Face model."""
+    family = config["model_type"]
+    if family == "gpt2":
+        return _gpt2(state)
+    out: dict[str, Array] = {}
+    experts: dict[str, dict[int, Array]] = {}
+    for name, tensor in state.items():
+        value = tensor + np.float32(1) if family == "nemotron" and name.endswith("norm.weight") else tensor
+        if name == "lm_head.weight":
+            if not config.get("tie_word_embeddings"):
+                out["output.weight"] = value
+        elif name == "model.embed_tokens.weight":
+            out["token_embd.weight"] = value
+        elif name.startswith("model.norm."):
+            out["output_norm." + name.rsplit(".", 1)[1]] = value
+        else:
+            layer, inner, kind = _split(name)
+            expert = re.fullmatch(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)", inner)
+            if expert:
+                stacked = f"blk.{layer}.ffn_{EXPERT_PARTS[expert[2]]}_exps.weight"
+                experts.setdefault(stacked, {})[int(expert[1])] = value
+            elif inner == "self_attn.kv_b_proj":
+                out |= _kv_b(layer, value, config)
+            elif inner == "mlp.gate" and kind == "e_score_correction_bias":
+                out[f"blk.{layer}.exp_probs_b.bias"] = value
+            else:
+                if family in ("llama", "mistral", "mixtral") and inner in (
+                    "self_attn.q_proj",
+                    "self_attn.k_proj",
+                ):
+                    heads = "num_attention_heads" if "q_proj" in inner else "num_key_value_heads"
+                    value = rope_pairs(value, config[heads])
+                out[f"blk.{layer}.{PLAIN[inner]}.{kind}"] = value
+    for stacked, parts in experts.items():
+        out[stacked] = np.stack([parts[i] for i in range(len(parts))])
+    rope = rope_of(config)
+    if rope.get("rope_type") == "llama3":
+        out["rope_freqs.weight"] = llama3_divisors(rope, head_dim(config))
+    return out
+
+
+def _split(name: str) -> tuple[int, str, str]:
+    """model.layers.3.self_attn.q_proj.weight -> (3, "self_attn.q_proj", "weight")."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(\w+)", name)
+    assert match, name
+    return int(match[1]), match[2], match[3]
+
+
+def rope_pairs(tensor: Array, heads: int) -> Array:
+    """Rows of each head from [first halves, second halves] to adjacent pairs: ggml's "norm" rope order."""
+    rows = tensor.shape[0] // heads
+    order = [
+        h * rows + half * rows // 2 + i for h in range(heads) for i in range(rows // 2) for half in (0, 1)
+    ]
+    return np.take(tensor, order, axis=0)
+
+
+def _kv_b(layer: int, tensor: Array, config: Config) -> dict[str, Array]:
+    """DeepSeek's kv_b_proj cut into K (transposed per head) and V, one matrix per head."""
+    heads, nope, value = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
+    per_head = nope + value
+    keys = [tensor[h * per_head : h * per_head + nope].T for h in range(heads)]
+    values = [tensor[h * per_head + nope : (h + 1) * per_head] for h in range(heads)]
+    return {f"blk.{layer}.attn_k_b.weight": np.stack(keys), f"blk.{layer}.attn_v_b.weight": np.stack(values)}
+
+
+def llama3_divisors(rope: Config, dimensions: int) -> Array:
+    """The divisors of each rope frequency that Llama 3.1's scaling means, [dimensions / 2]."""
+    frequencies = rope["rope_theta"] ** -(np.arange(0, dimensions, 2, dtype=np.float64) / dimensions)
+    old, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    divisors = []
+    for frequency in frequencies:
+        turns = old * frequency / (2 * np.pi)  # rotations over the original context
+        if turns > high:
+            divisors.append(1.0)
+        elif turns < low:
+            divisors.append(factor)
+        else:
+            smooth = (turns - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, np.float32)
+
+
+def _gpt2(state: Mapping[str, Array]) -> dict[str, Array]:
+    out: dict[str, Array] = {}
+    whole = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+    for name, tensor in state.items():
+        inner, kind = name.removeprefix("transformer.").rsplit(".", 1)
+        match = re.fullmatch(r"h\.(\d+)\.(.+)", inner)
+        if match is None:
+            out[f"{whole[inner]}.{kind}"] = tensor
+        else:
+            conv1d = kind == "weight" and tensor.ndim == 2
+            out[f"blk.{match[1]}.{GPT2_LAYER[match[2]]}.{kind}"] = tensor.T if conv1d else tensor
+    return out
+
+
+def stays_f32(name: str, tensor: Array) -> bool:
+    """Whether the converter keeps a tensor in float32 whatever type was asked for."""
+    small = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
+    return tensor.ndim == 1 or name.endswith(small)
+
+
+def expected_type(name: str, tensor: Array, wanted: str, block: int) -> str:
+    """ggml's type name of a tensor in a file of type `wanted` ("F32", "Q8_0"), with `block` elements a
+    block."""
+    if wanted == "F32" or stays_f32(name, tensor):
+        return "F32"
+    return wanted if tensor.shape[-1] % block == 0 else "F16"
+
+
+def rope_of(config: Config) -> dict[str, Any]:
+    """The rope settings of a config.json of either generation, in transformers 5's words."""
+    if config.get("rope_parameters"):
+        return dict(config["rope_parameters"])
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    return {"rope_theta": config.get("rope_theta", 10000.0), **scaling}
+
+
+def head_dim(config: Config) -> int:
+    """Size of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def gguf_keys(config: Config) -> Keys:
+    """{key: (type, value)} of all keys that describe the model: general.* and tokenizer.* left out."""
+    architecture = ARCHITECTURES[config["model_type"]]
+    entries: dict[str, Any] = {}
+    if architecture == "gpt2":
+        inner = config.get("n_inner") or 4 * config["n_embd"]
+        entries = {
+            "block_count": config["n_layer"],
+            "context_length": config["n_positions"],
+            "embedding_length": config["n_embd"],
+            "feed_forward_length": inner,
+            "attention.head_count": config["n_head"],
+            "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+            "vocab_size": config["vocab_size"],
+        }
+    else:
+        entries = _common_keys(config) | _family_keys(config)
+    return {f"{architecture}.{key}": (_key_type(value), value) for key, value in entries.items()}
+
+
+def _key_type(value: object) -> str:
+    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
+    return kinds[type(value)]
+
+
+def _common_keys(config: Config) -> dict[str, Any]:
+    rope = rope_of(config)
+    entries: dict[str, Any] = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "rope.freq_base": float(rope["rope_theta"]),
+        "vocab_size": config["vocab_size"],
+    }
+    epsilon: Any = config.get("rms_norm_eps", config.get("norm_eps"))
+    entries["attention.layer_norm_rms_epsilon"] = float(epsilon)  # nemotron too: the converter writes both
+    if config.get("head_dim"):
+        entries["attention.key_length"] = entries["attention.value_length"] = config["head_dim"]
+    if rope["rope_type"] == "linear":
+        entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    return entries
+
+
+def _llama_keys(config: Config) -> dict[str, Any]:
+    return {"rope.dimension_count": head_dim(config)}
+
+
+def _mixtral_keys(config: Config) -> dict[str, Any]:
+    used = config["num_experts_per_tok"]
+    return _llama_keys(config) | {"expert_count": config["num_local_experts"], "expert_used_count": used}
+
+
+def _qwen3_moe_keys(config: Config) -> dict[str, Any]:
+    experts = config.get("num_experts") or config["num_local_experts"]
+    return {
+        "expert_count": experts,
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+    }
+
+
+def _nemotron_keys(config: Config) -> dict[str, Any]:
+    rope = rope_of(config)
+    partial: Any = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    return {
+        "attention.layer_norm_epsilon": float(config["norm_eps"]),
+        "rope.dimension_count": int(partial * head_dim(config)),
+        "rope.scaling.type": "none",
+    }
+
+
+def _deepseek_keys(config: Config) -> dict[str, Any]:
+    lora, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    return {
+        "attention.head_count_kv": 1,
+        "attention.key_length": lora + rope,
+        "attention.value_length": lora,
+        "attention.q_lora_rank": config["q_lora_rank"],
+        "attention.kv_lora_rank": lora,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rope,
+        "attention.value_length_mla": config["v_head_dim"],
+        "rope.dimension_count": rope,
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_count": config["n_routed_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_group_count": config["n_group"],
+        "expert_group_used_count": config["topk_group"],
+        "expert_gating_func": 2,
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "expert_weights_norm": True,
+    }
+
+
+def _family_keys(config: Config) -> dict[str, Any]:
+    by_family: dict[str, Callable[[Config], dict[str, Any]]] = {
+        "llama": _llama_keys,
+        "mistral": _llama_keys,
+        "mixtral": _mixtral_keys,
+        "qwen3_moe": _qwen3_moe_keys,
+        "nemotron": _nemotron_keys,
+        "deepseek_v3": _deepseek_keys,
+    }
+    own = by_family.get(config["model_type"])
+    return own(config) if own else {}
