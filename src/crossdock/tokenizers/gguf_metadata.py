@@ -1,0 +1,242 @@
+"""A tokenizer as GGUF keys, as llama.cpp reads them (`src/llama-vocab.cpp` llama_vocab::impl::load, b11549).
+
+Writes no file: it gives (key, type name, value) for the GGUF writer. Type names are those of the GGUF
+specification: "string", "uint32", "bool", and "array[string]", "array[float32]", "array[int32]",
+"array[uint8]".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from crossdock.errors import Problem, TokenizerError
+from crossdock.tokenizers.pre_tokenizers import choose
+from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
+from crossdock.tokenizers.vocabulary import PAD_SCORE
+
+Entry = tuple[str, str, Any]
+
+MODELS = {"bpe": "gpt2", "spm": "llama", "unigram": "t5"}
+ID_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",  # sic
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+}
+END_OF_MESSAGE = "<|eom_id|>"
+# llama.cpp ends a generation at such a text in any case; in order of preference as the main end token.
+END_TEXTS = (
+    "<|endoftext|>",
+    "</s>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    END_OF_MESSAGE,
+    "<end_of_turn>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
+)
+
+
+def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = None) -> list[Entry]:
+    """The keys `tokenizer.*` for a model whose embedding has `vocab_size` rows.
+
+    Rows beyond the tokenizer become "[PAD{id}]" of type UNUSED. `pre` overrides the name of the
+    pre-tokenizer.
+
+    What is written when a role is unknown, since llama.cpp's defaults are ids of ordinary tokens (11 in
+    "gpt2", 1 and 2 in "llama"): an end token is looked for among the texts at which llama.cpp stops anyway;
+    failing that it is an unused row, which is never generated; failing that it is an error. The begin token
+    is then the end token, as in GPT-2. add_bos and add_eos are always written: False when no file says
+    otherwise, save that SentencePiece BPE without tokenizer_config.json adds its begin token, as
+    transformers' LlamaTokenizer and llama.cpp do.
+
+    Raises TokenizerError with all problems: tokens beyond the embedding, texts given to two ids (llama.cpp
+    refuses or aborts), end tokens that cannot be expressed, no name for the pre-tokenizer.
+    """
+    problems: list[Problem] = []
+    where = ", ".join(map(str, tokenizer.sources))
+    tokens, types, scores = _padded(tokenizer, vocab_size)
+    if len(tokenizer.tokens) > vocab_size:
+        problems.append(_beyond(tokenizer, vocab_size, where))
+    problems += _duplicates(tokens, where)
+    problems += _misplaced(tokenizer, where)
+    name = pre
+    if tokenizer.kind == "bpe":
+        try:
+            name = choose(tokenizer, pre)
+        except TokenizerError as error:
+            problems += error.problems
+    ids = _role_ids(tokenizer, tokens, types)
+    if "eos" not in ids:
+        problems.append(_no_end(where))
+    problems += _lost_ends(tokenizer, ids, where)
+    if problems:
+        raise TokenizerError(problems)
+    entries: list[Entry] = [
+        ("tokenizer.ggml.model", "string", MODELS[tokenizer.kind]),
+        ("tokenizer.ggml.pre", "string", name if tokenizer.kind == "bpe" else "default"),
+        ("tokenizer.ggml.tokens", "array[string]", tokens),
+        ("tokenizer.ggml.token_type", "array[int32]", types),
+    ]
+    if tokenizer.kind == "bpe":
+        entries.append(("tokenizer.ggml.merges", "array[string]", list(tokenizer.merges)))
+    else:
+        entries.append(("tokenizer.ggml.scores", "array[float32]", scores))
+        entries.append(("tokenizer.ggml.add_space_prefix", "bool", tokenizer.add_space_prefix))
+        entries.append(
+            ("tokenizer.ggml.remove_extra_whitespaces", "bool", tokenizer.remove_extra_whitespaces)
+        )
+    if tokenizer.kind == "unigram" and tokenizer.charsmap:
+        entries.append(("tokenizer.ggml.precompiled_charsmap", "array[uint8]", tokenizer.charsmap))
+    entries += [(f"tokenizer.ggml.{ID_KEYS[role]}", "uint32", number) for role, number in ids.items()]
+    add_bos = "bos" in tokenizer.special and (
+        tokenizer.kind == "spm" if tokenizer.add_bos is None else tokenizer.add_bos
+    )
+    entries.append(("tokenizer.ggml.add_bos_token", "bool", add_bos))
+    entries.append(("tokenizer.ggml.add_eos_token", "bool", bool(tokenizer.add_eos)))
+    return entries + _templates(tokenizer)
+
+
+def gguf_metadata_none() -> list[Entry]:
+    """The keys of a model without a tokenizer: the loader then takes token ids only.
+
+    It makes `{arch}.vocab_size` unnamed tokens, so the model's own keys must have that one.
+    """
+    return [("tokenizer.ggml.model", "string", "none")]
+
+
+def _padded(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int], list[float]]:
+    missing = range(len(tokenizer.tokens), vocab_size)
+    tokens = [*tokenizer.tokens, *(f"[PAD{number}]" for number in missing)]
+    types = [*tokenizer.types, *(int(TokenType.UNUSED) for _ in missing)]
+    scores = [*tokenizer.scores, *(PAD_SCORE for _ in missing)] if tokenizer.scores else []
+    return tokens, types, scores
+
+
+def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
+    """role → id in the order in which they are written."""
+    special = dict(tokenizer.special)
+    ends = list(tokenizer.end_tokens)
+    eos = ends[0] if ends else special.get("eos")
+    if eos is None:
+        found = {text: number for number, text in enumerate(tokens) if types[number] == TokenType.CONTROL}
+        eos = next((found[text] for text in END_TEXTS if text in found), None)
+    if eos is None:
+        eos = next(
+            (number for number in reversed(range(len(types))) if types[number] == TokenType.UNUSED), None
+        )
+    ids = {"bos": special.get("bos", eos), "eos": eos}
+    for number in ends[1:]:
+        is_message = number < len(tokens) and tokens[number] == END_OF_MESSAGE
+        role = "eom" if is_message or "eot" in ids else "eot"
+        ids.setdefault(role, number)
+    ids |= {role: special[role] for role in ("unk", "sep", "pad", "mask") if role in special}
+    return {role: number for role, number in ids.items() if number is not None}
+
+
+def _lost_ends(tokenizer: Tokenizer, ids: dict[str, int], where: str) -> list[Problem]:
+    written = {ids.get(role) for role in ("eos", "eot", "eom")}
+    size = len(tokenizer.tokens)
+    lost = [
+        n
+        for n in tokenizer.end_tokens
+        if n < size and n not in written and tokenizer.tokens[n] not in END_TEXTS
+    ]
+    if not lost:
+        return []
+    return [
+        Problem(
+            f"GGUF holds three end tokens besides those known by their text; {len(lost)} more would be lost",
+            where=where,
+            got=", ".join(f"{number} {tokenizer.tokens[number]!r}" for number in lost),
+            fix="shorten eos_token_id in generation_config.json",
+        )
+    ]
+
+
+def _beyond(tokenizer: Tokenizer, vocab_size: int, where: str) -> Problem:
+    size = len(tokenizer.tokens)
+    listed = ", ".join(
+        f"{n} {tokenizer.tokens[n][:30]!r}" for n in range(vocab_size, min(size, vocab_size + 5))
+    )
+    return Problem(
+        f"the tokenizer has {size - vocab_size} tokens beyond the model's embedding",
+        where=where,
+        expected=f"ids below {vocab_size}, the rows of the embedding",
+        got=f"{size} tokens: {listed}{', ...' if size > vocab_size + 5 else ''}",
+        cause="the tokenizer of another model, tokens added after training, or a vocabulary clipped too far",
+        fix="--tokenizer with the files the model was trained with",
+    )
+
+
+def _duplicates(tokens: Sequence[str], where: str) -> list[Problem]:
+    twice = {text for text, count in Counter(tokens).items() if count > 1}
+    if not twice:
+        return []
+    numbers: dict[str, list[int]] = {}
+    for number, text in enumerate(tokens):
+        if text in twice:
+            numbers.setdefault(text, []).append(number)
+    listed = [f"{text[:40]!r} = {ids}" for text, ids in list(numbers.items())[:20]]
+    return [
+        Problem(
+            f"{len(twice)} token texts have more than one id, which llama.cpp does not load",
+            where=where,
+            got="; ".join(listed),
+            fix="rename the added tokens that repeat a token of the vocabulary",
+        )
+    ]
+
+
+def _misplaced(tokenizer: Tokenizer, where: str) -> list[Problem]:
+    size = len(tokenizer.tokens)
+    named = [*tokenizer.special.items(), *(("eos", number) for number in tokenizer.end_tokens)]
+    beyond = dict.fromkeys((role, number) for role, number in named if number >= size)
+    return [
+        Problem(f"{role} token {number} is not in the tokenizer", where=where, expected=f"an id below {size}")
+        for role, number in beyond
+    ]
+
+
+def _no_end(where: str) -> Problem:
+    return Problem(
+        "no end token is known, and llama.cpp would stop at an ordinary token",
+        where=where,
+        fix='name it: "eos_token" in tokenizer_config.json, or "eos_token_id" in generation_config.json',
+    )
+
+
+def _templates(tokenizer: Tokenizer) -> list[Entry]:
+    """Named templates as gguf-py's add_chat_template writes them: letters, digits and _ in names."""
+    entries: list[Entry] = []
+    names = []
+    for name, text in tokenizer.chat_templates.items():
+        clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+        if name == "default":
+            entries.append(("tokenizer.chat_template", "string", text))
+        elif clean and clean not in names:
+            names.append(clean)
+            entries.append((f"tokenizer.chat_template.{clean}", "string", text))
+    if names:
+        entries.append(("tokenizer.chat_templates", "array[string]", names))
+    return entries

@@ -1,0 +1,181 @@
+"""SentencePiece's tokenizer.model: pieces, scores, types and the normalizer's flags.
+
+Reads BPE models (GGUF model "llama") and Unigram models (GGUF model "t5"); refuses word and character models,
+which no GGUF engine has. Field numbers and defaults from google/sentencepiece `src/sentencepiece_model.proto`
+(0.2).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import FormatError, Problem
+from crossdock.tokenizers.files import read_bytes
+from crossdock.tokenizers.protobuf import BYTES, FIXED32, VARINT, Value, WireError, fields
+from crossdock.tokenizers.tokenizer import MAX_TOKENS, TokenType
+from crossdock.tokenizers.vocabulary import (
+    NO_BYTE_FALLBACK,
+    NO_BYTE_TOKENS,
+    SPACE,
+    Token,
+    Vocabulary,
+    difference,
+    is_byte_token,
+    refuse,
+)
+
+UNIGRAM, BPE = 1, 2
+MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+
+# field number → (name, wire type, default)
+TRAINER = {
+    3: ("model_type", VARINT, UNIGRAM),
+    24: ("treat_whitespace_as_suffix", VARINT, 0),
+    35: ("byte_fallback", VARINT, 0),
+    40: ("unk_id", VARINT, 0),
+    41: ("bos_id", VARINT, 1),
+    42: ("eos_id", VARINT, 2),
+    43: ("pad_id", VARINT, -1),
+}
+NORMALIZER = {
+    1: ("name", BYTES, b""),
+    2: ("precompiled_charsmap", BYTES, b""),
+    3: ("add_dummy_prefix", VARINT, 1),
+    4: ("remove_extra_whitespaces", VARINT, 1),
+    5: ("escape_whitespaces", VARINT, 1),
+    6: ("normalization_rule_tsv", BYTES, b""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    pieces: tuple[Token, ...]
+    trainer: dict[str, Any] = field(default_factory=dict)
+    normalizer: dict[str, Any] = field(default_factory=dict)
+
+
+def read_sentencepiece(path: Path) -> Vocabulary:
+    """The vocabulary in a tokenizer.model.
+
+    Raises FormatError when the file is not such a model (a tiktoken rank list is also called
+    tokenizer.model), and TokenizerError for kinds that cannot be carried over.
+    """
+    try:
+        model = _parse(memoryview(read_bytes(path)))
+    except WireError as error:
+        raise FormatError(
+            f"not a SentencePiece model: {error}",
+            where=str(path),
+            cause="a truncated file, or a tiktoken file of that name",
+            fix="give the tokenizer.json of the same tokenizer instead",
+        ) from None
+    kind = model.trainer["model_type"]
+    if kind not in (UNIGRAM, BPE):
+        name = MODEL_TYPES.get(kind, f"number {kind}")
+        raise refuse("no GGUF engine has this kind of model", path, expected="bpe or unigram", got=name)
+    if model.trainer["treat_whitespace_as_suffix"]:
+        raise refuse("llama.cpp cannot put the space mark behind words (treat_whitespace_as_suffix)", path)
+    if not model.normalizer["escape_whitespaces"]:
+        raise refuse("llama.cpp always writes spaces as ▁ (escape_whitespaces is false)", path)
+    return Vocabulary(
+        kind="spm" if kind == BPE else "unigram",
+        tokens=dict(enumerate(model.pieces)),
+        special=_special(model),
+        add_space_prefix=bool(model.normalizer["add_dummy_prefix"]),
+        remove_extra_whitespaces=bool(model.normalizer["remove_extra_whitespaces"]),
+        charsmap=bytes(model.normalizer["precompiled_charsmap"]),
+        differences=_differences(model, path),
+    )
+
+
+def _parse(data: memoryview) -> _Model:
+    pieces: list[Token] = []
+    trainer: dict[str, Any] = {name: default for name, _, default in TRAINER.values()}
+    normalizer: dict[str, Any] = {name: default for name, _, default in NORMALIZER.values()}
+    for number, wire, value in fields(data):
+        if number == 1:
+            if len(pieces) >= MAX_TOKENS:
+                raise WireError(f"more than {MAX_TOKENS} pieces")
+            pieces.append(_piece(_message(number, wire, value), len(pieces)))
+        elif number == 2:
+            trainer |= _settings(_message(number, wire, value), TRAINER)
+        elif number == 3:
+            normalizer |= _settings(_message(number, wire, value), NORMALIZER)
+    if not pieces:
+        raise WireError("it has no pieces")
+    return _Model(tuple(pieces), trainer, normalizer)
+
+
+def _message(number: int, wire: int, value: Value) -> memoryview:
+    if wire != BYTES or not isinstance(value, memoryview):
+        raise WireError(f"field {number} is not a message")
+    return value
+
+
+def _piece(message: memoryview, index: int) -> Token:
+    text, score, kind = "", 0.0, int(TokenType.NORMAL)
+    for number, wire, value in fields(message):
+        if number == 1:
+            try:
+                text = bytes(_message(number, wire, value)).decode()
+            except UnicodeDecodeError:
+                raise WireError(f"piece {index} is not UTF-8") from None
+        elif number == 2 and wire == FIXED32 and isinstance(value, memoryview):
+            (score,) = struct.unpack("<f", value)
+        elif number == 3 and isinstance(value, int):
+            kind = value
+    if kind not in TokenType.__members__.values():
+        raise WireError(f"piece {index} has unknown type {kind}")
+    if not math.isfinite(score):
+        raise WireError(f"piece {index} has score {score}")
+    if kind == TokenType.BYTE and not is_byte_token(text):
+        raise WireError(f"byte piece {index} is spelt {text[:40]!r}")
+    if kind == TokenType.USER_DEFINED:
+        # Engines match these against raw text, where a space is a space.
+        text = text.replace(SPACE, " ")
+    return Token(text, TokenType(kind), score)
+
+
+def _settings(message: memoryview, schema: dict[int, tuple[str, int, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, wire, value in fields(message):
+        if number not in schema:
+            continue
+        name, expected, default = schema[number]
+        if wire != expected:
+            raise WireError(f"{name} has wire type {wire}")
+        # int32 fields hold negative numbers as 64-bit two's complement.
+        convert: Callable[[Any], Any] = _signed if isinstance(default, int) else bytes
+        found[name] = convert(value)
+    return found
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _special(model: _Model) -> dict[str, int]:
+    ids = {name: model.trainer[f"{name}_id"] for name in ("bos", "eos", "unk", "pad")}
+    return {name: token for name, token in ids.items() if 0 <= token < len(model.pieces)}
+
+
+def _differences(model: _Model, path: Path) -> tuple[Problem, ...]:
+    found = []
+    if model.trainer["model_type"] == BPE:
+        if model.normalizer["precompiled_charsmap"]:
+            name = bytes(model.normalizer["name"]).decode("utf-8", "replace")
+            what = f"llama.cpp does not normalize text for SentencePiece BPE; this model does ({name})"
+            found.append(difference(what, path))
+        if model.normalizer["remove_extra_whitespaces"]:
+            what = "llama.cpp keeps runs of spaces for SentencePiece BPE; this model collapses them"
+            found.append(difference(what, path))
+        if not model.trainer["byte_fallback"]:
+            found.append(difference(NO_BYTE_TOKENS, path))
+    elif model.trainer["byte_fallback"]:
+        found.append(difference(NO_BYTE_FALLBACK, path))
+    return tuple(found)

@@ -1,0 +1,160 @@
+"""The configuration files beside a vocabulary: which token begins, ends and pads, and the chat templates.
+
+Reads tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json and the Jinja files;
+the order of precedence is that of huggingface/transformers 5.23 (`PreTrainedTokenizerBase.from_pretrained`):
+Jinja files win over tokenizer_config.json, tokenizer_config.json over special_tokens_map.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import FormatError
+from crossdock.tokenizers.files import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES_FOLDER,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TokenizerFiles,
+    read_json,
+    read_text,
+)
+from crossdock.tokenizers.tokenizer import Kind
+from crossdock.tokenizers.vocabulary import Token, added_token, by_id, check_id, check_texts
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The tokenizer's configuration files as they are; {} for one that is not there."""
+
+    tokenizer: Mapping[str, Any]
+    special_tokens: Mapping[str, Any]
+    models: tuple[tuple[Path, Mapping[str, Any]], ...]
+
+
+def read_configuration(files: TokenizerFiles) -> Configuration:
+    """Read what is there. Raises FormatError."""
+
+    def optional(name: str) -> Mapping[str, Any]:
+        path = files.get(name)
+        return {} if path is None else read_json(path)
+
+    models = tuple((path, read_json(path)) for path in files.model_configs)
+    return Configuration(optional(TOKENIZER_CONFIG), optional(SPECIAL_TOKENS_MAP), models)
+
+
+def added_beside(files: TokenizerFiles, configuration: Configuration, kind: Kind) -> dict[int, Token]:
+    """id → entry from added_tokens.json and added_tokens_decoder, which add to the vocabulary and override
+    it.
+
+    Raises FormatError.
+    """
+    tokens: dict[int, Token] = {}
+    if path := files.get(ADDED_TOKENS):
+        listed = read_json(path)
+        check_texts(listed, path, "added token")
+        for number, text in by_id(listed.items(), path).items():
+            tokens[number] = added_token(text, False, kind)
+    decoder = configuration.tokenizer.get("added_tokens_decoder") or {}
+    where = files.get(TOKENIZER_CONFIG) or files.root
+    if not isinstance(decoder, Mapping):
+        raise FormatError("added_tokens_decoder is not an object", where=str(where))
+    for key, entry in decoder.items():
+        text = text_of(entry)
+        if text is None:
+            raise FormatError(
+                f"added token {key[:20]} has no content", where=str(where), got=repr(entry)[:80]
+            )
+        check_texts([text], where, "added token")
+        number = check_id(int(key) if key.isdecimal() and len(key) < 10 else key, text, where)
+        tokens[number] = added_token(
+            text, bool(entry.get("special")) if isinstance(entry, Mapping) else False, kind
+        )
+    return tokens
+
+
+def named_tokens(configuration: Configuration) -> dict[str, str]:
+    """role → text, as named in tokenizer_config.json or else in special_tokens_map.json."""
+    named: dict[str, str] = {}
+    for role in ROLES:
+        for source in (configuration.tokenizer, configuration.special_tokens):
+            found = text_of(source.get(f"{role}_token"))
+            if found is not None and role not in named:
+                named[role] = found
+    return named
+
+
+def additional_special(configuration: Configuration) -> list[str]:
+    """Texts that are special without a role."""
+    found = []
+    for source in (configuration.tokenizer, configuration.special_tokens):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            listed = source.get(key)
+            entries = (
+                listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else ()
+            )
+            found += [text for entry in entries if (text := text_of(entry)) is not None]
+    return found
+
+
+def model_ids(configuration: Configuration, role: str) -> tuple[int, ...]:
+    """The ids that the first of generation_config.json and config.json to say so gives to a role.
+
+    `eos_token_id` may be a list. Raises FormatError.
+    """
+    for path, config in configuration.models:
+        value = config.get(f"{role}_token_id")
+        if value is None:
+            continue
+        listed = value if isinstance(value, list) else [value]
+        # Some old files write -1 for "none".
+        return tuple(check_id(number, f"{role}_token_id", path) for number in listed if number != -1)
+    return ()
+
+
+def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[str, str]:
+    """name → Jinja text; the main one is "default". Raises FormatError."""
+    where = files.get(TOKENIZER_CONFIG) or files.root
+    templates: dict[str, str] = {}
+    given = configuration.tokenizer.get("chat_template")
+    if isinstance(given, str):
+        templates["default"] = given
+    elif isinstance(given, list):
+        for entry in given:
+            name, text = (
+                (entry.get("name"), entry.get("template")) if isinstance(entry, Mapping) else (None, None)
+            )
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise FormatError(
+                    "a chat template without name and template", where=str(where), got=repr(entry)[:80]
+                )
+            templates[name] = text
+    elif given is not None:
+        raise FormatError(
+            "chat_template is neither text nor a list", where=str(where), got=type(given).__name__
+        )
+    for name, path in files.travels:
+        if name == CHAT_TEMPLATE:
+            templates["default"] = read_text(path)
+        elif name.startswith(f"{CHAT_TEMPLATES_FOLDER}/"):
+            templates[path.stem] = read_text(path)
+    check_texts([*templates, *templates.values()], where, "chat template")
+    return templates
+
+
+def flag(configuration: Configuration, name: str) -> bool | None:
+    """A boolean of tokenizer_config.json, None when it is not there."""
+    value = configuration.tokenizer.get(name)
+    return value if isinstance(value, bool) else None
+
+
+def text_of(entry: Any) -> str | None:
+    """The text of a special token, which is written as a string or as an object with "content"."""
+    value = entry.get("content") if isinstance(entry, Mapping) else entry
+    return value if isinstance(value, str) else None
