@@ -1,7 +1,7 @@
 """What a codec is: values in, bytes out, and back. Codecs know neither tensors nor files.
 
-A codec works on flat runs of elements. `block` elements take `block_bytes` bytes, and only whole blocks can be
-encoded or decoded. Values travel as float32, except between plain dtypes, where `convert` goes directly.
+A codec works on flat runs of elements. `block` elements take `block_bytes` bytes, and only whole blocks can
+be encoded or decoded. Values travel as float32, except between plain dtypes, where `convert` goes directly.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Codec(Protocol):
     block        elements per block, 1 for plain dtypes
     block_bytes  bytes per block
     exact        True when decode(encode(x)) == x for every float32 x
+    encodes      False for what is only read or copied, such as integers; `encode` then raises UsageError
     """
 
     @property
@@ -32,6 +33,8 @@ class Codec(Protocol):
     def block_bytes(self) -> int: ...
     @property
     def exact(self) -> bool: ...
+    @property
+    def encodes(self) -> bool: ...
 
     def encode(self, values: Values, out: Bytes) -> None:
         """Write `values` (float32, C-contiguous, whole blocks) into `out` (exactly the encoded size)."""

@@ -1,0 +1,124 @@
+"""Plain dtypes: every element by itself, in as many bytes as its dtype has.
+
+Floats are cast by numpy and ml_dtypes (round to nearest, ties to even), one-byte dtypes are read through a
+table of 256 values. Integers and float8_e8m0fnu scales are only read or copied: nothing is ever rounded to
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.codecs.codec import Bytes, Values
+from crossdock.errors import UsageError
+
+# float dtype -> (bits of the fraction, smallest positive value, largest finite value)
+_FLOATS: dict[str, tuple[Any, int, float, float]] = {
+    "float64": (np.float64, 52, 2.0**-1074, float(np.finfo(np.float64).max)),
+    "float32": (np.float32, 23, 2.0**-149, float(np.finfo(np.float32).max)),
+    "float16": (np.float16, 10, 2.0**-24, 65504.0),
+    "bfloat16": (ml_dtypes.bfloat16, 7, 2.0**-133, (2 - 2.0**-7) * 2.0**127),
+    "float8_e4m3fn": (ml_dtypes.float8_e4m3fn, 3, 2.0**-9, 448.0),
+    "float8_e5m2": (ml_dtypes.float8_e5m2, 2, 2.0**-16, 57344.0),
+}
+_COPIED: dict[str, tuple[Any, int, float, float]] = {
+    "float8_e8m0fnu": (ml_dtypes.float8_e8m0fnu, 0, 2.0**-127, 2.0**127),
+    **{
+        f"{sign}int{bits}": (np.dtype(f"{sign}int{bits}").type, bits - (sign == "") - 1, 1.0, 2.0**bits)
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+    "bool": (np.bool_, 0, 1.0, 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A codec with one element a block.
+
+    fraction_bits, smallest, largest  the values it can hold, to know which casts lose nothing
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    encodes: bool
+    fraction_bits: int
+    smallest: float
+    largest: float
+
+    @property
+    def block(self) -> int:
+        return 1
+
+    @property
+    def block_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def exact(self) -> bool:
+        return self.name in ("float32", "float64")
+
+    def encode(self, values: Values, out: Bytes) -> None:
+        """Cast float32 `values`. What is too large becomes inf, or nan where the dtype has no inf."""
+        if not self.encodes:
+            raise UsageError(f"{self.name} is only read or copied, values cannot be rounded to it")
+        with np.errstate(all="ignore"):
+            np.copyto(out.view(self.dtype), values, casting="unsafe")
+
+    def decode(self, raw: Bytes, out: Values) -> None:
+        """Cast to float32. float64 and integers above 2**24 are rounded."""
+        if self.block_bytes == 1:
+            np.take(byte_values(self.name), raw, out=out, mode="clip")
+            return
+        with np.errstate(all="ignore"):
+            np.copyto(out, raw.view(self.dtype), casting="unsafe")
+
+    def holds(self, other: Plain) -> bool:
+        """True when every finite value of `other` is a value of this dtype."""
+        return (
+            other.fraction_bits <= self.fraction_bits
+            and other.smallest >= self.smallest
+            and other.largest <= self.largest
+        )
+
+
+def plain_codecs() -> Iterator[Plain]:
+    """Every plain dtype: floats first, then what is only read or copied."""
+    for table, encodes in ((_FLOATS, True), (_COPIED, False)):
+        for name, (dtype, fraction_bits, smallest, largest) in table.items():
+            yield Plain(name, np.dtype(dtype), encodes, fraction_bits, smallest, largest)
+
+
+@cache
+def byte_values(name: str) -> Values:
+    """The float32 values of the 256 bytes of a one-byte dtype; read-only."""
+    every = np.arange(256, dtype=np.uint8)
+    values = np.empty(256, np.float32)
+    with np.errstate(all="ignore"):
+        np.copyto(
+            values,
+            every != 0 if name == "bool" else every.view({**_FLOATS, **_COPIED}[name][0]),
+            casting="unsafe",
+        )
+    values.flags.writeable = False
+    return values
+
+
+@cache
+def byte_table(source: Plain, target: Plain) -> NDArray[Any]:
+    """Target elements for every pattern of a source of one or two bytes: faster than casting."""
+    patterns = np.arange(256**source.block_bytes, dtype=f"u{source.block_bytes}").view(np.uint8)
+    values = np.empty(256**source.block_bytes, np.float32)
+    source.decode(patterns, values)
+    table = np.empty(values.size * target.block_bytes, np.uint8)
+    target.encode(values, table)
+    table = table.view(target.dtype)
+    table.flags.writeable = False
+    return table

@@ -1,0 +1,147 @@
+"""Counting what should not be in weights: nan, inf, all zeros, and what a cast would turn into inf or zero.
+
+Float bit patterns without the sign are ordered like magnitudes, so the largest magnitude is found by two
+integer maxima and nothing else is looked at unless it is beyond a threshold. Nothing is ever changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.codecs.cast import Plain
+from crossdock.codecs.codec import Bytes, Codec
+
+RUN = 65536  # patterns looked at at a time
+Patterns = NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Counts over the elements of a tensor; add those of its parts. `Census()` is the count of nothing.
+
+    nan, inf   elements that are not finite in the source
+    all_zero   every element is +0 or -0
+    overflow   finite in the source, not finite in the target
+    underflow  not zero in the source, zero in the target
+    """
+
+    nan: int = 0
+    inf: int = 0
+    all_zero: bool = True
+    elements: int = 0
+    overflow: int = 0
+    underflow: int = 0
+
+    def __add__(self, other: Census) -> Census:
+        return Census(
+            self.nan + other.nan,
+            self.inf + other.inf,
+            self.all_zero and other.all_zero,
+            self.elements + other.elements,
+            self.overflow + other.overflow,
+            self.underflow + other.underflow,
+        )
+
+    @property
+    def nonfinite(self) -> int:
+        return self.nan + self.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Patterns without sign of one float dtype, and what happens to them in a target dtype.
+
+    infinite  pattern of inf, one above the largest finite pattern where the dtype has no inf
+    over      first pattern that a cast makes infinite or nan
+    under     last pattern that a cast makes zero
+    """
+
+    infinite: int
+    has_inf: bool
+    over: int
+    under: int
+
+
+def count(raw: Bytes, codec: Codec, target: Codec | None = None) -> Census:
+    """Count the elements of `raw`, whole blocks of `codec`; what casting loses if `target` is a plain float.
+
+    Block codecs are decoded first. Integers and scales are only tested for all zero.
+    """
+    if isinstance(codec, Plain) and not codec.encodes:
+        return Census(all_zero=not raw.any(), elements=raw.size // codec.block_bytes)
+    if not isinstance(codec, Plain):
+        return _count_blocks(raw, codec)
+    limits = thresholds(codec, target if isinstance(target, Plain) and target.encodes else None)
+    patterns = raw.view(f"u{codec.block_bytes}")
+    total = Census()
+    for start in range(0, patterns.size, RUN):
+        total += _count(patterns[start : start + RUN], limits)
+    return total
+
+
+@cache
+def thresholds(source: Plain, target: Plain | None) -> Thresholds:
+    """The thresholds of a cast, found by bisection over all patterns with the cast itself."""
+    size = source.block_bytes
+    infinite = _first(source, source, 8 * size - 1, lambda x: not np.isfinite(x))
+    has_inf = bool(np.isinf(_value(source, source, infinite)))
+    if target is None or target == source:
+        return Thresholds(infinite, has_inf, infinite, 0)
+    over = _first(source, target, 8 * size - 1, lambda x: not np.isfinite(x))
+    under = _first(source, target, 8 * size - 1, lambda x: x != 0) - 1
+    return Thresholds(infinite, has_inf, over, under)
+
+
+def _count(patterns: Patterns, limits: Thresholds) -> Census:
+    sign = 1 << (8 * patterns.itemsize - 1)
+    # as signed numbers the positive floats are the largest, as unsigned ones the negative floats
+    positive = int(patterns.view(f"i{patterns.itemsize}").max())
+    negative = int(patterns.max()) - sign
+    largest = max(positive, negative, 0)
+    nan = inf = overflow = underflow = 0
+    if largest >= limits.over or limits.under:
+        magnitude = patterns & patterns.dtype.type(sign - 1)
+        if largest >= limits.infinite:
+            inf = int(np.count_nonzero(magnitude == limits.infinite)) if limits.has_inf else 0
+            nan = int(np.count_nonzero(magnitude >= limits.infinite)) - inf
+        if limits.over < limits.infinite:
+            overflow = int(np.count_nonzero(magnitude >= limits.over)) - nan - inf
+        if limits.under:
+            small = int(np.count_nonzero(magnitude <= limits.under))
+            underflow = small and small - int(np.count_nonzero(magnitude == 0))
+    return Census(nan, inf, largest == 0, patterns.size, overflow, underflow)
+
+
+def _count_blocks(raw: Bytes, codec: Codec) -> Census:
+    step = max(RUN // codec.block, 1)
+    values = np.empty(step * codec.block, np.float32)
+    total = Census()
+    for start in range(0, raw.size, step * codec.block_bytes):
+        part = raw[start : start + step * codec.block_bytes]
+        into = values[: part.size // codec.block_bytes * codec.block]
+        codec.decode(part, into)
+        total += _count(into.view(np.uint32), Thresholds(0x7F800000, True, 0x7F800000, 0))
+    return total
+
+
+def _first(source: Plain, target: Plain, bits: int, holds: Any) -> int:
+    """The first pattern whose value in `target` satisfies a predicate that stays true from there on."""
+    low, high = 0, 2**bits
+    while low < high:
+        middle = (low + high) // 2
+        if holds(_value(source, target, middle)):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _value(source: Plain, target: Plain, pattern: int) -> float:
+    with np.errstate(all="ignore"):
+        element = np.array([pattern], f"u{source.block_bytes}").view(source.dtype)
+        return float(element.astype(target.dtype)[0])

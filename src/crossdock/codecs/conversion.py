@@ -1,0 +1,133 @@
+"""From the bytes of one codec to the bytes of another, in runs that stay in the cache.
+
+Equal codecs are copied, plain dtypes cast directly, small dtypes looked up in a table; everything else goes
+through float32. A conversion holds no buffer: each worker brings its own `Workspace`, so one conversion
+serves all threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossdock.codecs.cast import Plain, byte_table
+from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
+from crossdock.errors import UsageError
+
+RUN = 16384  # elements converted at a time: 64 KiB of float32
+
+
+class Workspace:
+    """The scratch memory of one worker. Never shared between threads."""
+
+    __slots__ = ("_floats",)
+
+    def __init__(self) -> None:
+        self._floats = np.empty(0, np.float32)
+
+    def floats(self, elements: int) -> Values:
+        """`elements` float32 of undefined content, valid until the next call."""
+        if self._floats.size < elements:
+            self._floats = np.empty(elements, np.float32)
+        return self._floats[:elements]
+
+
+Run = Callable[[Bytes, Bytes, Workspace], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What `convert` found for a pair of codecs.
+
+    block  elements that can be converted by themselves: the least common multiple of both blocks
+    exact  True when no finite value changes
+    """
+
+    source: Codec
+    target: Codec
+    block: int
+    exact: bool
+    _run: Run = field(repr=False)
+    _scratch: int
+
+    def __call__(self, raw: Bytes, out: Bytes, workspace: Workspace | None = None) -> None:
+        """Convert `raw` into `out`: flat uint8, whole blocks. ValueError when the sizes do not fit."""
+        elements, rest = divmod(raw.size, self.source.block_bytes)
+        elements *= self.source.block
+        if rest or elements % self.block or out.size != encoded_size(self.target, elements):
+            raise ValueError(
+                f"{raw.size} bytes of {self.source.name} do not fill {out.size} bytes of {self.target.name}"
+            )
+        self._run(raw, out, Workspace() if workspace is None else workspace)
+
+    def scratch_bytes(self, elements: int) -> int:
+        """Upper bound of the memory used beside input and output, workspace included."""
+        return min(self._scratch, elements * self._scratch // RUN + 4096)
+
+
+def convert(source: Codec, target: Codec) -> Conversion:
+    """The conversion from `source` to `target`. Raises UsageError when `target` cannot be encoded."""
+    if source.name == target.name:
+        return Conversion(source, target, source.block, True, _copy, 0)
+    if not target.encodes:
+        raise UsageError(
+            f"tensors stored as {source.name} cannot become {target.name}",
+            cause=f"{target.name} is only read or copied",
+            fix="choose a float dtype or q8_0, q4_0, q4_1, q5_0, q5_1",
+        )
+    exact = target.exact
+    if isinstance(source, Plain):
+        exact = isinstance(target, Plain) and target.holds(source) and _reads_exactly(source)
+        if isinstance(target, Plain) and source.encodes:
+            run, scratch = _direct(source, target)
+            return Conversion(source, target, 1, exact, run, scratch)
+    block = math.lcm(source.block, target.block)
+    # float32 values, and what block codecs allocate: about three times a run
+    return Conversion(
+        source, target, block, exact, _through_float32(source, target, block), 16 * max(RUN, block)
+    )
+
+
+def _reads_exactly(source: Plain) -> bool:
+    """Floats are cast directly, integers by way of float32."""
+    return source.encodes or source.fraction_bits <= 23
+
+
+def _copy(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+    np.copyto(out, raw)
+
+
+def _direct(source: Plain, target: Plain) -> tuple[Run, int]:
+    """Plain float to plain float, and the scratch bytes it takes."""
+    size = source.block_bytes
+    if size == 1 or (size == 2 and target.block_bytes == 1):
+
+        def look_up(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+            patterns, into, table = raw.view(f"u{size}"), out.view(target.dtype), byte_table(source, target)
+            for start in range(0, patterns.size, RUN):
+                np.take(table, patterns[start : start + RUN], out=into[start : start + RUN], mode="clip")
+
+        return look_up, 8 * RUN  # take widens its indices
+
+    def cast(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+        with np.errstate(all="ignore"):
+            np.copyto(out.view(target.dtype), raw.view(source.dtype), casting="unsafe")
+
+    return cast, 16 * 8192  # numpy's casting buffer, where it needs one
+
+
+def _through_float32(source: Codec, target: Codec, block: int) -> Run:
+    step = max(RUN // block, 1) * block
+    read, written = encoded_size(source, step), encoded_size(target, step)
+
+    def run(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+        for index in range(-(-raw.size // read)):
+            part = raw[index * read : (index + 1) * read]
+            values = workspace.floats(part.size // source.block_bytes * source.block)
+            source.decode(part, values)
+            target.encode(values, out[index * written : (index + 1) * written])
+
+    return run

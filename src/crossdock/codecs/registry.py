@@ -1,0 +1,120 @@
+"""Names to codecs: crossdock's own, then those that other packages register under the entry point
+"crossdock.codecs".
+
+An entry point's name is the codec's name and its object a `Codec`. It cannot replace one of crossdock's
+own, and is loaded only when asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from crossdock.codecs.cast import plain_codecs
+from crossdock.codecs.codec import Codec
+from crossdock.codecs.ggml_k import k_codecs
+from crossdock.codecs.ggml_legacy import legacy_codecs
+from crossdock.errors import EnvironmentProblem, UsageError
+
+ENTRY_POINTS = "crossdock.codecs"
+
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "bf16": "bfloat16",
+        "f16": "float16",
+        "fp16": "float16",
+        "half": "float16",
+        "f32": "float32",
+        "fp32": "float32",
+        "float": "float32",
+        "single": "float32",
+        "f64": "float64",
+        "fp64": "float64",
+        "double": "float64",
+        "fp8": "float8_e4m3fn",
+        "e4m3": "float8_e4m3fn",
+        "e4m3fn": "float8_e4m3fn",
+        "f8_e4m3": "float8_e4m3fn",
+        "float8_e4m3": "float8_e4m3fn",
+        "fp8_e4m3": "float8_e4m3fn",
+        "e5m2": "float8_e5m2",
+        "f8_e5m2": "float8_e5m2",
+        "fp8_e5m2": "float8_e5m2",
+        "e8m0": "float8_e8m0fnu",
+        "f8_e8m0": "float8_e8m0fnu",
+        "i8": "int8",
+        "i16": "int16",
+        "i32": "int32",
+        "int": "int32",
+        "i64": "int64",
+        "long": "int64",
+        "u8": "uint8",
+        "byte": "uint8",
+        "u16": "uint16",
+        "u32": "uint32",
+        "u64": "uint64",
+    }
+)
+
+
+def get(name: str) -> Codec:
+    """The codec called `name`. Raises UsageError, and EnvironmentProblem for a broken plug-in."""
+    canonical = canonical_name(name)
+    own = _own()
+    return own[canonical] if canonical in own else _load(canonical)
+
+
+def names() -> tuple[str, ...]:
+    """Every canonical name: crossdock's own, then registered ones in alphabetical order."""
+    own = _own()
+    return (*own, *sorted(_registered() - own.keys()))
+
+
+def canonical_name(text: str) -> str:
+    """The one name of what a user or a file calls "BF16", "torch.bfloat16", "Q8_0", ... Raises UsageError."""
+    name = text.strip().lower().removeprefix("torch.").replace("-", "_")
+    name = ALIASES.get(name, name)
+    if name in _own() or name in _registered():
+        return name
+    near = difflib.get_close_matches(name, [*names(), *ALIASES], n=3)
+    raise UsageError(
+        f"no dtype or quantisation is called {text[:80]!r}",
+        got=repr(text[:80]),
+        expected=" or ".join(near) if near else "one of " + ", ".join(names()),
+    )
+
+
+@cache
+def _own() -> Mapping[str, Codec]:
+    codecs: tuple[Codec, ...] = (*plain_codecs(), *legacy_codecs(), *k_codecs())
+    return MappingProxyType({codec.name: codec for codec in codecs})
+
+
+@cache
+def _registered() -> frozenset[str]:
+    return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
+
+
+@cache
+def _load(name: str) -> Codec:
+    point = next(point for point in entry_points(group=ENTRY_POINTS) if point.name == name)
+    try:
+        codec: Codec = point.load()
+        named = codec.name
+    except Exception as error:
+        raise EnvironmentProblem(
+            f"the codec plug-in {name!r} cannot be loaded: {error}",
+            where=point.value,
+            fix="reinstall that package",
+        ) from error
+    if named != name:
+        raise EnvironmentProblem(
+            "a codec plug-in is registered under another name than its own",
+            where=point.value,
+            expected=name,
+            got=named,
+        )
+    return codec

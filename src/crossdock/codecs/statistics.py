@@ -1,0 +1,87 @@
+"""How far two runs of values lie apart, in numbers that can be added over the parts of a tensor.
+
+Sums are kept in float64. Positions where a value is not finite count as an error only if both sides differ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossdock.codecs.codec import Values
+
+RUN = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFigures:
+    """Differences between values and a reference. `ErrorFigures()` is that of nothing.
+
+    max_abs        largest |value - reference|
+    sum_squares    of value - reference, and `sum_squares_reference` of the reference
+    max_reference  largest |reference|
+    nonfinite      positions where one side is not finite and the other is not the same
+    """
+
+    elements: int = 0
+    max_abs: float = 0.0
+    sum_squares: float = 0.0
+    max_reference: float = 0.0
+    sum_squares_reference: float = 0.0
+    nonfinite: int = 0
+
+    def __add__(self, other: ErrorFigures) -> ErrorFigures:
+        return ErrorFigures(
+            self.elements + other.elements,
+            max(self.max_abs, other.max_abs),
+            self.sum_squares + other.sum_squares,
+            max(self.max_reference, other.max_reference),
+            self.sum_squares_reference + other.sum_squares_reference,
+            self.nonfinite + other.nonfinite,
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square difference."""
+        return math.sqrt(self.sum_squares / self.elements) if self.elements else 0.0
+
+    @property
+    def relative_rms(self) -> float:
+        """`rms` over the root mean square of the reference; inf if only the reference is zero."""
+        if self.sum_squares_reference:
+            return math.sqrt(self.sum_squares / self.sum_squares_reference)
+        return math.inf if self.sum_squares else 0.0
+
+
+def compare(reference: Values, values: Values) -> ErrorFigures:
+    """Figures of two flat float32 arrays of one size."""
+    if reference.shape != values.shape:
+        raise ValueError(f"{values.shape} values against {reference.shape} of the reference")
+    total = ErrorFigures()
+    with np.errstate(all="ignore"):
+        for start in range(0, reference.size, RUN):
+            total += _figures(reference[start : start + RUN], values[start : start + RUN])
+    return total
+
+
+def _figures(reference: Values, values: Values) -> ErrorFigures:
+    elements = reference.size
+    finite = np.isfinite(reference) & np.isfinite(values)
+    unequal = 0
+    if not finite.all():
+        r, v = reference[~finite], values[~finite]
+        unequal = int(np.count_nonzero(~((r == v) | (np.isnan(r) & np.isnan(v)))))
+        reference, values = reference[finite], values[finite]
+    # the difference of two float32 can overflow float32
+    wide = reference.astype(np.float64)
+    difference = values - wide
+    return ErrorFigures(
+        elements,
+        float(np.abs(difference).max(initial=0)),
+        float(np.dot(difference, difference)),
+        float(np.abs(wide).max(initial=0)),
+        float(np.dot(wide, wide)),
+        unequal,
+    )
