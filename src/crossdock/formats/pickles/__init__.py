@@ -1,0 +1,33 @@
+"""Reading pickles without running them: a machine of our own, inert values, a table of known names."""
+
+from crossdock.formats.pickles.limits import Limits, TruncatedPickleError
+from crossdock.formats.pickles.machine import load, load_at
+from crossdock.formats.pickles.schema import ITEM_SIZES, dtype_of, storage_dtype
+from crossdock.formats.pickles.values import (
+    Global,
+    Instance,
+    StateDict,
+    StorageRef,
+    TensorRef,
+    attributes,
+    describe,
+    printable,
+)
+
+__all__ = [
+    "ITEM_SIZES",
+    "Global",
+    "Instance",
+    "Limits",
+    "StateDict",
+    "StorageRef",
+    "TensorRef",
+    "TruncatedPickleError",
+    "attributes",
+    "describe",
+    "dtype_of",
+    "load",
+    "load_at",
+    "printable",
+    "storage_dtype",
+]
