@@ -38,6 +38,7 @@ class Vocab:
     special: dict[str, int]
     end_tokens: list[int]
     log: str
+    size: int = 0
 
 
 def write_vocab(path: Path, metadata: Iterable[tuple[str, str, Any]]) -> Path:
@@ -172,7 +173,8 @@ def _answer(
         assert count >= 0
         ids.append(list(room[:count]))
     pieces = []
-    for token in range(size):
+    kind = llama.function("llama_vocab_type", ctypes.c_int32, ctypes.c_void_p)(vocab)
+    for token in range(size if kind else 0):  # type 0 has no token texts, and asking for one aborts
         room_for_piece = ctypes.create_string_buffer(4096)
         length = llama.piece(vocab, token, room_for_piece, len(room_for_piece), 0, True)
         assert length >= 0
@@ -187,6 +189,7 @@ def _answer(
         "special": special,
         "end_tokens": end_tokens,
         "log": log,
+        "size": size,
     }
 
 

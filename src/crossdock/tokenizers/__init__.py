@@ -5,8 +5,17 @@ text.
 """
 
 from crossdock.tokenizers.files import TokenizerFiles, find
-from crossdock.tokenizers.gguf_metadata import gguf_metadata, gguf_metadata_none
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, gguf_metadata_none
 from crossdock.tokenizers.reading import read
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 
-__all__ = ["TokenType", "Tokenizer", "TokenizerFiles", "find", "gguf_metadata", "gguf_metadata_none", "read"]
+__all__ = [
+    "TokenType",
+    "Tokenizer",
+    "TokenizerFiles",
+    "find",
+    "gguf_differences",
+    "gguf_metadata",
+    "gguf_metadata_none",
+    "read",
+]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crossdock.errors import Problem, TokenizerError
-from crossdock.tokenizers.pre_tokenizers import choose
+from crossdock.tokenizers.pre_tokenizers import choose, table
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 from crossdock.tokenizers.vocabulary import PAD_SCORE
 
@@ -103,9 +103,7 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
     else:
         entries.append(("tokenizer.ggml.scores", "array[float32]", scores))
         entries.append(("tokenizer.ggml.add_space_prefix", "bool", tokenizer.add_space_prefix))
-        entries.append(
-            ("tokenizer.ggml.remove_extra_whitespaces", "bool", tokenizer.remove_extra_whitespaces)
-        )
+        entries.append(("tokenizer.ggml.remove_extra_whitespaces", "bool", _collapses(tokenizer)))
     if tokenizer.kind == "unigram" and tokenizer.charsmap:
         entries.append(("tokenizer.ggml.precompiled_charsmap", "array[uint8]", tokenizer.charsmap))
     entries += [(f"tokenizer.ggml.{ID_KEYS[role]}", "uint32", number) for role, number in ids.items()]
@@ -117,12 +115,37 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
     return entries + _templates(tokenizer)
 
 
+def gguf_differences(tokenizer: Tokenizer, *, pre: str | None = None) -> tuple[Problem, ...]:
+    """What llama.cpp will do otherwise than the tokenizer itself, as far as it is known: warnings, not errors.
+
+    Raises TokenizerError when there is no name for the pre-tokenizer.
+    """
+    found = list(tokenizer.differences)
+    if tokenizer.remove_extra_whitespaces != _collapses(tokenizer):
+        what = "llama.cpp cannot collapse runs of spaces without a space before the text: runs are kept"
+        found.append(Problem(what, where=", ".join(map(str, tokenizer.sources))))
+    if tokenizer.kind == "bpe":
+        name, where = choose(tokenizer, pre), ", ".join(map(str, tokenizer.sources))
+        row = next((row for row in table().rows if row.name == name), None)
+        if row is None or tokenizer.splits not in row.stages:
+            what = f"the pre-tokenizer {name!r} was asked for; it is not the tokenizer's own"
+            found.append(Problem(what, where=where, got=" then ".join(tokenizer.splits)))
+        elif row.differs:
+            found.append(Problem(row.differs, where=where))
+    return tuple(found)
+
+
 def gguf_metadata_none() -> list[Entry]:
     """The keys of a model without a tokenizer: the loader then takes token ids only.
 
     It makes `{arch}.vocab_size` unnamed tokens, so the model's own keys must have that one.
     """
     return [("tokenizer.ggml.model", "string", "none")]
+
+
+def _collapses(tokenizer: Tokenizer) -> bool:
+    """llama.cpp puts a space before the text whenever it collapses; a leading space would change every text."""
+    return tokenizer.remove_extra_whitespaces and tokenizer.add_space_prefix
 
 
 def _padded(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int], list[float]]:

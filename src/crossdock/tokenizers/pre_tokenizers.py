@@ -32,6 +32,7 @@ class PreTokenizer:
     stages: tuple[tuple[str, ...], ...]
     ignore_merges: bool
     source: str
+    differs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,13 @@ def table() -> Table:
     data = tomllib.loads(text)
     rows = []
     for row in data["pre_tokenizer"]:
-        if unknown := set(row) - {"name", "stages", "ignore_merges", "source"}:
+        if unknown := set(row) - {"name", "stages", "ignore_merges", "source", "differs"}:
             raise FormatError(f"unknown key {sorted(unknown)[0]!r} in {row.get('name')!r}", where=where)
         if row["name"] not in data["names"]:
             raise FormatError(f"{row['name']!r} is not among the names", where=where)
         spellings = tuple(tuple(stages) for stages in row["stages"])
-        rows.append(PreTokenizer(row["name"], spellings, row.get("ignore_merges", False), row["source"]))
+        implied, differs = row.get("ignore_merges", False), row.get("differs", "")
+        rows.append(PreTokenizer(row["name"], spellings, implied, row["source"], differs))
     return Table(tuple(rows), tuple(data["names"]))
 
 
@@ -86,16 +88,20 @@ def stages(node: Mapping[str, Any] | None, path: Path) -> tuple[tuple[str, ...],
 
 def flatten(node: Any, members: str, path: Path) -> list[Mapping[str, Any]]:
     """The components of a normalizer, pre-tokenizer or processor in order, sequences opened up."""
-    if node is None:
-        return []
-    if not isinstance(node, Mapping):
-        raise FormatError("a component is not a JSON object", where=str(path), got=repr(node)[:80])
-    if node.get("type") != "Sequence":
-        return [node]
-    parts = node.get(members)
-    if not isinstance(parts, list):
-        raise FormatError(f"a Sequence without {members}", where=str(path))
-    return [component for part in parts for component in flatten(part, members, path)]
+    found: list[Mapping[str, Any]] = []
+    left = [] if node is None else [node]
+    while left:
+        part = left.pop()
+        if not isinstance(part, Mapping):
+            raise FormatError("a component is not a JSON object", where=str(path), got=repr(part)[:80])
+        if part.get("type") != "Sequence":
+            found.append(part)
+            continue
+        parts = part.get(members)
+        if not isinstance(parts, list):
+            raise FormatError(f"a Sequence without {members}", where=str(path))
+        left += reversed(parts)
+    return found
 
 
 def choose(tokenizer: Tokenizer, override: str | None = None) -> str:

@@ -183,7 +183,7 @@ def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vo
     assert vocab is not None
     assert merges is not None
     name = configuration.tokenizer.get("tokenizer_class") or ""
-    if name not in SLOW_PATTERNS:
+    if not isinstance(name, str) or name not in SLOW_PATTERNS:
         raise refuse(
             "vocab.json does not say how text is split, and this tokenizer_class is not known",
             vocab,

@@ -66,16 +66,14 @@ def added_beside(files: TokenizerFiles, configuration: Configuration, kind: Kind
     if not isinstance(decoder, Mapping):
         raise FormatError("added_tokens_decoder is not an object", where=str(where))
     for key, entry in decoder.items():
-        text = text_of(entry)
-        if text is None:
-            raise FormatError(
-                f"added token {key[:20]} has no content", where=str(where), got=repr(entry)[:80]
-            )
-        check_texts([text], where, "added token")
-        number = check_id(int(key) if key.isdecimal() and len(key) < 10 else key, text, where)
-        tokens[number] = added_token(
-            text, bool(entry.get("special")) if isinstance(entry, Mapping) else False, kind
-        )
+        content = text_of(entry)
+        if content is None:
+            what = f"added token {key[:20]} has no content"
+            raise FormatError(what, where=str(where), got=repr(entry)[:80])
+        check_texts([content], where, "added token")
+        number = check_id(int(key) if key.isdecimal() and len(key) < 10 else key, content, where)
+        is_special = isinstance(entry, Mapping) and bool(entry.get("special"))
+        tokens[number] = added_token(content, is_special, kind)
     return tokens
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import Problem
+from crossdock.errors import FormatError, Problem
 from crossdock.tokenizers.merging import LONGEST
 from crossdock.tokenizers.pre_tokenizers import flatten
 from crossdock.tokenizers.processors import added_around
@@ -46,6 +46,8 @@ def vocabulary(
     prefix |= _pre_tokenizer(data, texts, path)
     scores = _scores(texts, merges, added, path)
     unknown = model.get("unk_token")
+    if not isinstance(unknown, str | None):
+        raise FormatError("unk_token is not text", where=str(path), got=repr(unknown)[:80])
     tokens = {}
     for number, text in texts.items():
         kind = TokenType.NORMAL
