@@ -22,8 +22,8 @@ FAMILIES = {"tiny": "llama", "deepseek": "deepseek_v3"}  # first word of the nam
 TWINS = (
     tuple(name for name in CHECKPOINTS if name.startswith("llama-v0")),
     tuple(name for name in CHECKPOINTS if name.startswith("mixtral-")),
-)
-Export = Callable[[str, str], Path]
+) # tiny-kjv's logits reach 16, where float32 steps are 2e-6: Megatron's own are 1.3e-5 from those computed
+in float64 ROUNDING = {"tiny-kjv": 2e-5} Export = Callable[[str, str], Path]
 
 
 def family_of(name: str) -> str:
@@ -80,7 +80,7 @@ def test_transformers_computes_megatrons_logits(
     tokens, expected = reference(megatron_checkpoint(name))
     got = transformers_logits(exported(name, "hf"), tokens)
     assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= 1e-5
+    assert np.abs(got - expected).max() <= ROUNDING.get(name, 1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
