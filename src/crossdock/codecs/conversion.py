@@ -17,7 +17,7 @@ from crossdock.codecs.cast import Plain, byte_table
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.errors import UsageError
 
-RUN = 16384  # elements converted at a time: 64 KiB of float32
+RUN = 32768  # elements converted at a time: 128 KiB of float32
 
 
 class Workspace:
