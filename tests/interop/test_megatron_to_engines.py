@@ -22,8 +22,10 @@ FAMILIES = {"tiny": "llama", "deepseek": "deepseek_v3"}  # first word of the nam
 TWINS = (
     tuple(name for name in CHECKPOINTS if name.startswith("llama-v0")),
     tuple(name for name in CHECKPOINTS if name.startswith("mixtral-")),
-) # tiny-kjv's logits reach 16, where float32 steps are 2e-6: Megatron's own are 1.3e-5 from those computed
-in float64 ROUNDING = {"tiny-kjv": 2e-5} Export = Callable[[str, str], Path]
+)
+# tiny-kjv's logits reach 16, where float32 steps are 2e-6: Megatron's own are 1.3e-5 away from float64's
+ROUNDING = {"tiny-kjv": 2e-5}
+Export = Callable[[str, str], Path]
 
 
 def family_of(name: str) -> str:
