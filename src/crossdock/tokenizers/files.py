@@ -141,7 +141,7 @@ def _travelling_name(path: Path) -> str:
         return VOCAB_JSON
     if path.suffix == ".json":
         return TOKENIZER_JSON
-    if path.suffix in (".model", ".spm"):
+    if {".model", ".spm"} & set(path.suffixes):  # also tokenizer.model.v3
         return TOKENIZER_MODEL
     raise TokenizerError(
         "not the name of a tokenizer file",

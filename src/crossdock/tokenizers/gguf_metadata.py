@@ -30,6 +30,7 @@ ID_KEYS = {
     "mask": "mask_token_id",
 }
 END_OF_MESSAGE = "<|eom_id|>"
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<EOT>", "_<EOT>", "[EOT]")
 # llama.cpp ends a generation at such a text in any case; in order of preference as the main end token.
 END_TEXTS = (
     "<|endoftext|>",
@@ -37,18 +38,12 @@ END_TEXTS = (
     "<|end_of_text|>",
     "<eos>",
     "<｜end▁of▁sentence｜>",
-    "<|im_end|>",
-    "<|eot_id|>",
+    *END_OF_TURN,
     END_OF_MESSAGE,
-    "<end_of_turn>",
-    "<|end|>",
     "<|return|>",
     "<|call|>",
     "<|flush|>",
     "<|calls|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
     "[EOS]",
     "<end_of_utterance>",
     "<turn|>",
@@ -80,12 +75,16 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
         problems.append(_beyond(tokenizer, vocab_size, where))
     problems += _duplicates(tokens, where)
     problems += _misplaced(tokenizer, where)
-    name = pre
+    name = "default"
     if tokenizer.kind == "bpe":
         try:
             name = choose(tokenizer, pre)
         except TokenizerError as error:
             problems += error.problems
+    elif pre is not None:
+        problems.append(
+            Problem(f"only byte-level BPE has a pre-tokenizer, {pre!r} has no meaning here", where=where)
+        )
     ids = _role_ids(tokenizer, tokens, types)
     if "eos" not in ids:
         problems.append(_no_end(where))
@@ -94,7 +93,7 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
         raise TokenizerError(problems)
     entries: list[Entry] = [
         ("tokenizer.ggml.model", "string", MODELS[tokenizer.kind]),
-        ("tokenizer.ggml.pre", "string", name if tokenizer.kind == "bpe" else "default"),
+        ("tokenizer.ggml.pre", "string", name),
         ("tokenizer.ggml.tokens", "array[string]", tokens),
         ("tokenizer.ggml.token_type", "array[int32]", types),
     ]
@@ -116,13 +115,18 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
 
 
 def gguf_differences(tokenizer: Tokenizer, *, pre: str | None = None) -> tuple[Problem, ...]:
-    """What llama.cpp will do otherwise than the tokenizer itself, as far as it is known: warnings, not errors.
+    """What llama.cpp will do otherwise than the tokenizer itself, as far as is known: warnings, not errors.
 
     Raises TokenizerError when there is no name for the pre-tokenizer.
     """
     found = list(tokenizer.differences)
     if tokenizer.remove_extra_whitespaces != _collapses(tokenizer):
         what = "llama.cpp cannot collapse runs of spaces without a space before the text: runs are kept"
+        found.append(Problem(what, where=", ".join(map(str, tokenizer.sources))))
+    ends = [text for text in tokenizer.tokens if text in END_TEXTS]
+    named = {tokenizer.tokens[number] for number in tokenizer.end_tokens if number < len(tokenizer.tokens)}
+    if named and (more := [text for text in ends if text not in named]):
+        what = f"llama.cpp also ends a generation at {', '.join(map(repr, more))}, which it knows by the text"
         found.append(Problem(what, where=", ".join(map(str, tokenizer.sources))))
     if tokenizer.kind == "bpe":
         name, where = choose(tokenizer, pre), ", ".join(map(str, tokenizer.sources))
@@ -144,7 +148,7 @@ def gguf_metadata_none() -> list[Entry]:
 
 
 def _collapses(tokenizer: Tokenizer) -> bool:
-    """llama.cpp puts a space before the text whenever it collapses; a leading space would change every text."""
+    """llama.cpp puts a space before the text whenever it collapses; that would change every text."""
     return tokenizer.remove_extra_whitespaces and tokenizer.add_space_prefix
 
 
@@ -169,10 +173,14 @@ def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int])
             (number for number in reversed(range(len(types))) if types[number] == TokenType.UNUSED), None
         )
     ids = {"bos": special.get("bos", eos), "eos": eos}
-    for number in ends[1:]:
-        is_message = number < len(tokens) and tokens[number] == END_OF_MESSAGE
-        role = "eom" if is_message or "eot" in ids else "eot"
-        ids.setdefault(role, number)
+    # The further end tokens: those that llama.cpp does not know by their text need the two places first.
+    unknown = [number for number in ends[1:] if number < len(tokens) and tokens[number] not in END_TEXTS]
+    turns = [number for number in ends if number < len(tokens) and tokens[number] in END_OF_TURN]
+    messages = [number for number in ends if number < len(tokens) and tokens[number] == END_OF_MESSAGE]
+    ids |= dict(zip(("eot", "eom"), unknown, strict=False))
+    for role, numbers in (("eot", turns), ("eom", messages)):
+        if numbers:
+            ids.setdefault(role, numbers[0])
     ids |= {role: special[role] for role in ("unk", "sep", "pad", "mask") if role in special}
     return {role: number for role, number in ids.items() if number is not None}
 

@@ -44,7 +44,7 @@ class Table:
 
 
 def table() -> Table:
-    """Read the table. Raises FormatError (a packaging fault) for unknown keys or a name that is not accepted."""
+    """Read the table. Raises FormatError (a packaging fault) for unknown keys and names not accepted."""
     where = "data/pre_tokenizers.toml"
     text = resources.files("crossdock").joinpath(where).read_text(encoding="utf-8")
     data = tomllib.loads(text)

@@ -210,7 +210,7 @@ def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vo
 def _special(
     vocabulary: Vocabulary, tokens: Mapping[int, Token], configuration: Configuration
 ) -> dict[str, int]:
-    """role → id: what the configuration names, else what the vocabulary says, else the model's configuration."""
+    """role → id: what the configuration names, else the vocabulary, else the model's configuration."""
     ids = {token.text: number for number, token in reversed(list(tokens.items()))}
     special = dict(vocabulary.special)
     for role, text in named_tokens(configuration).items():

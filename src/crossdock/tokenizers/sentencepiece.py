@@ -166,9 +166,11 @@ def _special(model: _Model) -> dict[str, int]:
 
 def _differences(model: _Model, path: Path) -> tuple[Problem, ...]:
     found = []
-    texts = [piece.text for piece in model.pieces if piece.type == TokenType.USER_DEFINED]
-    if model.normalizer["add_dummy_prefix"] and any(text.startswith(" ") for text in texts):
-        what = "llama.cpp matches user-defined tokens before it puts the space before the text: those of spaces differ"
+    user_defined = any(piece.type == TokenType.USER_DEFINED for piece in model.pieces)
+    if user_defined and model.normalizer["add_dummy_prefix"]:
+        what = (
+            "llama.cpp cuts text at user-defined tokens and puts a space before each part, not only the first"
+        )
         found.append(difference(what, path))
     if model.trainer["model_type"] == BPE:
         if model.normalizer["precompiled_charsmap"]:

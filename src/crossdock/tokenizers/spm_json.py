@@ -42,12 +42,12 @@ def vocabulary(
     Raises TokenizerError where "llama" would tokenize otherwise.
     """
     model = data["model"]
-    prefix = _normalizer(data, path)
-    prefix |= _pre_tokenizer(data, texts, path)
-    scores = _scores(texts, merges, added, path)
     unknown = model.get("unk_token")
     if not isinstance(unknown, str | None):
         raise FormatError("unk_token is not text", where=str(path), got=repr(unknown)[:80])
+    prefix = _normalizer(data, path)
+    prefix |= _pre_tokenizer(data, texts, path)
+    scores = _scores(texts, merges, added, path)
     tokens = {}
     for number, text in texts.items():
         kind = TokenType.NORMAL
