@@ -65,11 +65,18 @@ class Plain:
     def exact(self) -> bool:
         return self.name in ("float32", "float64")
 
+    @property
+    def saturates(self) -> bool:
+        """True for float8_e4m3fn, which has no inf: torch 2.13 and GPUs cast to its largest value instead."""
+        return self.name == "float8_e4m3fn"
+
     def encode(self, values: Values, out: Bytes) -> None:
-        """Cast float32 `values`. What is too large becomes inf, or nan where the dtype has no inf."""
+        """Cast float32 `values`. What is too large becomes inf, or the largest value if `saturates`."""
         if not self.encodes:
             raise UsageError(f"{self.name} is only read or copied, values cannot be rounded to it")
         with np.errstate(all="ignore"):
+            if self.saturates:
+                values = values.clip(-self.largest, self.largest)
             np.copyto(out.view(self.dtype), values, casting="unsafe")
 
     def decode(self, raw: Bytes, out: Values) -> None:

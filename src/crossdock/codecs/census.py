@@ -26,7 +26,7 @@ class Census:
 
     nan, inf   elements that are not finite in the source
     all_zero   every element is +0 or -0
-    overflow   finite in the source, not finite in the target
+    overflow   finite in the source, inf or cut to the largest value in the target
     underflow  not zero in the source, zero in the target
     """
 
@@ -57,7 +57,7 @@ class Thresholds:
     """Patterns without sign of one float dtype, and what happens to them in a target dtype.
 
     infinite  pattern of inf, one above the largest finite pattern where the dtype has no inf
-    over      first pattern that a cast makes infinite or nan
+    over      first pattern that is too large for the target
     under     last pattern that a cast makes zero
     """
 
@@ -86,7 +86,7 @@ def count(raw: Bytes, codec: Codec, target: Codec | None = None) -> Census:
 
 @cache
 def thresholds(source: Plain, target: Plain | None) -> Thresholds:
-    """The thresholds of a cast, found by bisection over all patterns with the cast itself."""
+    """The thresholds of a cast, found by bisection over all patterns, with ml_dtypes' unsaturated casts."""
     size = source.block_bytes
     infinite = _first(source, source, 8 * size - 1, lambda x: not np.isfinite(x))
     has_inf = bool(np.isinf(_value(source, source, infinite)))

@@ -81,7 +81,8 @@ def convert(source: Codec, target: Codec) -> Conversion:
     exact = target.exact
     if isinstance(source, Plain):
         exact = isinstance(target, Plain) and target.holds(source) and _reads_exactly(source)
-        if isinstance(target, Plain) and source.encodes:
+        by_table = source.block_bytes <= 2
+        if isinstance(target, Plain) and source.encodes and (by_table or not target.saturates):
             run, scratch = _direct(source, target)
             return Conversion(source, target, 1, exact, run, scratch)
     block = math.lcm(source.block, target.block)

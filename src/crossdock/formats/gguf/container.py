@@ -82,7 +82,7 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
     Raises FormatError naming every file that is missing or does not belong, and tensors that occur twice.
     """
     first = read_header(path)
-    count = int(first.metadata.get("split.count", 1))
+    count = _number(first, "split.count", 0)
     if count <= 1:
         return (first,)
     named = SPLIT_NAME.fullmatch(path.name)
@@ -101,7 +101,7 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
     files = tuple(first if other == path else read_header(other) for other in paths)
     seen: dict[str, Path] = {}
     for number, file in enumerate(files):
-        said = file.metadata.get("split.no"), file.metadata.get("split.count")
+        said = _number(file, "split.no", number), _number(file, "split.count", 0)
         if said != (number, count):
             problems.append(
                 Problem("wrong place in the split", str(file.path), f"{(number, count)}", f"{said}")
@@ -112,12 +112,20 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
                     Problem(f"tensor {tensor.name!r} is also in {seen[tensor.name].name}", str(file.path))
                 )
             seen[tensor.name] = file.path
-    total = first.metadata.get("split.tensors.count", len(seen))
+    total = _number(first, "split.tensors.count", len(seen))
     if total != len(seen):
         problems.append(Problem("tensors are missing", str(path), f"{total} in all files", str(len(seen))))
     if problems:
         raise FormatError(problems[:MAX_PROBLEMS])
     return files
+
+
+def _number(file: GgufFile, key: str, default: int) -> int:
+    """A count from the metadata, which may hold anything."""
+    value = file.metadata.get(key, default)
+    if not isinstance(value, int) or value < 0:
+        raise FormatError(f"{key} is not a count", where=str(file.path), got=repr(value)[:80])
+    return value
 
 
 def header_bytes(
