@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from pathlib import Path
@@ -58,7 +59,7 @@ MODEL = piece(b"<unk>", kind=2) + piece(b"a") + field(2, varint(3 << 3) + varint
         ("[1, 2]", "not a JSON object"),
         ("{}", "no model"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "key 'a' is given twice"),
-        ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", NaN]]}}', "NaN is not JSON"),
+        ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", NaN]]}}', "entry 0"),
         ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 1e999]]}}', "entry 0"),
         ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": ' + "9" * 5000 + "}}", "not valid JSON"),
         (bpe(vocab={"a": 0, "b": 0}), "id 0 is given to two tokens: 'a' and 'b'"),
@@ -206,17 +207,40 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_value_anywhere_in_tokenizer_json(tmp_path: Path, data: st.DataObject) -> None:
-    changed = json.loads(TRAINED)
+CONFIGURATION = {
+    "tokenizer_config_json": {
+        "eos_token": {"content": "<|endoftext|>", "special": True},
+        "pad_token": "!",
+        "add_bos_token": False,
+        "added_tokens_decoder": {"270": {"content": "<|endoftext|>", "special": True}},
+        "additional_special_tokens": ["<|endoftext|>"],
+        "chat_template": [{"name": "default", "template": "x"}],
+        "tokenizer_class": "GPT2Tokenizer",
+    },
+    "special_tokens_map_json": {"bos_token": "<|endoftext|>", "unk_token": {"content": "<|endoftext|>"}},
+    "generation_config_json": {"eos_token_id": [270, 3], "pad_token_id": 0},
+    "added_tokens_json": {"<|endoftext|>": 270},
+}
+
+
+@pytest.mark.parametrize("name", ["tokenizer_json", *CONFIGURATION])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_anywhere(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    changed = json.loads(TRAINED) if name == "tokenizer_json" else copy.deepcopy(CONFIGURATION[name])
     *parents, last = data.draw(st.sampled_from(leaves(changed)))
-    target = changed
+    target: Any = changed
     for key in parents:
         target = target[key]
     target[last] = data.draw(JSON_VALUES)
-    save(tmp_path, tokenizer_json=json.dumps(changed))
+    save(tmp_path, **{"tokenizer_json": TRAINED, **CONFIGURATION, name: json.dumps(changed)})
     try:
         tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=512)
     except (FormatError, TokenizerError):
         return
+
+
+def test_the_files_that_are_changed_above_are_sound(tmp_path: Path) -> None:
+    read = tokenizers.read(save(tmp_path, tokenizer_json=TRAINED, **CONFIGURATION))
+    assert read.end_tokens == (270, 3)
+    assert len(tokenizers.gguf_metadata(read, vocab_size=512)) > 10

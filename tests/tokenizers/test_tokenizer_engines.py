@@ -67,6 +67,8 @@ def test_byte_level_bpe(tmp_path: Path, stages: list[dict[str, Any]], ignore_mer
     texts = hard_texts(special)
     answer = in_llama(tmp_path, texts, vocab_size=1024)
     assert differing(texts, answer.ids, by_hf(tmp_path, texts)) == []
+    pieces = [b"".join(answer.pieces[token] for token in ids).decode() for ids in answer.ids]
+    assert pieces == texts
     keys = {
         key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=1024)
     }

@@ -325,3 +325,51 @@ def test_merges_that_scores_cannot_stand_for(tmp_path: Path) -> None:
         tokenizers.read(save(tmp_path, tokenizer_json=data))
     model["merges"] = ["a b", "b c", "ab c", "a bc"]
     assert tokenizers.read(save(tmp_path, tokenizer_json=data)).scores[4:] == (-1.0, -2.0, -3.0)
+
+
+def test_named_tokens_that_do_not_exist(tmp_path: Path, gpt2: dict[str, Any]) -> None:
+    save(tmp_path, tokenizer_json=gpt2, tokenizer_config_json={"pad_token": "<nothing>"})
+    said = tokenizers.read(tmp_path).differences
+    assert [problem.what for problem in said] == ["pad_token '<nothing>' is not in the vocabulary"]
+    save(tmp_path, tokenizer_config_json={"eos_token": "<nothing>"})
+    with pytest.raises(TokenizerError, match="the end token is not in the vocabulary"):
+        tokenizers.read(tmp_path)
+
+
+def test_a_model_configuration_with_infinity(tmp_path: Path, gpt2: dict[str, Any]) -> None:
+    save(
+        tmp_path, tokenizer_json=gpt2, config_json='{"time_step_limit": [0.0, Infinity], "eos_token_id": 402}'
+    )
+    assert tokenizers.read(tmp_path).end_tokens == (402,)
+
+
+def test_end_texts_that_llama_knows_besides(tmp_path: Path, gpt2: dict[str, Any]) -> None:
+    folder = save(tmp_path, tokenizer_json=gpt2, tokenizer_config_json={"eos_token": "<|endoftext|>"})
+    read = tokenizers.read(folder)
+    assert "'<|im_end|>'" in tokenizers.gguf_differences(read)[0].what
+    path = llama_vocab.write_vocab(tmp_path / "v.gguf", tokenizers.gguf_metadata(read, vocab_size=448))
+    assert llama_vocab.ask(path).end_tokens == [400, 401]
+
+
+def test_a_pre_tokenizer_name_means_nothing_to_sentencepiece(tmp_path: Path) -> None:
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": {"<unk>": 0, "</s>": 1, "a": 2}, "merges": []}
+    data = {
+        "normalizer": space,
+        "added_tokens": [{"id": 1, "content": "</s>", "special": True}],
+        "model": model,
+    }
+    read = tokenizers.read(save(tmp_path, tokenizer_json=data))
+    assert metadata(read, 4)["tokenizer.ggml.pre"] == "default"
+    with pytest.raises(TokenizerError, match="only byte-level BPE has a pre-tokenizer"):
+        tokenizers.gguf_metadata(read, vocab_size=4, pre="gpt-2")
+
+
+def test_an_ordinary_token_that_pads_stays_ordinary(tmp_path: Path, gpt2: dict[str, Any]) -> None:
+    config = {"pad_token": "!", "eos_token": "<stop>"}
+    ids = {"pad_token_id": 0, "bos_token_id": 3, "eos_token_id": [402, 5]}
+    save(tmp_path, tokenizer_json=gpt2, tokenizer_config_json=config, generation_config_json=ids)
+    read = tokenizers.read(tmp_path)
+    number = gpt2["model"]["vocab"]["!"]
+    assert read.special == {"eos": 402, "pad": number, "bos": 3}
+    assert (read.types[number], read.types[3], read.types[5], read.types[402]) == (1, 1, 1, 3)

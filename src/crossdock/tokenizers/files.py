@@ -121,10 +121,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises FormatError for anything that is not one JSON object in UTF-8, for a key given twice in one object
-    (JSON readers silently keep the last), for NaN, and for nesting deeper than Python's stack.
+    (JSON readers silently keep the last), and for nesting deeper than Python's stack. NaN and Infinity are
+    read, since Python writes them into config.json (Mamba's time_step_limit).
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(read_text(path), object_pairs_hook=_unique)
     except RecursionError:
         raise FormatError("nested too deeply for JSON", where=str(path)) from None
     except ValueError as error:
@@ -172,7 +173,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice[:80]!r} is given twice")
     return unique
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crossdock.errors import FormatError, TokenizerError
+from crossdock.errors import FormatError, Problem, TokenizerError
 from crossdock.tokenizers.files import (
     MERGES_TXT,
     TOKENIZER_JSON,
@@ -36,7 +36,7 @@ from crossdock.tokenizers.special import (
 )
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 from crossdock.tokenizers.tokenizer_json import added_of, merges_of, read_tokenizer_json, texts_of
-from crossdock.tokenizers.vocabulary import PAD_SCORE, Token, Vocabulary, refuse
+from crossdock.tokenizers.vocabulary import PAD_SCORE, Token, Vocabulary, difference, refuse
 
 GPT2_END = "<|endoftext|>"
 QWEN2_PATTERN = (
@@ -79,8 +79,8 @@ def read(path: Path) -> Tokenizer:
             or old.type == TokenType.NORMAL
         ):
             tokens[number] = token
-    special = _special(vocabulary, tokens, configuration)
-    _mark_control(tokens, special, configuration, vocabulary)
+    special, missing = _special(vocabulary, tokens, configuration, files)
+    _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
     dense = [
         tokens.get(number, Token(f"[PAD{number}]", TokenType.UNUSED, PAD_SCORE)) for number in range(size)
@@ -108,7 +108,7 @@ def read(path: Path) -> Tokenizer:
         remove_extra_whitespaces=vocabulary.remove_extra_whitespaces,
         charsmap=vocabulary.charsmap,
         chat_templates=chat_templates(files, configuration),
-        differences=vocabulary.differences,
+        differences=(*vocabulary.differences, *missing),
         sources=tuple(path for name, path in files.travels if name in sources),
     )
 
@@ -208,28 +208,40 @@ def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vo
 
 
 def _special(
-    vocabulary: Vocabulary, tokens: Mapping[int, Token], configuration: Configuration
-) -> dict[str, int]:
-    """role → id: what the configuration names, else the vocabulary, else the model's configuration."""
+    vocabulary: Vocabulary, tokens: Mapping[int, Token], configuration: Configuration, files: TokenizerFiles
+) -> tuple[dict[str, int], list[Problem]]:
+    """role → id: what the configuration names, else the vocabulary, else the model's configuration.
+
+    With it, the named tokens that do not exist; for "eos" that is a TokenizerError: nothing would end.
+    """
     ids = {token.text: number for number, token in reversed(list(tokens.items()))}
     special = dict(vocabulary.special)
+    missing = []
     for role, text in named_tokens(configuration).items():
         if text in ids:
             special[role] = ids[text]
+        elif role == "eos":
+            fix = "add it to the vocabulary with its id, or correct eos_token in tokenizer_config.json"
+            raise refuse("the end token is not in the vocabulary", files.root, got=repr(text[:80]), fix=fix)
+        else:
+            missing.append(difference(f"{role}_token {text[:80]!r} is not in the vocabulary", files.root))
     for role in ("bos", "eos", "pad"):
         numbers = model_ids(configuration, role)
         if role not in special and numbers and numbers[0] in tokens:
             special[role] = numbers[0]
-    return special
+    return special, missing
 
 
-def _mark_control(
-    tokens: dict[int, Token], special: Mapping[str, int], configuration: Configuration, vocabulary: Vocabulary
-) -> None:
-    """Tokens that have a role must not come out of ordinary text."""
+def _mark_control(tokens: dict[int, Token], vocabulary: Vocabulary, configuration: Configuration) -> None:
+    """Tokens that the tokenizer's files name as special must not come out of ordinary text.
+
+    Not so padding and unknown tokens, which may be ordinary ones that were pressed into service ("!" of
+    GPT-2): as a control token it would be missing from generated text.
+    """
     ids = {token.text: number for number, token in reversed(list(tokens.items()))}
-    numbers = {number for role, number in special.items() if role != "unk" or vocabulary.kind == "bpe"}
-    numbers |= {ids[text] for text in additional_special(configuration) if text in ids}
-    for number in numbers - {special.get("unk") if vocabulary.kind != "bpe" else None}:
-        if number is not None and tokens[number].type in (TokenType.NORMAL, TokenType.USER_DEFINED):
+    named = [text for role, text in named_tokens(configuration).items() if role not in ("pad", "unk")]
+    numbers = {ids[text] for text in (*named, *additional_special(configuration)) if text in ids}
+    numbers |= {number for role, number in vocabulary.special.items() if role in ("bos", "eos")}
+    for number in numbers - {vocabulary.special.get("unk", -1)}:
+        if tokens[number].type in (TokenType.NORMAL, TokenType.USER_DEFINED):
             tokens[number] = tokens[number]._replace(type=TokenType.CONTROL)
