@@ -38,7 +38,7 @@ class DcpMetadata:
     tensors   by fully qualified name
     objects   pickled objects by key ("common_state/shard_0_1"), each a torch.save blob of a list
     skipped   tensors that were not wanted: name -> bytes of their blobs
-    ends      (file, offset) -> offset after the blob, of blobs that are safetensors; the others are torch zips
+    ends      (file, offset) -> offset after the blob, of safetensors blobs; all others are torch zips
     version   of the DCP writer ("1.0.0"), "" when not given
     """
 
@@ -73,12 +73,40 @@ def read_metadata(path: Path, keep: Callable[[str], bool] = everything) -> DcpMe
 
     keep   which tensors are wanted, by name; of the others only the sizes are added up
 
-    Raises NotACheckpointError, UnsafePickleError, and one FormatError with everything that is wrong: chunks without
-    data, outside their tensor, overlapping or leaving gaps; files missing, too short or outside the folder;
-    transformed (compressed) data; unknown dtypes.
+    Raises NotACheckpointError, UnsafePickleError, and one FormatError with everything that is wrong: chunks
+    without data, outside their tensor, overlapping or leaving gaps; files missing, too short or outside the
+    folder; transformed (compressed) data; unknown dtypes.
     """
     file = path / ".metadata" if path.is_dir() else path
     folder, where = file.parent, str(file)
+    described, stored, version = _read_fields(file, where)
+    problems = Problems(where)
+    places = _read_places(stored, problems)
+    tensors, objects, skipped = _read_tensors(described, places, keep, problems)
+    sizes = check_files(folder, _blobs(tensors, objects), problems)
+    problems.raise_all()
+    ends = check_wrappings(folder, tensors, sizes, problems)
+    problems.raise_all()
+    return DcpMetadata(tensors, objects, skipped, ends, version)
+
+
+def read_blobs(file: Path) -> dict[str, list[tuple[int, int]]]:
+    """Every blob that the `.metadata` file names, wanted or not: data file -> (offset, bytes), for scanning.
+
+    Raises as `read_metadata` does, but does not look at the data files.
+    """
+    problems = Problems(str(file))
+    places = _read_places(_read_fields(file, str(file))[1], problems)
+    problems.raise_all()
+    out: dict[str, set[tuple[int, int]]] = {}
+    for of_name in places.values():
+        for place in of_name.values():
+            out.setdefault(place.path, set()).add((place.offset, place.length))
+    return {path: sorted(blobs) for path, blobs in out.items()}
+
+
+def _read_fields(file: Path, where: str) -> tuple[dict[object, object], dict[object, object], str]:
+    """state_dict_metadata, storage_data and version of the one object in the file."""
     with reading(file) as fd:
         size = size_of(fd)
         if size > LIMITS.bytes:
@@ -86,7 +114,6 @@ def read_metadata(path: Path, keep: Callable[[str], bool] = everything) -> DcpMe
         data = read_exact(fd, 0, size, where)
     # all_local_plans repeats the rest of the file: half of what Megatron writes, and not needed.
     root = pickles.load(data, where=where, limits=LIMITS, stop_before="all_local_plans")
-    del data
     if type(root) is not Instance or root.cls.name not in ("Metadata", "MCoreMetadata"):
         raise NotACheckpointError(f"not DCP metadata: it holds {pickles.describe(root)}", where=where)
     fields = pickles.attributes(root)
@@ -94,16 +121,7 @@ def read_metadata(path: Path, keep: Callable[[str], bool] = everything) -> DcpMe
     if not isinstance(described, dict) or not isinstance(stored, dict):
         raise FormatError("state_dict_metadata or storage_data is missing", where=where)
     version = fields.get("version")
-    root.state = None  # the graph is taken apart while it is read, so that both are never whole at once
-    problems = Problems(where)
-    places = _read_places(stored, problems)
-    tensors, objects, skipped = _read_tensors(described, places, keep, problems)
-    del places
-    sizes = check_files(folder, _blobs(tensors, objects), problems)
-    problems.raise_all()
-    ends = check_wrappings(folder, tensors, sizes, problems)
-    problems.raise_all()
-    return DcpMetadata(tensors, objects, skipped, ends, version if isinstance(version, str) else "")
+    return described, stored, version if isinstance(version, str) else ""
 
 
 def _blobs(tensors: Mapping[str, DcpTensor], objects: Mapping[str, Place]) -> Iterator[Chunk | Place]:
@@ -116,7 +134,8 @@ def stored_tensors(meta: DcpMetadata, root: Path, keep: Callable[[str], bool] = 
     """`meta` as stored tensors over the files of folder `root`, for the names that `keep` wants.
 
     Extents are whole blobs: "torch_zip" (`torchfile.locate_single` finds the tensor in it) or "safetensors"
-    (`safetensors.read_header` with the extent's offset and size does). Raises FormatError when a file has gone.
+    (`safetensors.read_header` with the extent's offset and size does).
+    Raises FormatError when a file has gone.
     """
     files: dict[str, int] = {}
     sources: list[SourceFile] = []

@@ -1,6 +1,7 @@
 """torch.save files, read without torch and without reading tensor data."""
 
 from crossdock.formats.torchfile.archive import Archive, Entry, read_archive
+from crossdock.formats.torchfile.legacy import is_legacy
 from crossdock.formats.torchfile.reader import (
     TorchFile,
     is_tensor_like,
@@ -14,6 +15,7 @@ __all__ = [
     "Archive",
     "Entry",
     "TorchFile",
+    "is_legacy",
     "is_tensor_like",
     "locate_single",
     "open_torch",
