@@ -16,6 +16,7 @@ from tokenizer_samples import byte_level, save, train_bpe
 from crossdock import tokenizers
 from crossdock.errors import FormatError, TokenizerError
 from crossdock.tokenizers.files import MAX_FILE_SIZE
+from crossdock.tokenizers.merging import unreached
 
 VOCAB = {"a": 0, "b": 1, "ab": 2}
 
@@ -170,6 +171,15 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_SIZE + 1)
     with pytest.raises(FormatError, match="too large"):
         tokenizers.read(tmp_path)
+
+
+def test_merging_that_takes_too_long_is_given_up() -> None:
+    """The work is quadratic in a token's length; what is too much is left unproven."""
+    word = "".join(chr(0x4E00 + n) for n in range(513))
+    merges = [f"{word[:n]} {word[n]}" for n in range(1, 513)]
+    assert unreached([word[:512]], merges) == []
+    assert unreached([word], merges) == [word]
+    assert unreached([word[:100]] * 5, merges, most_work=15_000) == [word[:100]] * 2
 
 
 def test_disagreeing_files(tmp_path: Path) -> None:

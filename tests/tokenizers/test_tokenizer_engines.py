@@ -299,6 +299,7 @@ def test_both_files_of_llama2(tmp_path: Path, llama2: bytes) -> None:
     alone = tokenizers.read(tmp_path / "tokenizer.model")
     assert (read.tokens, read.scores[3:]) == (alone.tokens, alone.scores[3:])
     assert read.types[:4] == (2, 3, 3, 6)
+    assert (read.add_bos, read.add_eos, alone.add_bos) == (True, False, None)
     assert [path.name for path in read.sources] == ["tokenizer.json", "tokenizer.model"]
 
 

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-# Merging is quadratic in the word; real tokens are shorter than this, save runs of one character.
+# Merging is quadratic in the word. Real tokens are shorter, save runs of one character, and all 128,000 of
+# Llama 3 take some millions of look-ups; what would take more is left unproven.
 LONGEST = 512
+MOST_WORK = 20_000_000
 
 
-def unreached(texts: Iterable[str], merges: Sequence[str]) -> list[str]:
-    """The texts that merging does not turn into one symbol. Texts longer than 512 characters count as
-    unreached.
+def unreached(texts: Iterable[str], merges: Sequence[str], most_work: int = MOST_WORK) -> list[str]:
+    """The texts that merging does not turn into one symbol, or for which that is too much work to find out.
 
     merges  "left right" in rank order
     """
     ranks = {pair: rank for rank, pair in reversed(list(enumerate(merges)))}
-    return [text for text in texts if len(text) > LONGEST or len(merge(text, ranks)) > 1]
+    work, found = 0, []
+    for text in texts:
+        work += len(text) ** 2 // 2
+        if len(text) > LONGEST or work > most_work or len(merge(text, ranks)) > 1:
+            found.append(text)
+    return found
 
 
 def merge(word: str, ranks: Mapping[str, int]) -> list[str]:

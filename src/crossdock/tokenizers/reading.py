@@ -23,6 +23,7 @@ from crossdock.tokenizers.files import (
     read_text,
 )
 from crossdock.tokenizers.pre_tokenizers import GPT2_PATTERN
+from crossdock.tokenizers.processors import added_around
 from crossdock.tokenizers.sentencepiece import read_sentencepiece
 from crossdock.tokenizers.special import (
     Configuration,
@@ -174,7 +175,16 @@ def _agreeing(
         )
     unknown = vocabulary.special.get("unk")
     over = {number: token for number, token in added.items() if number != unknown}
-    return replace(vocabulary, tokens={**vocabulary.tokens, **over})
+    tokens = {**vocabulary.tokens, **over}
+    around = added_around(data, tokens, as_json)
+    return replace(
+        vocabulary,
+        tokens=tokens,
+        special={**vocabulary.special, **around.special},
+        add_bos=around.add_bos,
+        add_eos=around.add_eos,
+        differences=(*vocabulary.differences, *around.differences),
+    )
 
 
 def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vocabulary:

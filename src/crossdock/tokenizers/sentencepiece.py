@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, Problem
-from crossdock.tokenizers.files import read_bytes
+from crossdock.tokenizers.files import MAX_MODEL_SIZE, read_bytes
 from crossdock.tokenizers.protobuf import BYTES, FIXED32, VARINT, Value, WireError, fields
 from crossdock.tokenizers.tokenizer import MAX_TOKENS, TokenType
 from crossdock.tokenizers.vocabulary import (
@@ -66,7 +66,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     tokenizer.model), and TokenizerError for kinds that cannot be carried over.
     """
     try:
-        model = _parse(memoryview(read_bytes(path)))
+        model = _parse(memoryview(read_bytes(path, MAX_MODEL_SIZE)))
     except WireError as error:
         raise FormatError(
             f"not a SentencePiece model: {error}",
