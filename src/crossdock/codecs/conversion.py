@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crossdock.codecs import fast
 from crossdock.codecs.cast import Plain, byte_table
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.errors import UsageError
@@ -68,8 +69,11 @@ class Conversion:
         return min(self._scratch, elements * self._scratch // RUN + 4096)
 
 
-def convert(source: Codec, target: Codec) -> Conversion:
-    """The conversion from `source` to `target`. Raises UsageError when `target` cannot be encoded."""
+def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conversion:
+    """The conversion from `source` to `target`. Raises UsageError when `target` cannot be encoded.
+
+    compiled  use numba's encoders: yes, no, None for wherever they are available; the bytes are the same
+    """
     if source.name == target.name:
         return Conversion(source, target, source.block, True, _copy, 0)
     if not target.encodes:
@@ -86,9 +90,10 @@ def convert(source: Codec, target: Codec) -> Conversion:
             run, scratch = _direct(source, target)
             return Conversion(source, target, 1, exact, run, scratch)
     block = math.lcm(source.block, target.block)
+    wanted = fast.available(target.name) if compiled is None else compiled and target.name in fast.NAMES
     # float32 values, and what block codecs allocate: about three times a run
     return Conversion(
-        source, target, block, exact, _through_float32(source, target, block), 16 * max(RUN, block)
+        source, target, block, exact, _through_float32(source, target, block, wanted), 16 * max(RUN, block)
     )
 
 
@@ -120,15 +125,16 @@ def _direct(source: Plain, target: Plain) -> tuple[Run, int]:
     return cast, 16 * 8192  # numpy's casting buffer, where it needs one
 
 
-def _through_float32(source: Codec, target: Codec, block: int) -> Run:
+def _through_float32(source: Codec, target: Codec, block: int, compiled: bool) -> Run:
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
 
     def run(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+        encode = (fast.encoder(target.name) if compiled else None) or target.encode
         for index in range(-(-raw.size // read)):
             part = raw[index * read : (index + 1) * read]
             values = workspace.floats(part.size // source.block_bytes * source.block)
             source.decode(part, values)
-            target.encode(values, out[index * written : (index + 1) * written])
+            encode(values, out[index * written : (index + 1) * written])
 
     return run
