@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch_files import Call, Instance, Name, pickled, tensor, write_archive
+from torch_dist import Chunk, Saving, Tensor
+from torch_files import Instance, Name
 
 ITERATION = 1000
-META = "torch.distributed.checkpoint.metadata"
-PLANNER = "torch.distributed.checkpoint.planner"
 DENSE: dict[str, Any] = {
     "hidden": 1536,
     "heads": 16,
@@ -44,25 +41,6 @@ MOE: dict[str, Any] = {
     "experts": 128,
     "expert_ffn": 768,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A box of a global tensor and the rank that saves it."""
-
-    rank: int
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A global tensor as torch_dist stores it."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
 
 
 def stacked(key: str, shape: tuple[int, ...], cut: int | None, layers: int, tp: int, pp: int) -> Tensor:
@@ -221,117 +199,32 @@ def random_bfloat16(rng: np.random.Generator, count: int, norm: bool) -> NDArray
     return (bits & np.uint16(0x807F)) | np.uint16(0x3C00)
 
 
-class Saving:
-    """The data files of all ranks while they grow, and what `.metadata` must say about them."""
-
-    def __init__(self, folder: Path, sparse: bool) -> None:
-        self._folder, self._sparse = folder, sparse
-        self._sizes: dict[int, int] = defaultdict(int)
-        self._rng = np.random.default_rng(100)
-        self.places: dict[Instance, Instance] = {}
-        self.plans: dict[int, list[Instance]] = defaultdict(list)
-
-    def save(self, one: Tensor, file_of: dict[int, BinaryIO]) -> Instance:
-        """Write the chunks of a tensor; returns its TensorStorageMetadata."""
-        strided = Call(Name("torch.serialization", "_get_layout"), ("torch.strided",))
-        encoding = Call(Name(META, "_MEM_FORMAT_ENCODING"), (0,))
-        properties = (Name("torch", one.dtype), strided, False, encoding, False)
-        described = Instance(Name(META, "TensorProperties"), properties)
-        boxes = []
-        for chunk in one.chunks:
-            offsets, sizes = torch_size(chunk.offsets), torch_size(chunk.sizes)
-            box = Instance(Name(META, "ChunkStorageMetadata"), {"offsets": offsets, "sizes": sizes})
-            key = {"fqn": one.key, "index": None, "offset": torch_size(chunk.offsets)}
-            index = Instance(Name(META, "MetadataIndex"), key)
-            boxes.append(box)
-            self._place(index, chunk, one, file_of)
-            written = {"chunk": box, "properties": described, "size": torch_size(one.shape)}
-            data = Instance(Name(PLANNER, "TensorWriteData"), written)
-            self._planned(chunk.rank, index, 2, data)
-        state = {"properties": described, "size": torch_size(one.shape), "chunks": boxes}
-        return Instance(Name(META, "TensorStorageMetadata"), state)
-
-    def _place(self, index: Instance, chunk: Chunk, one: Tensor, file_of: dict[int, BinaryIO]) -> None:
-        count = math.prod(chunk.sizes)
-        if self._sparse:
-            length = count * (2 if one.dtype == "bfloat16" else 4) + 1536  # about what an archive adds
-        else:
-            data = random_bfloat16(self._rng, count, norm="norm" in one.key)
-            file = file_of[chunk.rank]
-            length = write_archive(file, tensor(one.dtype, chunk.sizes), [data.tobytes()])
-        self._record(index, chunk.rank, length)
-
-    def save_bytes(self, key: str, value: Any, rank: int, file_of: dict[int, BinaryIO]) -> Instance:
-        """Write a non-tensor entry, a torch.save archive of a list; returns its BytesStorageMetadata."""
-        index = Instance(Name(META, "MetadataIndex"), {"fqn": key, "index": None})
-        file_of[rank].seek(self._sizes[rank])
-        self._record(index, rank, write_archive(file_of[rank], [value]))
-        self._planned(rank, index, 1, None)
-        return Instance(Name(META, "BytesStorageMetadata"), None)
-
-    def _record(self, index: Instance, rank: int, length: int) -> None:
-        state = {"relative_path": f"__{rank}_0.distcp", "offset": self._sizes[rank], "length": length}
-        self.places[index] = Instance(Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"), state)
-        self._sizes[rank] += length
-
-    def _planned(self, rank: int, index: Instance, kind: int, data: Instance | None) -> None:
-        form = Call(Name(PLANNER, "WriteItemType"), (kind,))
-        state = {"index": index, "type": form, "bytes_io_data": None, "tensor_data": data}
-        self.plans[rank].append(Instance(Name(PLANNER, "WriteItem"), state))
-
-    def finish(self, described: dict[str, Instance], file_of: dict[int, BinaryIO]) -> None:
-        """Close the data files at their full sizes and write `.metadata` and metadata.json."""
-        for rank, file in file_of.items():
-            file.truncate(self._sizes[rank])
-            file.close()
-        plans = [
-            Instance(
-                Name(PLANNER, "SavePlan"),
-                {"items": items, "storage_data": None, "planner_data": {}, "usable": True},
-            )
-            for _, items in sorted(self.plans.items())
-        ]
-        meta: dict[str, Any] = {"checkpoint_id": "out", "save_id": "0", "load_id": None, "modules": []}
-        state = {
-            "state_dict_metadata": described,
-            "planner_data": None,
-            "storage_data": self.places,
-            "storage_meta": Instance(Name(META, "StorageMeta"), meta),
-            "version": "1.0.0",
-            "all_local_plans": plans,
-        }
-        (self._folder / ".metadata").write_bytes(pickled(Instance(Name(META, "Metadata"), state), 4))
-        described_by = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
-        (self._folder / "metadata.json").write_text(described_by)
-
-
-def torch_size(sizes: tuple[int, ...]) -> Call:
-    """torch.Size((...)), as it is pickled."""
-    return Call(Name("torch", "Size"), (tuple(sizes),))
-
-
 def write(out: Path, model: dict[str, Any], layers: int, tp: int, pp: int, *, sparse: bool) -> int:
     """Write the whole checkpoint root; returns the number of tensor chunks."""
+    rng = np.random.default_rng(100)
+
+    def data_of(one: Tensor, chunk: Chunk) -> bytes:
+        return random_bfloat16(rng, math.prod(chunk.sizes), norm="norm" in one.key).tobytes()
+
     folder = out / f"iter_{ITERATION:07d}"
     folder.mkdir(parents=True)
-    saving = Saving(folder, sparse)
-    file_of: dict[int, BinaryIO] = {r: (folder / f"__{r}_0.distcp").open("wb") for r in range(tp * pp)}
+    saving = Saving(folder, None if sparse else data_of)
     tensors = model_tensors(model, layers, tp, pp)
-    tensors += list(optimizer_tensors(tensors)) if sparse else []
-    described = {one.key: saving.save(one, file_of) for one in tensors}
+    for one in [*tensors, *optimizer_tensors(tensors)] if sparse else tensors:
+        saving.save(one)
     for layer in range(layers):
         key = f"decoder.layers.self_attention.linear_qkv._extra_state/shard_{layer}_{layers}"
-        described[key] = saving.save_bytes(key, None, (layer * pp // layers) * tp, file_of)
+        saving.save_bytes(key, None, (layer * pp // layers) * tp)
     common = {
         "args": args_of(model, layers, tp, pp),
         "checkpoint_version": 3.0,
         "iteration": ITERATION,
         "num_floating_point_operations_so_far": 0,
     }
-    described["common_state/shard_0_1"] = saving.save_bytes("common_state/shard_0_1", common, 0, file_of)
-    saving.finish(described, file_of)
+    saving.save_bytes("common_state/shard_0_1", common, 0)
+    chunks = saving.finish()
     (out / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
-    return sum(len(one.chunks) for one in tensors)
+    return chunks
 
 
 def main() -> None:

@@ -56,12 +56,17 @@ def _torch_load(source: Any) -> Any:
 
 def megatron_state(root: Path, family: str) -> State:
     """All model weights of a checkpoint root in Hugging Face names and order, float32, vocabulary clipped."""
-    iteration = next(root.glob("iter_*"))
-    if (iteration / "metadata.json").exists():
-        state, args = _torch_dist(iteration)
-    else:
-        state, args = _rank_files(iteration)
+    state, args = global_state(root)
     return _to_hf(state, args, family)
+
+
+def global_state(root: Path) -> tuple[State, Any]:
+    """All model weights in Megatron's own names, whole, with global layer and expert numbers; and the args.
+
+    Keys are `decoder.layers.{layer}.…` and `…mlp.experts.{expert}.linear_fc1.weight`; fc1 is [gates, ups].
+    """
+    iteration = next(root.glob("iter_*"))
+    return _torch_dist(iteration) if (iteration / "metadata.json").exists() else _rank_files(iteration)
 
 
 def _numpy(tensor: Any) -> Array:
@@ -111,7 +116,7 @@ def _rank_files(folder: Path) -> tuple[State, Any]:
     files = {f.parent.name: _torch_load(f) for f in sorted(folder.glob("mp_rank_*/model_optim_rng.pt"))}
     args = next(iter(files.values()))["args"]
     pipeline, experts = args.pipeline_model_parallel_size, args.expert_model_parallel_size
-    assert experts == 1 or args.expert_tensor_parallel_size == 1
+    assert args.num_experts is None or args.expert_tensor_parallel_size == 1
     pieces: dict[str, dict[int, Array]] = {}
     for name, loaded in files.items():
         numbers = [int(n) for n in name.removeprefix("mp_rank_").split("_")]
@@ -126,14 +131,14 @@ def _rank_files(folder: Path) -> tuple[State, Any]:
                 if tensor is None or key.endswith("_extra_state"):
                     continue
                 whole = re.sub(r"layers\.(\d+)", lambda m, n=first: f"layers.{int(m[1]) + n}", key)  # type: ignore[misc]
-                expert = re.search(r"experts\.linear_fc(\d)\.weight(\d+)$", whole)
-                expert_of_rank = re.search(r"experts\.local_experts\.(\d+)\.", whole)
-                if expert or expert_of_rank:
-                    number = int(expert[2]) if expert else int(expert_of_rank[1])  # type: ignore[index]
-                    number += expert_rank * args.num_experts // experts
-                    layer = whole.split("experts.")[0]
-                    part = f"linear_fc{expert[1]}.weight" if expert else whole.split(f"experts.{number}.")[-1]
-                    pieces[f"{layer}experts.{number}.{part}"] = {0: _numpy(tensor)}
+                one = re.search(
+                    r"experts\.(?:local_experts\.(\d+)\.linear_fc\d\.weight|linear_fc\d\.weight(\d+))$", whole
+                )
+                if one:
+                    number = int(one[1] or one[2]) + expert_rank * args.num_experts // experts
+                    layer, layer_part = whole[: one.start()], re.search(r"linear_fc\d", one[0])
+                    assert layer_part
+                    pieces[f"{layer}experts.{number}.{layer_part[0]}.weight"] = {0: _numpy(tensor)}
                 else:
                     pieces.setdefault(whole, {})[tensor_rank] = _numpy(tensor)
     return {
