@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Job, Run, machine, median, ratio, run_rounds, tree_size
+from measure import Job, JobFailed, Run, machine, median, ratio, run_rounds, tree_size
 
 HERE = Path(__file__).parent
 CROSSDOCK = (sys.executable, "-m", "crossdock")
@@ -178,7 +178,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the groups asked for; exit 1 when a goal is missed."""
+    """Run the groups asked for; exit 1 when a goal is missed, 2 when a job fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,7 +203,11 @@ def main() -> int:
         else:
             own = chunk_jobs(given.work)
         jobs += own
-        runs |= run_rounds(own, given.rounds, given.work)
+        try:
+            runs |= run_rounds(own, given.rounds, given.work)
+        except JobFailed as failed:
+            print(failed, file=sys.stderr)
+            return 2
     goals = goals_of(runs)
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
     sources = {
