@@ -380,3 +380,15 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
     answer = llama_vocab.ask(path)
     assert not answer.error, answer.error
     assert answer.size == 77
+
+
+def test_sentencepiece_bpe_without_byte_tokens(tmp_path: Path) -> None:
+    """llama.cpp ends its process at a character outside such a vocabulary; we say so."""
+    model = train_sentencepiece(
+        model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False
+    )
+    read = tokenizers.read(save(tmp_path, tokenizer_model=model))
+    path = llama_vocab.write_vocab(tmp_path / "v.gguf", tokenizers.gguf_metadata(read, vocab_size=960))
+    assert llama_vocab.ask(path, ["light"]).ids == by_sentencepiece(model, ["light"])
+    assert "out_of_range" in llama_vocab.ask(path, ["\U00013000"]).error
+    assert "aborts on characters" in tokenizers.gguf_differences(read)[0].what

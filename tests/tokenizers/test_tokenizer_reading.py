@@ -101,7 +101,8 @@ def test_vocab_json_and_merges_txt(tmp_path: Path, gpt2: dict[str, Any]) -> None
     assert (read.special, read.end_tokens, read.types[400]) == ({"bos": 400, "eos": 400}, (400,), 3)
     assert read.merges == tuple(merges)
     path = llama_vocab.write_vocab(tmp_path / "v.gguf", tokenizers.gguf_metadata(read, vocab_size=448))
-    slow = hf.Tokenizer(hf.models.BPE(vocab=vocab, merges=[tuple(merge.split(" ")) for merge in merges]))
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    slow = hf.Tokenizer(hf.models.BPE(vocab=vocab, merges=pairs))
     slow.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     answer = llama_vocab.ask(path, HARD_TEXTS)
     assert answer.ids == [slow.encode(text).ids for text in HARD_TEXTS]

@@ -86,7 +86,8 @@ def train_bpe(
     )
     trained.train([str(CORPUS)], trainer)
     trained.add_special_tokens(list(special))
-    return json.loads(trained.to_str())
+    result: dict[str, Any] = json.loads(trained.to_str())
+    return result
 
 
 def save(folder: Path, **files: Any) -> Path:

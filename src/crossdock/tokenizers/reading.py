@@ -36,7 +36,13 @@ from crossdock.tokenizers.special import (
     read_configuration,
 )
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
-from crossdock.tokenizers.tokenizer_json import added_of, merges_of, read_tokenizer_json, texts_of
+from crossdock.tokenizers.tokenizer_json import (
+    added_of,
+    check_merges,
+    merges_of,
+    read_tokenizer_json,
+    texts_of,
+)
 from crossdock.tokenizers.vocabulary import PAD_SCORE, Token, Vocabulary, difference, refuse
 
 GPT2_END = "<|endoftext|>"
@@ -80,6 +86,8 @@ def read(path: Path) -> Tokenizer:
             or old.type == TokenType.NORMAL
         ):
             tokens[number] = token
+    if not tokens:
+        raise FormatError("the vocabulary is empty", where=str(files.travels[0][1]))
     special, missing = _special(vocabulary, tokens, configuration, files)
     _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
@@ -205,6 +213,7 @@ def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vo
     lines = read_text(merges).split("\n")
     lines = [line.rstrip("\r") for line in lines if not line.startswith("#version") and line.strip()]
     pairs = merges_of({"merges": lines}, merges)
+    check_merges(pairs, (token.text for token in tokens.values()), merges)
     special = {}
     if GPT2_END in (ids := {token.text: number for number, token in tokens.items()}):
         special = {"bos": ids[GPT2_END], "eos": ids[GPT2_END]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,16 @@ def merges_of(model: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ..
     return tuple(pairs)
 
 
+def check_merges(merges: Iterable[tuple[str, str]], texts: Iterable[str], path: Path) -> None:
+    """Raises FormatError for a merge of, or to, what is not a token, as huggingface/tokenizers does."""
+    known = set(texts)
+    for rank, (left, right) in enumerate(merges):
+        for text in (left, right, left + right):
+            if text not in known:
+                what = f"merge {rank} needs {text[:80]!r}, which is not a token"
+                raise FormatError(what, where=str(path), cause="vocabulary and merges of two tokenizers")
+
+
 def added_of(data: Mapping[str, Any], kind: Kind, path: Path) -> dict[int, Token]:
     """id → entry of "added_tokens". Raises FormatError."""
     listed = data.get("added_tokens") or []
@@ -120,7 +130,9 @@ def added_of(data: Mapping[str, Any], kind: Kind, path: Path) -> dict[int, Token
 def _byte_level(data: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> Vocabulary:
     splits, prefix_space = stages(data.get("pre_tokenizer"), path)
     added = added_of(data, "bpe", path)
-    tokens = {number: Token(text) for number, text in texts_of(model, path).items()} | added
+    texts, merges = texts_of(model, path), merges_of(model, path)
+    check_merges(merges, texts.values(), path)
+    tokens = {number: Token(text) for number, text in texts.items()} | added
     around = added_around(data, tokens, path)
     found = [*_normalizer_differences(data, path), *around.differences, *added_differences(data, path)]
     if prefix_space:
@@ -135,7 +147,7 @@ def _byte_level(data: Mapping[str, Any], model: Mapping[str, Any], path: Path) -
         kind="bpe",
         tokens=tokens,
         # GGUF merges are "left right": a space inside a half is written as the byte-level alphabet writes it.
-        merges=tuple(" ".join(half.replace(" ", "Ġ") for half in pair) for pair in merges_of(model, path)),
+        merges=tuple(" ".join(half.replace(" ", "Ġ") for half in pair) for pair in merges),
         splits=splits,
         ignore_merges=bool(model.get("ignore_merges")),
         special=around.special,
