@@ -140,7 +140,7 @@ def _scan_archive(file: Path, fd: int, offset: int, length: int, place: str) -> 
 
 
 def _entry(archive: Archive, name: str) -> tuple[bytes, str]:
-    """The bytes of an entry, inflated when it is compressed (a loader would do so), and what is odd about it."""
+    """The bytes of an entry, inflated if compressed (a loader would do so), and what is odd about it."""
     entry = archive.entries[name]
     if not entry.method and not entry.encrypted:
         try:
@@ -166,9 +166,10 @@ def _scan_stream(file: Path, fd: int, size: int, head: bytes) -> Iterator[Findin
     """Pickles one after another: a plain pickle, `.metadata`, or a torch.save stream of before torch 1.6."""
     legacy = torchfile.is_legacy(head)
     length = min(size, 1 << 20 if legacy else MAX_PICKLE)
+    limits = dcp.LIMITS if file.name == ".metadata" else Limits()
     while True:
         data = read_exact(fd, 0, length, str(file))
-        sightings, ends = _walk_stream(data, 5 if legacy else MAX_STREAM)
+        sightings, ends = _walk_stream(data, 5 if legacy else MAX_STREAM, limits.opcodes)
         if ends or length >= min(size, MAX_PICKLE) or not legacy:
             break
         length = min(size, length * 8, MAX_PICKLE)
@@ -182,15 +183,15 @@ def _scan_stream(file: Path, fd: int, size: int, head: bytes) -> Iterator[Findin
     if legacy:
         yield from _refusal(file, "", lambda: torchfile.open_torch(file))
     else:
-        yield from _refusal(file, "", lambda: pickles.load(data, where=str(file), limits=dcp.LIMITS))
+        yield from _refusal(file, "", lambda: pickles.load(data, where=str(file), limits=limits))
 
 
-def _walk_stream(data: bytes, most: int) -> tuple[list[Sighting], bool]:
+def _walk_stream(data: bytes, most: int, opcodes: int) -> tuple[list[Sighting], bool]:
     """Sightings in up to `most` pickles, and whether the last of them came to its end."""
     out: list[Sighting] = []
     at, end = 0, None
     for index in range(most):
-        found, end = walk(data, at)
+        found, end = walk(data, at, opcodes)
         out.extend(found)
         if end is None or end >= len(data):
             break

@@ -302,6 +302,9 @@ INERT_PACKAGES: Final = (
     "numpy.random.",
 )
 
+# Packages that a loader imports anyway: a mention of their functions is no news, a call is.
+KNOWN_PACKAGES: Final = frozenset({package.split(".")[0] for package in INERT_PACKAGES} | {"numpy", "torch"})
+
 # Mentioned without being called: classes and functions that are harmless to hold.
 REFERENCES: Final = frozenset(
     {
@@ -342,19 +345,7 @@ def is_known(module: str, name: str) -> bool:
         return True
     if module in ("builtins", "__builtin__"):
         return name in REFERENCES
-    if module == "numpy":
-        return name.rstrip("_0123456789") in (
-            "int",
-            "uint",
-            "float",
-            "bool",
-            "complex",
-            "str",
-            "bytes",
-            "void",
-        )
-    value = Global(module, name)
-    return dtype_of(value) is not None or storage_dtype(value) is not None
+    return module.split(".")[0] in KNOWN_PACKAGES
 
 
 def _is_class(name: str) -> bool:

@@ -17,7 +17,7 @@ from crossdock.formats.pickles.values import Global, printable
 Severity = Literal["call", "import", "refused", "broken"]
 
 MAX_SIGHTINGS = 100
-MAX_OPCODES = 64_000_000
+MAX_OPCODES = 4_000_000
 _WITH_TEXT: Final = frozenset(
     {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 )
@@ -26,6 +26,7 @@ _PUSH: Final = frozenset(
     | {"NEWFALSE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "NEXT_BUFFER", "PERSID"}
     | {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE"}
 )
+_PLAIN: Final = frozenset(op for op, name in NAMES.items() if name in _PUSH and not ARGUMENTS[op])
 _TO_MARK: Final = frozenset({"LIST", "DICT", "TUPLE", "FROZENSET"})
 _INTO: Final = {"APPENDS": -1, "SETITEMS": -1, "ADDITEMS": -1, "APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _ARGUMENTS_OF_CALL: Final = {"REDUCE": 1, "NEWOBJ": 1, "NEWOBJ_EX": 2}
@@ -154,8 +155,7 @@ class _Walk:
         elif op in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(op[-1])
             taken = stack[-count:]
-            del stack[-count:]
-            stack.append(_tuple(taken))
+            stack[-count:] = [_tuple(taken)]
         elif op in _ARGUMENTS_OF_CALL:
             args = [self.pop() for _ in range(_ARGUMENTS_OF_CALL[op])]
             self.call(at, self.pop(), args)
@@ -187,24 +187,29 @@ class _Walk:
             stack.append(None)
 
 
-def walk(data: bytes, start: int = 0) -> tuple[list[Sighting], int | None]:
+def walk(data: bytes, start: int = 0, opcodes: int = MAX_OPCODES) -> tuple[list[Sighting], int | None]:
     """Everything that a loader of the pickle at `start` would do beyond building data, in file order.
 
-    Returns the sightings and the offset after the pickle, None when the pickle is broken or truncated (the
-    last sighting says where). Never raises for any bytes.
+    Returns the sightings and the offset after the pickle, None when the pickle is broken, truncated or longer
+    than `opcodes` (the last sighting says where). Never raises for any bytes.
     """
     run = _Walk()
-    at = start
-    end = None
-    for _ in range(MAX_OPCODES):
-        if at >= len(data):
+    at, end, size, push = start, None, len(data), run.stack.append
+    for _ in range(opcodes):
+        if at >= size:
             run.last(at, "broken", "the pickle ends before its end")
             break
-        name = NAMES.get(data[at])
+        op = data[at]
+        if op in _PLAIN:
+            push(None)
+            at += 1
+            continue
+        name = NAMES.get(op)
         if name is None:
-            run.last(at, "broken", f"byte 0x{data[at]:02x} is not an opcode")
+            run.last(at, "broken", f"byte 0x{op:02x} is not an opcode")
             break
-        text, number, after = _argument(data, at + 1, ARGUMENTS[data[at]], name)
+        kind = ARGUMENTS[op]
+        text, number, after = _argument(data, at + 1, kind, name) if kind else (None, 0, at + 1)
         if after is None:
             run.last(at, "broken", f"the pickle is truncated in {name}")
             break
@@ -214,7 +219,7 @@ def walk(data: bytes, start: int = 0) -> tuple[list[Sighting], int | None]:
         run.step(at, name, text, number)
         at = after
     else:
-        run.last(at, "refused", f"more than {MAX_OPCODES} opcodes; the rest was not looked at")
+        run.last(at, "refused", f"more than {opcodes} opcodes; the rest was not looked at")
     if run.more:
         run.last(at, "call", f"and {run.more} more")
     return run.found, end
@@ -222,8 +227,6 @@ def walk(data: bytes, start: int = 0) -> tuple[list[Sighting], int | None]:
 
 def _argument(data: bytes, at: int, kind: str, name: str) -> tuple[str | None, int, int | None]:
     """Text and number of an opcode's argument, and the offset after it (None: truncated)."""
-    if not kind:
-        return None, 0, at
     if kind.startswith("line"):
         end = data.find(b"\n", at)
         if kind == "lines" and end >= 0:
@@ -257,5 +260,7 @@ def _has_text(value: object) -> bool:
 
 
 def _tuple(items: list[object]) -> _Tuple | None:
-    text = next((item for item in items if isinstance(item, str)), "")
-    return _Tuple(text) if text else None
+    for item in items:
+        if type(item) is str and item:
+            return _Tuple(item)
+    return None
