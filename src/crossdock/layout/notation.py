@@ -1,0 +1,152 @@
+"""The notation: one line of text that says where every index of a tensor lives in a container.
+
+    model.layers.{layer}.self_attn.q_proj.weight : (group head half pair) embed
+
+Left of the colon the container's name, with the axes that are spelled in it; right of it the dimensions of its
+shape, outermost first. This module only parses. `docs/notation.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from crossdock.errors import ConfigError
+
+_TOKEN = re.compile(r"[()\[\]]|[^\s()\[\]]+")
+_INDEX = re.compile(r"{([^{}]*)}")
+_WORD = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """One axis, whole or cut over ranks: `layer/vpp/pp` is cut by vpp first, then each part by pp."""
+
+    axis: str
+    ranks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "/".join((self.axis, *self.ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """Several canonical tensors side by side in one dimension, each with its own axes (none: size 1)."""
+
+    parts: tuple[tuple[str, tuple[Atom, ...]], ...]
+
+
+Dim = tuple[Atom | Bracket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A parsed line: the name as literal pieces around the axes in it, and the dimensions of the shape."""
+
+    text: str
+    literals: tuple[str, ...]
+    indices: tuple[Atom, ...]
+    dims: tuple[Dim, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The canonical tensors of the bracket, or () where the pattern holds one tensor whole."""
+        for dim in self.dims:
+            for item in dim:
+                if isinstance(item, Bracket):
+                    return tuple(name for name, _ in item.parts)
+        return ()
+
+    def atoms(self, part: str = "") -> tuple[Atom, ...]:
+        """Every axis that places canonical tensor `part`: those of the name first, then the shape's in order."""
+        found = list(self.indices)
+        for dim in self.dims:
+            for item in dim:
+                found.extend([item] if isinstance(item, Atom) else dict(item.parts)[part])
+        return tuple(found)
+
+    def spell(self, numbers: tuple[int, ...]) -> str:
+        """The container's name with `numbers` in place of its axes."""
+        pieces = [self.literals[0]]
+        for number, literal in zip(numbers, self.literals[1:], strict=True):
+            pieces += [str(number), literal]
+        return "".join(pieces)
+
+
+@functools.cache
+def parse(text: str) -> Pattern:
+    """Parse one line of the notation. Raises ConfigError with a caret under the place that is wrong."""
+    name, colon, shape = text.partition(" : ")
+    if not colon:
+        raise _error(text, len(text), "no ' : ' between name and shape")
+    name = name.strip()
+    literals, indices, end = [], [], 0
+    for match in _INDEX.finditer(name):
+        literals.append(name[end : match.start()])
+        indices.append(_atom(match[1], text, match.start(1)))
+        end = match.end()
+    literals.append(name[end:])
+    pattern = Pattern(text, tuple(literals), tuple(indices), _dims(text, shape, len(text) - len(shape)))
+    for part in pattern.parts or ("",):
+        axes = [atom.axis for atom in pattern.atoms(part)]
+        for axis in axes:
+            if axes.count(axis) > 1:
+                raise _error(text, text.rfind(axis), f"axis {axis!r} is placed twice")
+    return pattern
+
+
+def _dims(text: str, shape: str, start: int) -> tuple[Dim, ...]:
+    dims: list[Dim] = []
+    group: list[Atom | Bracket] | None = None
+    bracket: list[tuple[str, tuple[Atom, ...]]] | None = None
+    for match in _TOKEN.finditer(shape):
+        token, at = match[0], start + match.start()
+        item: Atom | Bracket
+        if token == "(":
+            if group is not None:
+                raise _error(text, at, "'(' inside '('")
+            group = []
+        elif token == ")":
+            if not group:
+                raise _error(text, at, "')' without axes before it")
+            dims.append(tuple(group))
+            group = None
+        elif token == "[":
+            if bracket is not None or any(isinstance(i, Bracket) for d in (*dims, group or ()) for i in d):
+                raise _error(text, at, "a second '['")
+            bracket = []
+        elif token == "]":
+            if not bracket:
+                raise _error(text, at, "']' without tensors before it")
+            item = Bracket(tuple(bracket))
+            bracket = None
+            if group is None:
+                dims.append((item,))
+            else:
+                group.append(item)
+        elif bracket is not None:
+            part, colon, axes = token.partition(":")
+            if not colon or not _WORD.match(part):
+                raise _error(text, at, "inside '[' every entry is tensor:axis*axis")
+            bracket.append((part, tuple(_atom(a, text, at) for a in axes.split("*") if a)))
+        else:
+            item = _atom(token, text, at)
+            if group is None:
+                dims.append((item,))
+            else:
+                group.append(item)
+    if group is not None or bracket is not None:
+        raise _error(text, len(text), "unclosed '(' or '['")
+    return tuple(dims)
+
+
+def _atom(token: str, text: str, at: int) -> Atom:
+    axis, *ranks = token.split("/")
+    if not all(_WORD.match(word) for word in (axis, *ranks)):
+        raise _error(text, at, f"{token!r} is not axis or axis/rank")
+    return Atom(axis, tuple(ranks))
+
+
+def _error(text: str, at: int, what: str) -> ConfigError:
+    return ConfigError(f"{what}\n  {text}\n  {' ' * at}^")

@@ -1,0 +1,105 @@
+"""The canonical configuration: what a decoder is, in one vocabulary, wherever it came from.
+
+Names are Hugging Face's where it has one, since those are the field's. Every format maps its own keys onto these
+fields by data (`data/layouts/*.toml`, `data/families/*.toml`); nothing else in crossdock reads a format's own keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Sizes are in elements, epsilons and factors as the formulas use them.
+
+    Attention has `num_attention_heads` query heads of `head_dim` over `num_key_value_heads` key and value heads;
+    with `kv_lora_rank` set it is multi-head latent attention. Layers in `moe_layers` have `num_experts` experts of
+    `moe_intermediate_size`, the others one MLP of `intermediate_size`.
+    """
+
+    family: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_eps: float
+
+    hidden_act: str = "silu"  # silu | gelu (exact) | gelu_tanh | relu | relu2
+    mlp_gated: bool = True
+    norm: str = "rms"  # rms | layer
+    norm_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    attn_out_bias: bool = False
+    mlp_bias: bool = False
+
+    position_embedding: str = "rope"  # rope | learned
+    rope_theta: float = 10000.0
+    rope_type: str = "default"  # default | linear | llama3 | yarn
+    rope_scaling: Mapping[str, float] = field(default_factory=dict)  # factor, low_freq_factor, ...
+    partial_rotary_factor: float = 1.0
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()  # empty: all layers alike
+
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0  # width of all shared experts together
+    moe_layers: tuple[int, ...] = ()
+    router_scoring: str = "softmax"  # softmax | sigmoid
+    router_bias: bool = False  # a bias that takes part in choosing experts, not in weighting them
+    norm_topk_prob: bool = True  # the chosen experts' weights sum to one
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+
+    dtype: str = "float32"  # of the source's large tensors
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name, in order; mappings as plain dicts."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(ModelConfig))
+REQUIRED: tuple[str, ...] = tuple(
+    f.name
+    for f in dataclasses.fields(ModelConfig)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+)
+DEFAULTS: Mapping[str, Any] = {
+    f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+    for f in dataclasses.fields(ModelConfig)
+    if f.name not in REQUIRED
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A configuration together with where each of its fields came from.
+
+    config   the canonical configuration
+    origins  field name -> text such as "args.hidden_size in common.pt", "--set", "default"
+    ignored  source key -> reason, for keys that do not change the computation
+    """
+
+    config: ModelConfig
+    origins: Mapping[str, str]
+    ignored: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,165 @@
+"""The small expression language of the data files: arithmetic, comparison and choice over named values.
+
+Family and layout files say `pair = "head_dim // 2"` or `when = "qkv_bias and not tied"`. Expressions are parsed once
+into Python's own syntax tree, checked node by node against an allow-list, and evaluated by walking that tree:
+nothing is compiled or called except the functions listed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crossdock.errors import ConfigError
+
+_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+
+
+def _indices_where(flags: Any, period: Any = None, count: Any = None) -> tuple[int, ...]:
+    """Indices of the true entries of a list of flags."""
+    return tuple(i for i, flag in enumerate(flags) if flag)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "len": len,
+    "min": min,
+    "max": max,
+    "tuple": tuple,
+    "list": list,
+    "isinstance_list": lambda v: isinstance(v, list | tuple),
+    "isinstance_str": lambda v: isinstance(v, str),
+    "range": lambda *a: tuple(range(*a)),
+    "every": lambda n, step, first=0: tuple(range(first, n, step)),
+    "where": _indices_where,
+    "without": lambda n, excluded: tuple(i for i in range(n) if i not in set(excluded)),
+    "flags": lambda n, chosen: [1 if i in set(chosen) else 0 for i in range(n)],
+    "repeat": lambda value, n: [value] * n,
+    "get": lambda mapping, key, default=None: (mapping or {}).get(key, default),
+    "sqrt": math.sqrt,
+    "log": math.log,
+    "round": round,
+}
+_LIMIT = 1 << 40  # no config number is larger; keeps a hostile config from building huge integers
+
+
+class Expression:
+    """A parsed expression. `evaluate(names)` gives its value; `names` lists the identifiers that it reads."""
+
+    __slots__ = ("_tree", "names", "text")
+
+    def __init__(self, text: str, where: str = "") -> None:
+        self.text = text
+        try:
+            self._tree = ast.parse(text, mode="eval").body
+        except SyntaxError as error:
+            raise ConfigError(f"expression {text!r} does not parse: {error.msg}", where=where) from None
+        _check(self._tree, text, where)
+        self.names = frozenset(
+            node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name) and node.id not in _FUNCTIONS
+        )
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """The expression's value. Raises KeyError for a name that `values` lacks, ArithmeticError/TypeError for bad ones."""
+        return _value(self._tree, values)
+
+    def __repr__(self) -> str:
+        return f"Expression({self.text!r})"
+
+
+@functools.cache
+def expression(text: str, where: str = "") -> Expression:
+    """Parse `text`, once per text."""
+    return Expression(text, where)
+
+
+def _check(tree: ast.expr, text: str, where: str) -> None:
+    allowed = (
+        ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call, ast.Tuple, ast.List,
+        ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context, ast.Subscript,
+    )  # fmt: skip
+    for node in ast.walk(tree):
+        known = isinstance(node, allowed)
+        if isinstance(node, ast.BinOp):
+            known = type(node.op) in _BINARY
+        if isinstance(node, ast.Call):
+            known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
+        if not known:
+            raise ConfigError(f"expression {text!r} uses {type(node).__name__}, which is not allowed", where=where)
+
+
+def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=constant):
+            return constant
+        case ast.Name(id=name):
+            return values[name]
+        case ast.BinOp(left=left, op=op, right=right):
+            result = _BINARY[type(op)](_value(left, values), _value(right, values))
+            if isinstance(result, int) and abs(result) > _LIMIT:
+                raise ArithmeticError(f"{result} is beyond any size of a model")
+            return result
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return not _value(operand, values)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, values)
+        case ast.BoolOp(op=ast.And(), values=parts):
+            result = True
+            for part in parts:
+                result = _value(part, values)
+                if not result:
+                    return result
+            return result
+        case ast.BoolOp(values=parts):
+            result = False
+            for part in parts:
+                result = _value(part, values)
+                if result:
+                    return result
+            return result
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            current = _value(left, values)
+            for op, right in zip(ops, comparators, strict=True):
+                following = _value(right, values)
+                if not _COMPARE[type(op)](current, following):
+                    return False
+                current = following
+            return True
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return _value(body if _value(test, values) else orelse, values)
+        case ast.Call(func=ast.Name(id=name), args=args):
+            return _FUNCTIONS[name](*(_value(arg, values) for arg in args))
+        case ast.Subscript(value=container, slice=index):
+            return _value(container, values)[_value(index, values)]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item, values) for item in items)
+        case ast.List(elts=items):
+            return [_value(item, values) for item in items]
+        case _:
+            raise AssertionError(f"unchecked node {type(node).__name__}")
