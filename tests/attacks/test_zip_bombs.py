@@ -139,7 +139,7 @@ def test_a_million_entries(tmp_path: Path) -> None:
 
 
 def test_deflated_bomb(tmp_path: Path) -> None:
-    """A data.pkl of 1 GB of zeros in 1 MB: the reader refuses, the scan inflates no more than 64 MiB of it."""
+    """A data.pkl of 200 MB of zeros in 1 MB: refused; the scan inflates no more than 64 MiB of it."""
     file = tmp_path / "deflated.pt"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", bytes(200 << 20))

@@ -1,0 +1,128 @@
+"""The scan says nothing about real checkpoints, and everything about hostile ones; nothing is ever run."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pickle_corpus import call
+
+from crossdock.errors import NotACheckpointError
+from crossdock.formats.pickles.scan import Finding, scan
+
+ROOT = Path(__file__).parents[2]
+REAL = sorted(
+    file.name.removesuffix(".tar.xz") for file in (ROOT / "tests/data/checkpoints").glob("*.tar.xz")
+)
+
+
+@pytest.mark.parametrize("name", [*REAL, "tiny-kjv"])
+def test_real_checkpoints_are_clean(name: str, megatron_checkpoint: Callable[[str], Path]) -> None:
+    folder = megatron_checkpoint(name)
+    assert list(folder.rglob("*.distcp")) or list(folder.rglob("*.pt"))
+    assert scan(folder) == []
+
+
+def test_a_hostile_activation_file(tmp_path: Path) -> None:
+    file = tmp_path / "activation_0.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("activation_0/data.pkl", call("posix", "system", "echo pwned > pwned.txt"))
+    found = scan(tmp_path)
+    assert found[-1] == Finding(
+        file,
+        "activation_0/data.pkl",
+        44,
+        "posix.system",
+        "call",
+        "a loader would call posix.system('echo pwned > pwned.txt')",
+    )
+    assert [finding.severity for finding in found] == ["import", "call"]
+    assert not (tmp_path / "pwned.txt").exists()
+
+
+class Calls:
+    """Pickles as a call of os.system."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])
+def test_a_call_beside_tensors(modern: bool, tmp_path: Path) -> None:
+    saved = {"a": torch.ones(3), "b": [Calls()], "c": torch.zeros(2)}
+    torch.save(saved, tmp_path / "model.pt", _use_new_zipfile_serialization=modern)
+    found = scan(tmp_path / "model.pt")
+    assert [(finding.severity, finding.name) for finding in found] == [
+        ("import", "posix.system"),
+        ("call", "posix.system"),
+    ]
+
+
+def test_a_call_in_metadata_and_in_a_blob(megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = megatron_checkpoint("gpt2-v019-dist-tp2-fp32") / "iter_0000010"
+    folder = tmp_path / "iter"
+    shutil.copytree(source, folder)
+    # a blob whose pickle calls something of the same length
+    file = folder / "__0_0.distcp"
+    data = file.read_bytes()
+    name = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    evil = b"ctorch._utils\n_rebuild_tensor_vX\n"
+    at = data.index(name)
+    file.write_bytes(data[:at] + evil + data[at + len(name) :])
+    found = scan(folder)
+    assert {finding.name for finding in found} == {"torch._utils._rebuild_tensor_vX"}
+    assert found[0].place.startswith("blob at ")
+    # without .metadata the same is found by searching the file
+    (folder / ".metadata").unlink()
+    assert {finding.name for finding in scan(folder)} == {"torch._utils._rebuild_tensor_vX"}
+    shutil.copy(source / ".metadata", folder)
+    (folder / ".metadata").write_bytes(
+        (source / ".metadata").read_bytes().replace(b"_get_layout", b"_get_shells")
+    )
+    assert "torch.serialization._get_shells" in {finding.name for finding in scan(folder)}
+
+
+def test_the_scan_goes_on_after_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(
+        b"\x80\x02(cos\nsystem\nX\x01\x00\x00\x00a\x85Rcshutil\nrmtree\nX\x01\x00\x00\x00b\x85Rt."
+    )
+    (tmp_path / "b.pkl").write_bytes(b"\x80\x02]q")
+    (tmp_path / "c.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "d.bin").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
+    (tmp_path / "e.pkl").write_bytes(pickle.dumps({"plain": [1, 2]}, 4))
+    (tmp_path / "f.txt").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
+    found = {(finding.file.name, finding.severity, finding.name) for finding in scan(tmp_path)}
+    assert found == {
+        ("a.pkl", "import", "os.system"),
+        ("a.pkl", "call", "os.system"),
+        ("a.pkl", "import", "shutil.rmtree"),
+        ("a.pkl", "call", "shutil.rmtree"),
+        ("b.pkl", "broken", ""),
+        ("d.bin", "import", "os.system"),
+        ("d.bin", "call", "os.system"),
+    }
+
+
+def test_a_second_pickle_after_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02N." + call("os", "system"))
+    assert "os.system" in {finding.name for finding in scan(tmp_path)}
+
+
+def test_many_calls_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + b"cos\nsystem\n)R0" * 5000 + b"N.")
+    found = scan(tmp_path)
+    assert len(found) < 200
+    assert "and 4901 more" in found[-1].sentence
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(NotACheckpointError):
+        scan(tmp_path / "none")
+    assert scan(tmp_path) == []
