@@ -1,0 +1,100 @@
+"""The command `crossdock`: its subcommands, and the one place where errors become text and exit codes.
+
+Starting up imports click and nothing heavier; the library is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from crossdock.cli import export, failures, inspect, plan, scan, verify
+from crossdock.cli.sections import examples
+
+EXAMPLES = examples(
+    "crossdock inspect runs/iter_0010000",
+    "crossdock export runs/iter_0010000 --to gguf -q q8_0 --tokenizer tok/ -o model.gguf",
+    "crossdock export runs/iter_0010000 --to hf --dtype bf16 -o model-hf/",
+    "crossdock verify model.gguf --against runs/iter_0010000",
+)
+
+
+class Crossdock(click.Group):
+    """A group that suggests the nearest command and ends every error as `failures` says."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run the command line `args` (default: that of the process) and exit with its code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra.setdefault("color", failures.colour())
+        try:
+            code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # nobody reads any more; what is still buffered must not fail again when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except Exception as error:
+            code = failures.report(error, as_json="--json" in arguments)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"there is no command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from crossdock import __version__
+
+        click.echo(f"crossdock {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Crossdock,
+    epilog=EXAMPLES,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    },
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and exit.",
+)
+def main() -> None:
+    """Deliver trained language-model checkpoints into inference engines.
+
+    One pass over the files, bounded memory, no GPU, and a proof that what arrived is what was trained.
+    Nothing in a checkpoint is ever executed.
+    """
+
+
+for _command in (inspect.inspect, scan.scan, plan.plan, export.export, verify.verify):
+    main.add_command(_command)

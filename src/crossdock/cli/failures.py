@@ -1,0 +1,77 @@
+"""Errors as a user meets them: one text on stderr or one JSON object on stdout, and the exit code.
+
+Never a traceback, unless the environment variable CROSSDOCK_TRACEBACK asks for one.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from crossdock.errors import CrossdockError, EnvironmentProblem, Problem
+
+INTERRUPTED = "interrupted: run the same command again to go on"
+
+
+def colour() -> bool | None:
+    """False with NO_COLOR set, else None: colours where there is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def report(error: Exception, *, as_json: bool) -> int:
+    """Print `error` and return the exit code."""
+    if os.environ.get("CROSSDOCK_TRACEBACK") and not isinstance(error, click.ClickException):
+        traceback.print_exception(error)
+    name, problems, code = _describe(error)
+    if as_json:
+        from crossdock.cli.show import print_json
+
+        print_json({"error": name, "problems": [problem.as_dict() for problem in problems]})
+    else:
+        print_problems(problems)
+    return code
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """All problems on stderr, the word "error" in red where colours are wanted."""
+    from crossdock.cli.show import clean
+
+    word = click.style("error:", fg="red", bold=True)
+    lines = [clean(line) for problem in problems for line in problem.lines()]
+    if len(problems) > 1:
+        lines = [f"{len(problems)} problems", *(f"  {line}" for line in lines)]
+    click.echo(f"{word} " + "\n".join(lines), err=True, color=colour())
+
+
+def _describe(error: Exception) -> tuple[str, Sequence[Problem], int]:
+    """The error's name, its problems and the exit code."""
+    if isinstance(error, CrossdockError):
+        return type(error).__name__, error.problems, error.exit_code
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "crossdock"
+        return "UsageError", [Problem(error.format_message(), fix=f"see '{path} --help'")], 2
+    if isinstance(error, click.Abort):
+        return "Interrupted", [Problem(INTERRUPTED)], EnvironmentProblem.exit_code
+    if isinstance(error, (MemoryError, OSError)):
+        return "EnvironmentProblem", [_of_machine(error)], EnvironmentProblem.exit_code
+    line = str(error).split("\n")[0][:300]
+    return (
+        type(error).__name__,
+        [
+            Problem(
+                f"this is a bug in crossdock: {type(error).__name__}: {line}",
+                fix="please report it with the output of the same command under CROSSDOCK_TRACEBACK=1",
+            )
+        ],
+        3,
+    )
+
+
+def _of_machine(error: MemoryError | OSError) -> Problem:
+    if isinstance(error, MemoryError):
+        return Problem("the machine has no memory left", fix="a smaller --memory, or fewer --workers")
+    what = error.strerror or str(error) or type(error).__name__
+    return Problem(what, where=str(error.filename or ""))

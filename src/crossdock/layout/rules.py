@@ -1,0 +1,187 @@
+"""Layouts: for one format and one family, where every canonical tensor lives and what every config key means.
+
+Reads `data/layouts/FORMAT.toml` and lays the family's own section for that format on it. Strict: an unknown key, an
+axis that is placed twice or not at all, is an error that names the file. Knows no bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata, resources
+from types import MappingProxyType
+from typing import Any
+
+from crossdock.errors import ConfigError, Problem
+from crossdock.layout.notation import Pattern, parse
+from crossdock.model.expressions import Expression, expression
+from crossdock.model.families import Family, merged
+
+_TABLES = (
+    "parts", "tensors", "read", "write", "ignored", "neutral", "variables", "skip", "fits", "fits_reason", "encoding",
+)  # fmt: skip
+_SCALARS = ("extends", "padded", "arch", "when", "family_key")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where one or more canonical tensors live, as alternatives of which the first is written.
+
+    offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only
+    """
+
+    tensors: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
+    part: str
+    offset: Expression | None = None
+    when: Expression | None = None
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One config key that a format writes: its type where the format has types, value, and condition."""
+
+    key: str
+    kind: str
+    value: Expression
+    when: Expression | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A format's rules for one family."""
+
+    format: str
+    arch: str
+    rules: tuple[Rule, ...]
+    padded: frozenset[str]
+    skip: Mapping[str, str]
+    read: Mapping[str, tuple[Expression, ...]]
+    write: tuple[Written, ...]
+    ignored: Mapping[str, str]
+    neutral: Mapping[str, tuple[Any, ...]]
+    variables: Mapping[str, Expression]
+    fits: Mapping[str, tuple[Any, ...]]
+    fits_reason: Mapping[str, str]
+    encoding: Mapping[str, tuple[str, ...]]
+    table: Mapping[str, Any]
+
+
+@functools.cache
+def layout(format_name: str, family: Family | None = None) -> Layout:
+    """The layout of `format_name` for `family`; without a family only its config keys mean anything."""
+    return _layout(format_name, family)
+
+
+@functools.cache
+def _base(format_name: str) -> Mapping[str, Any]:
+    folders: list[Any] = [resources.files("crossdock") / "data" / "layouts"]
+    folders += [entry.load() for entry in metadata.entry_points(group="crossdock.layouts")]
+    for folder in folders:
+        file = folder / f"{format_name}.toml"
+        if file.is_file():
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+            if "extends" in table:
+                table = merged(_base(table["extends"]), table)
+            return MappingProxyType(table)
+    raise ConfigError(f"there is no layout for format {format_name!r}")
+
+
+def _layout(format_name: str, family: Family | None) -> Layout:
+    table: Mapping[str, Any] = _base(format_name)
+    where = f"layouts/{format_name}.toml"
+    if family is not None:
+        for name in (table.get("extends", format_name), format_name):
+            table = merged(table, family.sections.get(name, {}))
+        where += f" with families/{family.name}.toml"
+    unknown = set(table) - set(_TABLES) - set(_SCALARS)
+    if unknown:
+        raise ConfigError(f"unknown keys {', '.join(sorted(unknown))}", where=where)
+    parts = {"default": "", **table.get("parts", {})}
+    rules = []
+    for key, value in table.get("tensors", {}).items():
+        names = tuple(key.split())
+        if family is not None and all(name in family.tensors for name in names):
+            rules.append(_rule(names, value, parts, family, where))
+
+    def texts(name: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = table.get(name, {})
+        return found
+
+    return Layout(
+        format=format_name,
+        arch=table.get("arch", ""),
+        rules=tuple(rules),
+        padded=frozenset(table.get("padded", ())),
+        skip=texts("skip"),
+        read={key: _expressions(value, f"{where} [read] {key}") for key, value in texts("read").items()},
+        write=tuple(_written(key, value, f"{where} [write] {key}") for key, value in texts("write").items()),
+        ignored=texts("ignored"),
+        neutral={key: tuple(value) for key, value in texts("neutral").items()},
+        variables={key: expression(str(value), where) for key, value in texts("variables").items()},
+        fits={key: tuple(value) for key, value in texts("fits").items()},
+        fits_reason=texts("fits_reason"),
+        encoding={key: tuple(value) for key, value in texts("encoding").items()},
+        table=table,
+    )
+
+
+def _expressions(value: Any, where: str) -> tuple[Expression, ...]:
+    return tuple(expression(str(text), where) for text in (value if isinstance(value, list) else [value]))
+
+
+def _written(key: str, value: str, where: str) -> Written:
+    text, at, condition = value.partition(" @ ")
+    kind, colon, rest = text.partition(" : ")
+    if colon:
+        kind, text = kind.strip(), rest
+    else:
+        kind = ""
+    return Written(key, kind, expression(text.strip(), where), expression(condition.strip(), where) if at else None)
+
+
+def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
+    table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"at": value}
+    where = f"{where} [tensors] {' '.join(names)}"
+    unknown = set(table) - {"at", "offset", "when", "stage", "part"}
+    if unknown or "at" not in table:
+        raise ConfigError(f"a rule has `at` and perhaps offset, when, stage, part; this has {sorted(table)}", where=where)
+    texts = table["at"] if isinstance(table["at"], list) else [table["at"]]
+    patterns = tuple(parse(text) for text in texts)
+    problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
+    if problems:
+        raise ConfigError(problems)
+    part = table.get("part", parts["default"])
+    return Rule(
+        tensors=names,
+        patterns=patterns,
+        part=parts.get(part, part),
+        offset=expression(str(table["offset"]), where) if "offset" in table else None,
+        when=expression(table["when"], where) if "when" in table else None,
+        stage=table.get("stage", ""),
+    )
+
+
+def _misplaced(names: tuple[str, ...], pattern: Pattern, family: Family, where: str) -> list[Problem]:
+    held = pattern.parts or ("",)
+    if (pattern.parts or names) != names and set(pattern.parts) != set(names):
+        return [Problem(f"the bracket holds {' '.join(held)}, the rule is for {' '.join(names)}\n  {pattern.text}", where=where)]
+    if not pattern.parts and len(names) != 1:
+        return [Problem(f"several tensors need a bracket\n  {pattern.text}", where=where)]
+    problems = []
+    for part in held:
+        decl = family.tensors[part or names[0]]
+        placed = [atom.axis for atom in pattern.atoms(part)]
+        if sorted(placed) != sorted(decl.axes):
+            problems.append(
+                Problem(
+                    f"{decl.name} is not placed whole\n  {pattern.text}",
+                    where=where,
+                    expected=" ".join(decl.axes),
+                    got=" ".join(placed),
+                )
+            )
+    return problems

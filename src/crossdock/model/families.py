@@ -1,0 +1,194 @@
+"""The families: which tensors a kind of decoder has, over which axes, and what its configuration must say.
+
+A family is one TOML file in `data/families/`; this module reads them strictly and knows none by name.
+Third parties add folders of such files by the entry point group `crossdock.families`.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata, resources
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from crossdock.errors import ConfigError, Problem
+from crossdock.model.config import FIELDS, ModelConfig
+from crossdock.model.expressions import Expression, expression
+
+Table = Mapping[str, Any]
+LayerSet = Literal["all", "moe", "dense"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDecl:
+    """A canonical tensor: its axes outermost first, in which layers it exists, and under which condition.
+
+    same_as  what it equals where `when` does not hold (a tied head is the embedding), or ""
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    layers: LayerSet = "all"
+    when: Expression | None = None
+    same_as: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of decoder. `sections` holds, per format, what the file says about that format."""
+
+    name: str
+    axes: Mapping[str, Expression]
+    tensors: Mapping[str, TensorDecl]
+    fits: Mapping[str, tuple[Any, ...]]
+    sections: Mapping[str, Table]
+
+    def sizes(self, config: ModelConfig) -> dict[str, int]:
+        """The size of every axis under `config`. Raises ConfigError when one is no positive whole number."""
+        values, sizes, problems = config.as_dict(), {}, []
+        used = {axis for decl in self.present(config).values() for axis in decl.axes}
+        for axis, size in self.axes.items():
+            if axis not in used:
+                continue
+            try:
+                number = size.evaluate(values)
+            except (ArithmeticError, TypeError) as error:
+                problems.append(Problem(f"axis {axis!r} = {size.text} has no value: {error}"))
+                continue
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                problems.append(Problem(f"axis {axis!r} = {size.text} is {number}, not a positive whole number"))
+                continue
+            sizes[axis] = number
+        if problems:
+            raise ConfigError(problems)
+        return sizes
+
+    def present(self, config: ModelConfig) -> dict[str, TensorDecl]:
+        """The tensors that a model with this configuration has."""
+        values = config.as_dict()
+        return {
+            name: decl
+            for name, decl in self.tensors.items()
+            if (decl.when is None or decl.when.evaluate(values)) and self.layers_of(decl, config) != ()
+        }
+
+    @staticmethod
+    def layers_of(decl: TensorDecl, config: ModelConfig) -> tuple[int, ...] | None:
+        """The layers in which `decl` exists, ascending; None for a tensor outside the layers."""
+        if "layer" not in decl.axes:
+            return None
+        moe = set(config.moe_layers)
+        every = range(config.num_hidden_layers)
+        if decl.layers == "all":
+            return tuple(every)
+        return tuple(i for i in every if (i in moe) == (decl.layers == "moe"))
+
+    def misfits(self, config: ModelConfig) -> list[Problem]:
+        """What the configuration says that this family cannot be."""
+        return [
+            Problem(
+                f"family {self.name} does not fit",
+                where=field,
+                expected=" or ".join(map(repr, allowed)),
+                got=repr(getattr(config, field)),
+            )
+            for field, allowed in self.fits.items()
+            if getattr(config, field) not in allowed
+        ]
+
+
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """Every registered family by name."""
+    tables = dict(_tables())
+    return MappingProxyType({name: _family(name, tables) for name in sorted(tables)})
+
+
+def family(name: str) -> Family:
+    """The family called `name`. Raises ConfigError that lists the known ones."""
+    known = families()
+    if name not in known:
+        raise ConfigError(f"there is no family {name!r}", expected=", ".join(known), fix="give one of these to --family")
+    return known[name]
+
+
+def merged(base: Table, over: Table) -> dict[str, Any]:
+    """`over` laid on `base`, tables key by key; an empty text in `over` removes the key."""
+    out = dict(base)
+    for key, value in over.items():
+        if value == "":
+            out.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and "at" not in value and "axes" not in value:
+            out[key] = merged(out[key], value)
+        else:
+            out.pop(key, None)  # a redefined key moves to the place of the redefinition
+            out[key] = value
+    return out
+
+
+def _tables() -> Iterable[tuple[str, Table]]:
+    folders: list[Any] = [resources.files("crossdock") / "data" / "families"]
+    folders += [entry.load() for entry in metadata.entry_points(group="crossdock.families")]
+    seen: set[str] = set()
+    for folder in folders:
+        for file in folder.iterdir():
+            name = file.name.removesuffix(".toml")
+            if name == file.name:
+                continue
+            if name in seen:
+                raise ConfigError(f"family {name!r} is defined twice", where=str(file))
+            seen.add(name)
+            yield name, tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def _family(name: str, tables: Mapping[str, Table]) -> Family:
+    where = f"families/{name}.toml"
+    table = _inherited(name, tables, ())
+    axes = {axis: expression(text, where) for axis, text in table.get("axes", {}).items()}
+    tensors = {key: _decl(key, value, where) for key, value in table.get("tensors", {}).items()}
+    problems = [
+        Problem(f"tensor {decl.name!r} has the axis {axis!r}, which [axes] does not define", where=where)
+        for decl in tensors.values()
+        for axis in decl.axes
+        if axis not in axes
+    ]
+    fits = {key: tuple(allowed) for key, allowed in table.get("fits", {}).items()}
+    problems += [Problem(f"[fits] names {key!r}, which is no field", where=where) for key in fits if key not in FIELDS]
+    if problems:
+        raise ConfigError(problems)
+    sections = {k: v for k, v in table.items() if k not in ("axes", "tensors", "fits", "extends") and isinstance(v, Mapping)}
+    odd = [k for k in table if k not in sections and k not in ("axes", "tensors", "fits", "extends")]
+    if odd:
+        raise ConfigError(f"unknown keys {', '.join(odd)}", where=where)
+    return Family(name, axes, tensors, fits, sections)
+
+
+def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -> Table:
+    if name in chain or name not in tables:
+        raise ConfigError(f"extends {name!r}: {'a circle' if name in chain else 'no such family'}", where=chain[-1])
+    table = tables[name]
+    if "extends" not in table:
+        return table
+    parent = _inherited(table["extends"], tables, (*chain, name))
+    # `when` decides which family a source is: it is never inherited
+    plain = {k: {x: y for x, y in v.items() if x != "when"} if isinstance(v, Mapping) else v for k, v in parent.items()}
+    return merged(plain, table)
+
+
+def _decl(name: str, value: Any, where: str) -> TensorDecl:
+    table: Table = {"axes": value} if isinstance(value, str) else value
+    unknown = set(table) - {"axes", "when", "same_as"}
+    if unknown or "axes" not in table:
+        raise ConfigError(f"tensor {name!r}: needs axes, may have when and same_as; has {sorted(table)}", where=where)
+    axes, layers = [], "all"
+    for word in table["axes"].split():
+        axis, _, kind = word.partition(":")
+        axes.append(axis)
+        layers = kind or layers
+    if layers not in get_args(LayerSet):
+        raise ConfigError(f"tensor {name!r}: layers {layers!r} are none of moe, dense", where=where)
+    when = expression(table["when"], where) if "when" in table else None
+    return TensorDecl(name, tuple(axes), layers, when, table.get("same_as", ""))  # type: ignore[arg-type]

@@ -1,0 +1,165 @@
+"""The plan: pure data that says, before a byte of a tensor is read, what will be copied where.
+
+A plan names no model. A target tensor is filled by `Move`s: strided copies of boxes between an extent of the source
+and the target tensor, in elements. It can be written as JSON lines, hashed, compared and pickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from crossdock.formats.stored import Extent, SourceFile
+from crossdock.model.config import Described
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A strided copy of one box. Element offsets and steps; axes outermost first in the target.
+
+    extent  index into `Plan.extents`
+    src     first element in the extent's data; dst: first element in the target tensor
+    size    elements along each axis; src_step and dst_step: elements between neighbours along each axis
+    """
+
+    extent: int
+    src: int
+    dst: int
+    size: tuple[int, ...]
+    src_step: tuple[int, ...]
+    dst_step: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedExtent:
+    """A source extent with what is needed to read it: the stored tensor's name and its codec."""
+
+    at: Extent
+    tensor: str
+    part: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTensor:
+    """One tensor of the target: `nbytes` bytes at `offset` of file `file` (index into `Plan.files`).
+
+    dtype  codec name; shape outermost first; `add`: number added to every value on the way
+    data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
+    zeros  elements that no move fills (padding), written as zero
+    of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
+    """
+
+    name: str
+    file: int
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    moves: tuple[Move, ...]
+    add: float = 0.0
+    data: bytes | None = None
+    zeros: int = 0
+    of: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFile:
+    """One file of the target: its relative name, exact size, and the bytes at its start.
+
+    copy_of  a file that is copied unchanged (tokenizer.json), else None
+    """
+
+    name: str
+    size: int
+    header: bytes
+    copy_of: SourceFile | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `run` needs. `single_file` targets (GGUF) have exactly one file and OUT is that file.
+
+    described  the model's configuration and where each field came from
+    warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
+    """
+
+    source_format: str
+    source_root: Path
+    target_format: str
+    single_file: bool
+    sources: tuple[SourceFile, ...]
+    extents: tuple[PlannedExtent, ...]
+    files: tuple[TargetFile, ...]
+    tensors: tuple[TargetTensor, ...]
+    described: Described
+    warnings: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole target."""
+        return sum(file.size for file in self.files)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The plan as JSON records, paths relative to the source's root so that a moved checkpoint plans alike."""
+        base = self.source_root if self.source_root.is_dir() else self.source_root.parent
+        yield {
+            "crossdock_plan": 1,
+            "source_format": self.source_format,
+            "target_format": self.target_format,
+            "config": self.described.config.as_dict(),
+            "settings": dict(self.settings),
+            "sources": [[_relative(f.path, base), f.size] for f in self.sources],
+        }
+        for extent in self.extents:
+            at = extent.at
+            yield {
+                "extent": [at.file, at.offset, at.nbytes, at.wrapping, extent.dtype],
+                "tensor": extent.tensor,
+                "part": extent.part,
+                "origin": at.origin,
+                "shape": at.shape,
+                "strides": at.strides,
+            }
+        for file in self.files:
+            copied = None if file.copy_of is None else [file.copy_of.path.name, file.copy_of.size]
+            yield {"file": file.name, "size": file.size, "header": base64.b64encode(file.header).decode(), "copy": copied}
+        for tensor in self.tensors:
+            yield {
+                "tensor": tensor.name,
+                "file": tensor.file,
+                "offset": tensor.offset,
+                "shape": tensor.shape,
+                "dtype": tensor.dtype,
+                "add": tensor.add,
+                "zeros": tensor.zeros,
+                "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
+                "moves": [[m.extent, m.src, m.dst, m.size, m.src_step, m.dst_step] for m in tensor.moves],
+            }
+
+    def lines(self) -> Iterator[str]:
+        """The plan as JSON lines."""
+        for record in self.records():
+            yield json.dumps(record, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over `lines()`: two plans with one digest do the same thing."""
+        state = hashlib.sha256()
+        for line in self.lines():
+            state.update(line.encode())
+            state.update(b"\n")
+        return state.hexdigest()
+
+
+def _relative(path: Path, base: Path) -> str:
+    return str(path.relative_to(base)) if path.is_relative_to(base) else path.name
