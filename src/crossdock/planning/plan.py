@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.formats.stored import Extent, SourceFile
+from crossdock.formats.target import TargetFile
 from crossdock.model.config import Described
 
 
@@ -71,16 +72,17 @@ class TargetTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetFile:
-    """One file of the target: its relative name, exact size, and the bytes at its start.
+class Twin:
+    """Two stored tensors that must hold the same values (a head that is tied to the embedding and stored all the same).
 
-    copy_of  a file that is copied unchanged (tokenizer.json), else None
+    `one` and `other` fill the same imaginary tensor of `elements` elements.
     """
 
     name: str
-    size: int
-    header: bytes
-    copy_of: SourceFile | None = None
+    like: str
+    elements: int
+    one: tuple[Move, ...]
+    other: tuple[Move, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
     files: tuple[TargetFile, ...]
     tensors: tuple[TargetTensor, ...]
     described: Described
+    twins: tuple[Twin, ...] = ()
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -142,8 +145,17 @@ class Plan:
                 "dtype": tensor.dtype,
                 "add": tensor.add,
                 "zeros": tensor.zeros,
+                "of": tensor.of,
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
-                "moves": [[m.extent, m.src, m.dst, m.size, m.src_step, m.dst_step] for m in tensor.moves],
+                "moves": [list(_fields(m)) for m in tensor.moves],
+            }
+        for twin in self.twins:
+            yield {
+                "twin": twin.name,
+                "like": twin.like,
+                "elements": twin.elements,
+                "one": [list(_fields(m)) for m in twin.one],
+                "other": [list(_fields(m)) for m in twin.other],
             }
 
     def lines(self) -> Iterator[str]:
@@ -159,6 +171,10 @@ class Plan:
             state.update(line.encode())
             state.update(b"\n")
         return state.hexdigest()
+
+
+def _fields(move: Move) -> tuple[Any, ...]:
+    return move.extent, move.src, move.dst, move.size, move.src_step, move.dst_step
 
 
 def _relative(path: Path, base: Path) -> str:

@@ -1,0 +1,342 @@
+"""From a format's own configuration keys to the canonical one, by the tables of the layout; every field with its origin.
+
+Nothing is guessed: a field comes from the checkpoint's keys, from `--config`, from `--set`, or is a stated default.
+All that is missing, contradictory or unknown is collected and raised once.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crossdock.errors import ConfigError, Problem, UsageError
+from crossdock.formats.stored import Source
+from crossdock.layout.rules import Layout, layout
+from crossdock.model.config import DEFAULTS, FIELDS, REQUIRED, Described, ModelConfig
+from crossdock.model.expressions import Expression
+from crossdock.model.families import Family, families, family
+
+LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
+_TELLING = (
+    "interleave", "layout", "permut", "transpos", "glu", "rope", "rotary", "norm", "attention", "attn", "scal", "bias",
+    "softmax", "moe", "expert", "mup", "window", "sink", "softcap", "mamba", "hybrid", "residual", "embedding", "act_fn",
+    "activation", "head", "lora", "multiplier", "sparse", "mtp", "parallel_block",
+)  # fmt: skip
+_MOST = 1 << 31
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `describe` found: the family, the configuration with origins, and the layout's numbers."""
+
+    family: Family
+    described: Described
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Configuration given by the user: `--family`, `--set`, and the keys of a `--config` file in Hugging Face's terms."""
+
+    family: str | None = None
+    settings: Mapping[str, str] = typing.cast(Mapping[str, str], {})  # noqa: RUF009
+    config: Mapping[str, Any] | None = None
+    config_at: str = ""
+
+
+def describe(source: Source, given: Given) -> Reading:
+    """The canonical configuration of `source`. Raises ConfigError with all problems, UsageError for unknown `--set` keys."""
+    format_name = LAYOUT_OF.get(source.format, source.format)
+    keys = _keys(source)
+    settings = {key: _literal(text) for key, text in given.settings.items()}
+    chosen = _family(source, format_name, keys | settings, given)
+    rules = layout(format_name, chosen)
+    keys, canonical = _split_settings(settings, keys, rules)
+    problems: list[Problem] = _neutral(rules, source, settings)
+    ignored, unknown = _classify(rules, source)
+    problems += unknown
+    values, origins = _read(rules, keys, source.metadata_at, settings)
+    if given.config is not None:
+        base, base_origins = _from_config(given, chosen)
+        origins = {**{k: f"{o}; overrides {values[k]!r} ({origins[k]})" if k in values and values[k] != base[k] else o
+                      for k, o in base_origins.items()},
+                   **{k: o for k, o in origins.items() if k not in base}}  # fmt: skip
+        values = {**values, **base}
+    for field, value in canonical.items():
+        values[field], origins[field] = value, "--set"
+    problems += _missing(values, rules, source)
+    if problems:
+        raise ConfigError(problems)
+    config, problems = _build(chosen, values)
+    if config is None or problems:
+        raise ConfigError([replace(p, cause=p.cause or origins.get(p.where, "")) for p in problems])
+    misfits = chosen.misfits(config)
+    if misfits:
+        raise ConfigError([
+            replace(p, cause=f"{p.where} is from {origins.get(p.where, 'the default')}",
+                    fix="give another --family, or --set the field if the checkpoint says it wrong")
+            for p in misfits
+        ])  # fmt: skip
+    for field in FIELDS:
+        origins.setdefault(field, "default")
+    origins["family"] = "--family" if given.family else f"derived from {source.metadata_at or given.config_at}"
+    variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
+    return Reading(chosen, Described(config, origins, ignored), {**config.as_dict(), **variables})
+
+
+def _keys(source: Source) -> dict[str, Any]:
+    return {
+        **source.metadata,
+        "tensors": frozenset(name for _, name in source.tensors),
+        "shapes": {name: tensor.shape for (_, name), tensor in source.tensors.items()},
+    }
+
+
+def _literal(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
+    if given.family is not None:
+        return family(given.family)
+    if given.config is not None:
+        format_name, keys = "hf", dict(given.config)
+    found = []
+    for candidate in families().values():
+        text = candidate.sections.get(format_name, {}).get("when")
+        if text is None and format_name == "megatron_rank":
+            text = candidate.sections.get("megatron", {}).get("when")
+        if text is None:
+            continue
+        try:
+            if Expression(text, candidate.name).evaluate(_Lenient(keys)):
+                found.append(candidate)
+        except (TypeError, ArithmeticError, KeyError):
+            continue
+    if len(found) == 1:
+        return found[0]
+    telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type", "num_experts",
+               "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
+    seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
+    where = given.config_at or source.metadata_at or str(source.root)
+    if not source.metadata and given.config is None:
+        raise ConfigError(
+            "the checkpoint carries no configuration",
+            where=str(source.root),
+            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
+        )
+    if not found:
+        raise ConfigError(
+            "no family that crossdock knows fits this model",
+            where=where,
+            expected=", ".join(families()),
+            got=seen or "nothing telling",
+            fix="name it with --family if it is one of these under another name",
+        )
+    raise ConfigError(f"several families fit: {', '.join(f.name for f in found)}", where=where, got=seen, fix="choose: --family")
+
+
+def _split_settings(
+    settings: Mapping[str, Any], keys: dict[str, Any], rules: Layout
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    readable = {name for group in rules.read.values() for expr in group for name in expr.names}
+    readable |= {name for expr in rules.variables.values() for name in expr.names}
+    canonical, problems = {}, []
+    for key, value in settings.items():
+        if key in FIELDS and key != "family":
+            canonical[key] = value
+        elif key in readable or key in keys:
+            keys = {**keys, key: value}
+        else:
+            near = difflib.get_close_matches(key, [*FIELDS, *readable], 3)
+            problems.append(Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows"))
+    if problems:
+        raise UsageError(problems)
+    return keys, canonical
+
+
+def _read(
+    rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field, alternatives in rules.read.items():
+        for expr in alternatives:
+            if not expr.names <= keys.keys():
+                continue
+            try:
+                value = expr.evaluate(keys)
+            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError):
+                continue
+            if value is None:
+                continue
+            values[field] = value
+            named = ", ".join(sorted(expr.names - {"tensors", "shapes"}))
+            if not named:
+                origins[field] = "the stored tensors" if expr.names else f"the format ({rules.format})"
+            elif expr.names & settings.keys():
+                origins[field] = f"--set {named}"
+            else:
+                origins[field] = f"{named} in {where}"
+            break
+    return values, origins
+
+
+def _from_config(given: Given, chosen: Family) -> tuple[dict[str, Any], dict[str, str]]:
+    assert given.config is not None
+    rules = layout("hf", chosen)
+    keys = {**given.config, "tensors": frozenset(), "shapes": {}}
+    return _read(rules, keys, given.config_at, {})
+
+
+def _known(rules: Layout) -> set[str]:
+    groups = [*rules.read.values(), tuple(rules.variables.values())]
+    return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
+
+
+def _classify(rules: Layout, source: Source) -> tuple[dict[str, str], list[Problem]]:
+    known, ignored, problems = _known(rules), {}, []
+    selecting = {
+        name for candidate in families().values() for section in candidate.sections.values()
+        if "when" in section for name in Expression(section["when"]).names
+    }  # fmt: skip
+    for key, value in source.metadata.items():
+        if key in known:
+            continue
+        reason = rules.ignored.get(key) or next(
+            (why for glob, why in rules.ignored.items() if fnmatch.fnmatchcase(key, glob)), None
+        )
+        if reason is not None:
+            ignored[key] = reason
+        elif key in selecting:
+            ignored[key] = "names the family"
+        elif value in (None, False, 0, "", "none") or value == [] or value == {} or value == ():
+            ignored[key] = "not set"
+        elif any(word in key.lower() for word in _TELLING):
+            problems.append(
+                Problem(
+                    f"unknown key {key!r} = {_short(value)} may change what the model computes",
+                    where=source.metadata_at,
+                    cause="a newer version of the training program, or a feature that crossdock does not know",
+                    fix=f"if it does not matter here: --set {key}=None",
+                )
+            )
+        else:
+            ignored[key] = "unknown; its name does not suggest that it changes the computation"
+    return ignored, problems
+
+
+def _neutral(rules: Layout, source: Source, settings: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for key, allowed in rules.neutral.items():
+        value = settings.get(key, source.metadata.get(key))
+        if value is not None and value not in allowed:
+            problems.append(
+                Problem(
+                    f"{key} = {_short(value)} changes the model in a way that crossdock does not carry over",
+                    where=source.metadata_at,
+                    expected=" or ".join(repr(a) for a in allowed) or "not set",
+                    got=_short(value),
+                )
+            )
+    return problems
+
+
+def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
+    return [
+        Problem(
+            f"{field} is not known",
+            where=source.metadata_at or str(source.root),
+            expected=" or ".join(expr.text for expr in rules.read.get(field, ())) or "a value",
+            fix=f"--set {field}=VALUE, or --config with the model's Hugging Face config.json",
+        )
+        for field in REQUIRED
+        if field not in values and field != "family"
+    ]
+
+
+_KINDS = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items()}
+
+
+def _build(chosen: Family, values: Mapping[str, Any]) -> tuple[ModelConfig | None, list[Problem]]:
+    clean: dict[str, Any] = {}
+    problems = []
+    for field, value in values.items():
+        if field not in FIELDS:
+            raise ConfigError(f"a layout reads {field!r}, which is no field of the configuration")
+        try:
+            clean[field] = _coerced(_KINDS[field], value)
+        except (TypeError, ValueError):
+            problems.append(Problem("wrong kind of value", where=field, expected=str(_KINDS[field]), got=_short(value)))
+    if problems:
+        return None, problems
+    config = ModelConfig(**{**DEFAULTS, **clean, "family": chosen.name})
+    for field in REQUIRED:
+        value = getattr(config, field)
+        if isinstance(value, int) and not 0 < value < _MOST:
+            problems.append(Problem("not a size that a model can have", where=field, got=str(value)))
+    if config.num_hidden_layers > 100_000:
+        problems.append(Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers)))
+    if not problems and config.num_attention_heads % config.num_key_value_heads:
+        problems.append(
+            Problem(
+                "query heads are not a multiple of KV heads",
+                where="num_key_value_heads",
+                got=f"{config.num_attention_heads} heads over {config.num_key_value_heads}",
+            )
+        )
+    if any(not 0 <= i < config.num_hidden_layers for i in config.moe_layers):
+        problems.append(Problem("layers outside the model", where="moe_layers", got=_short(config.moe_layers)))
+    return config, problems
+
+
+def _coerced(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool) or value in (0, 1):
+            return bool(value)
+        raise TypeError
+    if kind is int:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError
+        return value
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        return float(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    if isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def _number(expr: Expression, keys: Mapping[str, Any], name: str) -> Any:
+    try:
+        return expr.evaluate(_Lenient(keys))
+    except (TypeError, ArithmeticError, KeyError) as error:
+        raise ConfigError(f"variable {name} = {expr.text} has no value: {error}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,269 @@
+"""Making a plan: for every tensor of the target, the boxes that fill it. Reads no tensor data and writes nothing.
+
+Everything that can be known to be wrong before copying is raised here, all at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import encoded_size
+from crossdock.errors import PlanError, Problem, UsageError
+from crossdock.formats.stored import Source
+from crossdock.formats.target import Request, Target, Wanted
+from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
+from crossdock.layout.rules import Layout, layout
+from crossdock.model.config import Described, ModelConfig
+from crossdock.model.families import Family
+from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
+from crossdock.planning.resolve import Provision, Resolved
+from crossdock.planning.sources import Extents, moves_for
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A source with its meaning: family, configuration, and where each canonical tensor lies. Headers only were read."""
+
+    source: Source
+    family: Family
+    described: Described
+    variables: Mapping[str, Any]
+    rules: Layout
+    resolved: Resolved
+
+    @property
+    def config(self) -> ModelConfig:
+        """The canonical configuration."""
+        return self.described.config
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Stored names that are left out, and why."""
+        return self.resolved.unread
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A target container with what fills it."""
+
+    wanted: Wanted
+    moves: tuple[Move, ...]
+    add: float
+    zeros: int
+    of: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
+    """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
+    family, config = checkpoint.family, checkpoint.config
+    rules = layout(target.layout, family)
+    _check_fits(rules, config, target, family)
+    sizes = family.sizes(config)
+    present = family.present(config)
+    layers = {n: ls for n in present if (ls := family.layers_of(family.tensors[n], config)) is not None}
+    geometry = Geometry(sizes, {}, {}, layers)
+    variables = {**config.as_dict(), **{k: v.evaluate({}) for k, v in rules.variables.items() if not v.names}}
+    wanted, problems = _wanted(rules, geometry, present, variables)
+    problems += _unplaced(wanted, family, config, sizes, target)
+    extents = Extents()
+    filled: list[_Filled] = []
+    notices: list[str] = []
+    for container in wanted:
+        one = _fill(extents, checkpoint.resolved, container, rules, variables, problems)
+        if one is not None:
+            encoding = target.encoding(one.wanted, request, rules)
+            if encoding.notice:
+                notices.append(encoding.notice)
+            filled.append(replace(one, wanted=one.wanted._replace(dtype=encoding.dtype)))
+    if problems:
+        raise PlanError(problems)
+    computed = list(target.computed(config))
+    tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
+    written = _written(rules, variables, tensors)
+    assembled = target.assemble(tensors, config, written, request)
+    planned = [
+        TargetTensor(
+            one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
+            zeros=one.zeros, of=one.of, sources=one.sources,
+        )
+        for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
+    ]  # fmt: skip
+    planned += [
+        TargetTensor(tensor.name, *place, len(data), tensor.shape, tensor.dtype, (), data=data)
+        for (tensor, data), place in zip(computed, assembled.places[len(filled) :], strict=True)
+    ]
+    twins = tuple(_twin(extents, checkpoint, provision, like) for provision, like in checkpoint.resolved.twins)
+    return Plan(
+        source_format=checkpoint.source.format,
+        source_root=checkpoint.source.root,
+        target_format=target.name,
+        single_file=target.single_file,
+        sources=checkpoint.source.files,
+        extents=tuple(extents.planned),
+        files=assembled.files,
+        tensors=tuple(planned),
+        described=checkpoint.described,
+        twins=twins,
+        warnings=(*checkpoint.resolved.notices, *_grouped(notices), *assembled.warnings),
+        ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
+        settings={"dtype": request.dtype, "quantize": request.quantize},
+    )
+
+
+def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Family) -> None:
+    problems = [
+        Problem(
+            f"{target.name} cannot express this {family.name} model",
+            where=name,
+            expected=" or ".join(map(repr, allowed)),
+            got=repr(getattr(config, name)),
+            cause=rules.fits_reason.get(name, ""),
+        )
+        for name, allowed in rules.fits.items()
+        if getattr(config, name) not in allowed
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def _wanted(
+    rules: Layout, geometry: Geometry, present: Mapping[str, Any], variables: Mapping[str, Any]
+) -> tuple[list[Container], list[Problem]]:
+    """Every container of the target: what lies outside the layers first, then layer by layer."""
+    keyed: list[tuple[tuple[int, int], Container]] = []
+    problems: list[Problem] = []
+    for number, rule in enumerate(rules.rules):
+        if not all(name in present for name in rule.tensors):
+            continue
+        if rule.when is not None and not rule.when.evaluate(variables):
+            continue
+        try:
+            for container in containers(rule, rule.patterns[0], geometry):
+                layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
+                keyed.append(((layer, number), container))
+        except PlanError as error:
+            problems.extend(error.problems)
+    keyed.sort(key=lambda item: item[0])
+    names = [(container.part, container.name) for _, container in keyed]
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})[:5]
+        problems.append(Problem(f"the {rules.format} layout writes {', '.join(n for _, n in twice)} twice"))
+    return [container for _, container in keyed], problems
+
+
+def _unplaced(
+    wanted: Sequence[Container], family: Family, config: ModelConfig, sizes: Mapping[str, int], target: Target
+) -> list[Problem]:
+    placed: dict[str, int] = {}
+    for container in wanted:
+        for lens in container.lenses:
+            placed[lens.tensor] = placed.get(lens.tensor, 0) + lens.volume
+    problems = []
+    for name, decl in family.present(config).items():
+        in_layers = family.layers_of(decl, config)
+        want = math.prod(sizes[a] for a in decl.axes if a != "layer") * (1 if in_layers is None else len(in_layers))
+        if placed.get(name, 0) != want:
+            problems.append(
+                Problem(
+                    f"{target.name} has no place for {name} of this {family.name} model"
+                    if not placed.get(name)
+                    else f"the {target.name} layout does not place {name} exactly once",
+                    expected=f"{want} elements",
+                    got=str(placed.get(name, 0)),
+                    cause="the target's loader does not know such a tensor for this family",
+                )
+            )
+    return problems
+
+
+def _fill(
+    extents: Extents,
+    resolved: Resolved,
+    container: Container,
+    rules: Layout,
+    variables: Mapping[str, Any],
+    problems: list[Problem],
+) -> _Filled | None:
+    moves: list[Move] = []
+    used: list[Provision] = []
+    complete = True
+    for lens in container.lenses:
+        found, count, provisions = moves_for(extents, resolved, lens.tensor, lens, container.shape)
+        if count != lens.volume:
+            complete = False
+            problems.append(
+                Problem(
+                    f"the source provides {count} of {lens.volume} elements of {lens.tensor}", where=container.name
+                )
+            )
+        moves += found
+        used += provisions
+    if not complete:
+        return None
+    offset = float(container.rule.offset.evaluate(variables)) if container.rule.offset is not None else 0.0
+    adds = {offset - provision.offset for provision in used}
+    dtypes = {provision.stored.dtype for provision in used}
+    if len(adds) != 1:
+        problems.append(Problem("its parts are stored with different offsets", where=container.name))
+        return None
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    names = tuple(dict.fromkeys(_name(provision) for provision in used))
+    of = tuple(lens.tensor for lens in container.lenses)
+    zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
+    moves.sort(key=lambda move: move.dst)
+    return _Filled(Wanted(container.name, container.shape, dtype), tuple(moves), adds.pop(), zeros, of, names)
+
+
+def _name(provision: Provision) -> str:
+    stored = provision.stored
+    return f"{stored.part}/{stored.name}" if stored.part else stored.name
+
+
+def _size(tensor: Wanted) -> int:
+    return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
+
+
+def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Wanted]) -> dict[str, tuple[str, Any]]:
+    weights: dict[str, int] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1:
+            weights[tensor.dtype] = weights.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    values = {**variables, "dtype": max(weights, key=lambda name: weights[name], default="float32")}
+    out: dict[str, tuple[str, Any]] = {}
+    for entry in rules.write:
+        try:
+            if entry.when is None or entry.when.evaluate(values):
+                out[entry.key] = (entry.kind, entry.value.evaluate(values))
+        except (KeyError, TypeError, ArithmeticError) as error:
+            raise UsageError(
+                f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
+            ) from None
+    return out
+
+
+def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: str) -> Twin:
+    """Compare what `provision` holds with the same box of canonical tensor `like`."""
+    shape = tuple(p.high - p.low for p in provision.lens.axes)
+    flat = tuple(
+        Placement(p.axis, dim, 1, p.low, p.high) for dim, p in enumerate(provision.lens.axes)
+    )
+    lens = Lens(like, flat, (0,) * len(shape))
+    other, _, used = moves_for(extents, checkpoint.resolved, like, lens, shape)
+    alone = Resolved({like: {(None, None): (provision,)}}, (), {})
+    one, _, _ = moves_for(extents, alone, like, lens, shape)
+    return Twin(
+        _name(provision), " and ".join(dict.fromkeys(map(_name, used))), math.prod(shape), tuple(one), tuple(other)
+    )
+
+
+def _grouped(notices: Sequence[str]) -> list[str]:
+    """Equal sentences once, with how often."""
+    counts: dict[str, int] = {}
+    for notice in notices:
+        counts[notice] = counts.get(notice, 0) + 1
+    return [notice if count == 1 else f"{notice} ({count} tensors)" for notice, count in counts.items()]

@@ -1,0 +1,277 @@
+"""Which stored tensor holds which part of which canonical tensor: a source's containers found, checked and indexed.
+
+Every stored tensor must be read by a rule or skipped for a stated reason; every canonical tensor must be provided
+exactly once, copies aside. Reads no bytes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crossdock.errors import PlanError, Problem
+from crossdock.formats.stored import Source, StoredTensor
+from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
+from crossdock.layout.rules import Layout, Rule
+from crossdock.model.config import Described
+from crossdock.model.families import Family
+
+Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
+
+
+@dataclass(frozen=True, slots=True)
+class Provision:
+    """A lens on a stored tensor; `offset`: stored value minus canonical value."""
+
+    lens: Lens
+    stored: StoredTensor
+    offset: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Where a source keeps the canonical tensors.
+
+    provisions  canonical tensor -> (layer, expert) -> lenses, copies left out
+    twins       stored tensors that must equal a canonical one: (stored, its lens, canonical name)
+    unread      stored names that are left out -> reason
+    padding     canonical axis -> elements beyond the model's that the source stores
+    """
+
+    provisions: Mapping[str, Mapping[Key, tuple[Provision, ...]]]
+    twins: tuple[tuple[Provision, str], ...]
+    unread: Mapping[str, str]
+    padding: Mapping[str, int] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+def resolve(source: Source, chosen: Family, described: Described, rules: Layout, variables: Mapping[str, Any]) -> Resolved:
+    """Match `source` against `rules`. Raises PlanError with everything that does not fit."""
+    config = described.config
+    sizes = chosen.sizes(config)
+    present = chosen.present(config)
+    layers = {n: ls for n, d in chosen.tensors.items() if (ls := chosen.layers_of(d, config)) is not None}
+    geometry = Geometry(sizes, source.ranks, source.partitions, layers)
+    problems: list[Problem] = []
+    found: dict[str, dict[Key, dict[tuple[Placement, ...], Provision]]] = {}
+    twins: list[tuple[Provision, str]] = []
+    read: set[tuple[str, str]] = set()
+    padding: dict[str, int] = {}
+    for rule in rules.rules:
+        same = {name: chosen.tensors[name].same_as for name in rule.tensors if name not in present}
+        if any(not other or other not in present for other in same.values()):
+            continue
+        if rule.when is not None and not rule.when.evaluate(variables):
+            continue
+        needed = {a.axis for p in rule.patterns for part in (p.parts or ("",)) for a in p.atoms(part)}
+        if not needed <= geometry.sizes.keys():
+            sized = {**sizes, **_more_sizes(chosen, described, needed - sizes.keys())}
+            geometry = replace(geometry, sizes=sized)
+        offset = float(rule.offset.evaluate(variables)) if rule.offset is not None else 0.0
+        for container, stored in _stored(rule, geometry, source, rules.padded, padding, problems, described):
+            read.add((stored.part, stored.name))
+            for lens in container.lenses:
+                provision = Provision(lens, stored, offset)
+                if same.get(lens.tensor):
+                    twins.append((provision, same[lens.tensor]))
+                    continue
+                key = _key(lens)
+                box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
+                found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
+    unread, dropped = _unread(source, rules, read)
+    problems += dropped
+    problems += _incomplete(found, chosen, described, sizes, rules, bool(source.tensors))
+    if problems:
+        raise PlanError(problems)
+    provisions = {
+        name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()
+    }
+    notices = tuple(
+        f"{axis}: {extra} padding rows of the source are left out (stored {sizes[axis] + extra}, true {sizes[axis]})"
+        for axis, extra in padding.items()
+    )
+    return Resolved(provisions, tuple(twins), unread, padding, notices)
+
+
+def _more_sizes(chosen: Family, described: Described, axes: set[str]) -> dict[str, int]:
+    values = described.config.as_dict()
+    return {axis: chosen.axes[axis].evaluate(values) for axis in axes}
+
+
+def _key(lens: Lens) -> Key:
+    single = {p.axis: p.low for p in lens.axes if p.axis in ("layer", "expert") and p.high - p.low == 1}
+    return single.get("layer"), single.get("expert")
+
+
+def _stored(
+    rule: Rule,
+    geometry: Geometry,
+    source: Source,
+    padded: frozenset[str],
+    padding: dict[str, int],
+    problems: list[Problem],
+    described: Described,
+) -> list[tuple[Container, StoredTensor]]:
+    out = []
+    for pattern in rule.patterns:
+        try:
+            wanted = list(containers(rule, pattern, geometry))
+        except PlanError as error:
+            problems.extend(error.problems)
+            continue
+        grown: Geometry | None = None
+        regrown: dict[tuple[str, str], Container] = {}
+        for container in wanted:
+            stored = source.tensors.get((container.part, container.name))
+            if stored is None:
+                continue
+            if stored.shape != container.shape:
+                if grown is None:
+                    grown = _grown(container, stored, geometry, padded)
+                    if grown is not None:
+                        regrown = {(c.part, c.name): c for c in containers(rule, pattern, grown)}
+                bigger = regrown.get((container.part, container.name))
+                if grown is None or bigger is None or bigger.shape != stored.shape:
+                    problems.append(_misshapen(container, stored, described))
+                    continue
+                axis = next(a for a in padded if grown.sizes.get(a) != geometry.sizes.get(a))
+                padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
+                clipped = _clipped(bigger, axis, geometry.sizes[axis])
+                out.append((clipped, stored))
+                continue
+            out.append((container, stored))
+    return out
+
+
+def _grown(container: Container, stored: StoredTensor, geometry: Geometry, padded: frozenset[str]) -> Geometry | None:
+    """The geometry in which a padded axis is as long as this source stores it, if that is what differs."""
+    if len(stored.shape) != len(container.shape):
+        return None
+    differ = [d for d, (a, b) in enumerate(zip(container.shape, stored.shape, strict=True)) if a != b]
+    if len(differ) != 1:
+        return None
+    for p in container.lenses[0].axes:
+        alone = [q for q in container.lenses[0].axes if q.dim == p.dim] == [p]
+        if p.axis in padded and p.dim == differ[0] and alone:
+            pieces = max(1, round(geometry.sizes[p.axis] / max(1, p.high - p.low)))
+            whole = stored.shape[p.dim] * pieces
+            if whole > geometry.sizes[p.axis]:
+                return replace(geometry, sizes={**geometry.sizes, p.axis: whole})
+    return None
+
+
+def _clipped(container: Container, axis: str, size: int) -> Container:
+    lenses = []
+    for lens in container.lenses:
+        axes = tuple(replace(p, high=min(p.high, size)) if p.axis == axis else p for p in lens.axes)
+        if all(p.low < p.high for p in axes):
+            lenses.append(replace(lens, axes=axes))
+    return replace(container, lenses=tuple(lenses))
+
+
+def _misshapen(container: Container, stored: StoredTensor, described: Described) -> Problem:
+    config, origins = described.config, described.origins
+    telling = [
+        f"{name}={getattr(config, name)} ({origins.get(name, 'default')})"
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+                     "vocab_size", "num_experts", "moe_intermediate_size")
+        if getattr(config, name)
+    ]  # fmt: skip
+    pattern = container.rule.patterns[0].text.partition(" : ")[2]
+    return Problem(
+        f"the shape does not fit {' and '.join(container.rule.tensors)} = {pattern}",
+        where=f"{stored.part}/{stored.name}" if stored.part else stored.name,
+        expected=str(list(container.shape)),
+        got=str(list(stored.shape)),
+        cause="one of these is wrong: " + ", ".join(telling),
+        fix="correct it with --set FIELD=VALUE or --config",
+    )
+
+
+def _unread(source: Source, rules: Layout, read: set[tuple[str, str]]) -> tuple[dict[str, str], list[Problem]]:
+    unread: dict[str, str] = dict(source.skipped)
+    dropped: list[str] = []
+    for part, name in source.tensors:
+        if (part, name) in read:
+            continue
+        reason = next((why for glob, why in rules.skip.items() if fnmatch.fnmatchcase(name, glob)), None)
+        if reason is None:
+            dropped.append(f"{part}/{name}" if part else name)
+        else:
+            unread[name] = reason
+    problems = [
+        Problem(
+            "nothing reads this tensor, so the result would lack it [tensor-dropped]",
+            where=name,
+            got=_shape_text(source, name),
+            cause="another family, a feature that the family does not have, or an adapter that was not merged",
+            fix="is --family right? inspect shows what the configuration says",
+        )
+        for name in dropped[:20]
+    ]
+    if len(dropped) > 20:
+        problems.append(Problem(f"and {len(dropped) - 20} more tensors that nothing reads"))
+    return unread, problems
+
+
+def _shape_text(source: Source, name: str) -> str:
+    stored = source.tensors.get(("", name))
+    return "" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+
+
+def _incomplete(
+    found: Mapping[str, Mapping[Key, Mapping[tuple[Placement, ...], Provision]]],
+    chosen: Family,
+    described: Described,
+    sizes: Mapping[str, int],
+    rules: Layout,
+    any_tensor: bool,
+) -> list[Problem]:
+    problems = []
+    for name, decl in chosen.present(described.config).items():
+        in_layers = chosen.layers_of(decl, described.config)
+        per_layer = math.prod(sizes[a] for a in decl.axes if a != "layer")
+        want = per_layer * (1 if in_layers is None else len(in_layers))
+        have = sum(p.lens.volume for boxes in found.get(name, {}).values() for p in boxes.values())
+        if have == want:
+            continue
+        names = [p.text.partition(" : ")[0] for r in rules.rules if name in r.tensors for p in r.patterns]
+        if not names:
+            problems.append(Problem(f"the {rules.format} layout has no place for {name} of family {chosen.name}"))
+        elif have == 0:
+            hint = " or --set tie_word_embeddings=true" if name == "head" else ""
+            problems.append(
+                Problem(
+                    f"{name} is missing",
+                    expected=" or ".join(names[:3]),
+                    cause="a file of the checkpoint is missing, or the configuration asks for what it does not have",
+                    fix=f"complete the checkpoint, or correct the configuration with --family{hint}",
+                )
+            )
+        else:
+            lacking = _lacking_layers(found[name], in_layers, per_layer)
+            problems.append(
+                Problem(
+                    f"{name} is {'incomplete' if have < want else 'provided more than once'}{lacking}",
+                    expected=f"{want} elements",
+                    got=f"{have} in {', '.join(names[:2])}",
+                    cause="a rank file or shard is missing" if have < want else "two names for one tensor, both present",
+                )
+            )
+    return problems
+
+
+def _lacking_layers(
+    by_key: Mapping[Key, Mapping[tuple[Placement, ...], Provision]], in_layers: tuple[int, ...] | None, per_layer: int
+) -> str:
+    if in_layers is None or any(layer is None for layer, _ in by_key):
+        return ""
+    have = dict.fromkeys(in_layers, 0)
+    for (layer, _), boxes in by_key.items():
+        if layer in have:
+            have[layer] += sum(p.lens.volume for p in boxes.values())
+    lacking = [str(layer) for layer, count in have.items() if count != per_layer]
+    return f" in layers {', '.join(lacking[:8])}{'...' if len(lacking) > 8 else ''}" if lacking else ""

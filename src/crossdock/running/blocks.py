@@ -1,0 +1,110 @@
+"""One target tensor as a stream of encoded blocks, in order, within one worker's share of the memory.
+
+`run` writes the blocks, `verify` compares them: the same replay with another sink.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.census import Census, count
+from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
+from crossdock.codecs.conversion import Workspace, convert
+from crossdock.errors import MemoryPlanError
+from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.running.reader import Gatherer, Reader, units_for
+
+LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
+SMALLEST = 64 << 10
+_BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the codec
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Encoded bytes at `offset` of the tensor's data; `raw` is what was gathered for them, in codec `source`."""
+
+    offset: int
+    encoded: Bytes
+    raw: Bytes
+    source: Codec
+    census: Census
+
+
+class Share:
+    """One worker's memory: buffers that are reused for every block. Never shared between threads."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.block = min(LARGEST, nbytes // _BUFFERS // 4096 * 4096)
+        self.gathered = np.empty(self.block, np.uint8)
+        self.encoded = np.empty(self.block, np.uint8)
+        self.hull = np.empty(min(4 * LARGEST, max(self.block, nbytes - 5 * self.block)), np.uint8)
+        self.workspace = Workspace()
+        self._values: Values = np.empty(0, np.float32)
+
+    def values(self, elements: int) -> Values:
+        """Room for float32 values."""
+        if self._values.size < elements:
+            self._values = np.empty(elements, np.float32)
+        return self._values[:elements]
+
+
+def share_of(memory: int, workers: int) -> int:
+    """Bytes for each worker. Raises MemoryPlanError when a block does not fit."""
+    share = memory // workers
+    need = _BUFFERS * SMALLEST
+    if share < need:
+        most = max(1, memory // need)
+        raise MemoryPlanError(
+            f"one block needs {need >> 10} KiB, --memory is {memory >> 10} KiB over {workers} workers",
+            fix=f"use --memory {-(-need * workers >> 20)}MiB" + (f" or --workers {most}" if memory >= need else ""),
+        )
+    return share
+
+
+def blocks(
+    plan: Plan, tensor: TargetTensor, reader: Reader, share: Share, compiled: bool | None = False
+) -> Iterator[Block]:
+    """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for."""
+    target = codecs.get(tensor.dtype)
+    if tensor.data is not None:
+        data: NDArray[np.uint8] = np.frombuffer(tensor.data, np.uint8)
+        yield Block(0, data, data, target, count(data, target))
+        return
+    elements = math.prod(tensor.shape)
+    if not tensor.moves:
+        return
+    units, name = units_for(plan, tensor.moves)
+    source = codecs.get(name)
+    adding = tensor.add != 0.0
+    convert_all = convert(source, target, compiled)
+    to_values = convert(source, codecs.get("float32"))
+    from_values = convert(codecs.get("float32"), target, compiled)
+    whole = math.lcm(source.block, target.block)
+    widest = max(source.block_bytes / source.block, target.block_bytes / target.block, 4 if adding else 0)
+    per_block = max(1, int(share.block / widest) // whole) * whole
+    gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull)
+    for start in range(0, elements, per_block):
+        stop = min(elements, start + per_block)
+        raw = share.gathered[: encoded_size(source, stop - start)]
+        if tensor.zeros:
+            raw[:] = 0
+        gatherer.fill(start // units.block, stop // units.block, raw.view(units.dtype))
+        if not adding and source.name == target.name:
+            encoded = raw
+        else:
+            encoded = share.encoded[: encoded_size(target, stop - start)]
+            if adding:
+                values = share.values(stop - start)
+                to_values(raw, values.view(np.uint8), share.workspace)
+                values += np.float32(tensor.add)
+                from_values(values.view(np.uint8), encoded, share.workspace)
+            else:
+                convert_all(raw, encoded, share.workspace)
+        census = count(raw, source, None if source.name == target.name else target)
+        yield Block(encoded_size(target, start), encoded, raw, source, census)
