@@ -9,12 +9,13 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from io import TextIOWrapper
+from typing import Any
 
 import click
 
 from crossdock.cli import export, failures, inspect, plan, scan, verify
-from crossdock.cli.sections import examples
+from crossdock.cli.sections import WithExamples, examples
 
 EXAMPLES = examples(
     "crossdock inspect runs/iter_0010000",
@@ -24,7 +25,7 @@ EXAMPLES = examples(
 )
 
 
-class Crossdock(click.Group):
+class Crossdock(WithExamples, click.Group):
     """A group that suggests the nearest command and ends every error as `failures` says."""
 
     def main(
@@ -33,14 +34,16 @@ class Crossdock(click.Group):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        windows_expand_args: bool = True,
         **extra: Any,
-    ) -> NoReturn:
+    ) -> Any:
         """Run the command line `args` (default: that of the process) and exit with its code."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra.setdefault("color", failures.colour())
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # a terminal that cannot show an arrow gets a question mark
+                stream.reconfigure(errors="replace")
         try:
-            code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(arguments, prog_name, complete_var, False, **extra)
             sys.stdout.flush()
         except BrokenPipeError:
             # nobody reads any more; what is still buffered must not fail again when the interpreter ends
@@ -74,6 +77,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.group(
     cls=Crossdock,
     epilog=EXAMPLES,
+    invoke_without_command=True,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -88,12 +92,15 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_version,
     help="Print the version and exit.",
 )
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Deliver trained language-model checkpoints into inference engines.
 
     One pass over the files, bounded memory, no GPU, and a proof that what arrived is what was trained.
     Nothing in a checkpoint is ever executed.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for _command in (inspect.inspect, scan.scan, plan.plan, export.export, verify.verify):

@@ -25,66 +25,75 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 UNITS: Mapping[str, int] = MappingProxyType(
-    {"": 1} | {p: 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}i": 1024**n for n, p in enumerate("kmgt", 1)}
+    {"": 1}
+    | {p: 1000**n for n, p in enumerate("kmgt", 1)}
+    | {f"{p}i": 1024**n for n, p in enumerate("kmgt", 1)}
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
 LARGEST = 1 << 60
 PATH = click.Path(path_type=Path)
 
 
-class Size(click.ParamType):
+def size(text: str) -> int:
     """Bytes: "5GB" is 5 * 10**9, "256MiB" is 256 * 2**20."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = SIZE.fullmatch(value.strip())
-        size = int(float(match[1]) * UNITS[match[2].lower()]) if match and len(value) < 40 else 0
-        if not 0 < size <= LARGEST:
-            self.fail(f"{value!r} is not a size; write it like 5GB, 500MB or 2GiB", param, ctx)
-        return size
+    match = SIZE.fullmatch(text.strip()) if len(text) < 40 else None
+    out = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
+    if not 0 < out <= LARGEST:
+        raise click.BadParameter(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
+    return out
 
 
-class Dtype(click.ParamType):
-    """A dtype or quantisation under any of its usual names, as its canonical name; `also` is kept as it is."""
-
-    name = "dtype"
-
-    def __init__(self, *also: str) -> None:
-        self.also = also
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value in self.also:
-            return str(value)
-        from crossdock.codecs.registry import canonical_name
-
-        try:
-            return canonical_name(value)
-        except UsageError as error:
-            problem = error.problems[0]
-            self.fail(f"{problem.what}, expected {problem.expected}", param, ctx)
+def whole(text: str) -> int:
+    """A number without sign."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise click.BadParameter(f"{text!r} is not a whole number")
+    return int(text)
 
 
-class Format(click.ParamType):
-    """The name of a format that is read, or with `written=True` of one that is written."""
+def positive(text: str) -> int:
+    """A number of at least one."""
+    if number := whole(text):
+        return number
+    raise click.BadParameter("it must be at least 1")
 
-    name = "format"
 
-    def __init__(self, *, written: bool = False) -> None:
-        self.written = written
+def dtype(text: str) -> str:
+    """A dtype or quantisation under any of its usual names, as its canonical name."""
+    from crossdock.codecs.registry import canonical_name
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from crossdock.formats import registry
+    try:
+        return canonical_name(text)
+    except UsageError as error:
+        problem = error.problems[0]
+        raise click.BadParameter(f"{problem.what}, expected {problem.expected}") from None
 
-        known = registry.targets() if self.written else registry.names()
-        name = str(value).lower()
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-            self.fail(f"crossdock {'writes' if self.written else 'reads'} no format {value!r}; {hint}", param, ctx)
+
+def dtype_or_auto(text: str) -> str:
+    """As `dtype`, or "auto"."""
+    return text if text == "auto" else dtype(text)
+
+
+def source_format(text: str) -> str:
+    """A format that is read."""
+    from crossdock.formats import registry
+
+    return _one_of(text, registry.names(), "reads")
+
+
+def target_format(text: str) -> str:
+    """A format that is written."""
+    from crossdock.formats import registry
+
+    return _one_of(text, registry.targets(), "writes")
+
+
+def _one_of(text: str, known: Sequence[str], verb: str) -> str:
+    name = text.lower()
+    if name in known:
         return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +165,10 @@ tokenizer_option = click.option(
 )
 
 _SOURCE = (
-    click.option("--format", type=Format(), metavar="NAME", help="Format of the source.  [default: found out]"),
-    click.option("--iteration", type=click.IntRange(0), metavar="N", help="Iteration to take.  [default: latest]"),
+    click.option(
+        "--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"
+    ),
+    click.option("--iteration", type=whole, metavar="N", help="Iteration to take.  [default: latest]"),
     click.option("--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"),
     click.option("--config", type=PATH, metavar="PATH", help="A config.json for a source that has none."),
     click.option(
@@ -170,10 +181,10 @@ _SOURCE = (
 )
 
 _TARGET = (
-    click.option("--to", required=True, type=Format(written=True), metavar="FORMAT", help="gguf or hf."),
+    click.option("--to", required=True, type=target_format, metavar="FORMAT", help="gguf or hf."),
     click.option(
         "--dtype",
-        type=Dtype("auto"),
+        type=dtype_or_auto,
         default="auto",
         show_default=True,
         metavar="NAME",
@@ -182,15 +193,17 @@ _TARGET = (
     click.option(
         "-q",
         "--quantize",
-        type=Dtype(),
+        type=dtype,
         metavar="NAME",
         help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf).",
     ),
     tokenizer_option,
-    click.option("--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"),
+    click.option(
+        "--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"
+    ),
     click.option(
         "--max-shard-size",
-        type=Size(),
+        type=size,
         default="5GB",
         show_default=True,
         metavar="SIZE",
@@ -201,13 +214,13 @@ _TARGET = (
 _RUNNING = (
     click.option(
         "--memory",
-        type=Size(),
+        type=size,
         default="256MiB",
         show_default=True,
         metavar="SIZE",
         help="Memory for all workers together, whatever the model's size.",
     ),
-    click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads.  [default: one per core]"),
+    click.option("--workers", type=positive, metavar="N", help="Threads.  [default: one per core]"),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

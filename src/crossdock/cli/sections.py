@@ -12,26 +12,32 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Target": ("to", "output", "dtype", "quantize", "tokenizer", "pre_tokenizer", "max_shard_size"),
         "Source": ("against", "format", "iteration", "family", "config", "set"),
         "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
-        "Output": ("tensors", "save", "as_json", "no_progress"),
+        "Output": ("tensors", "save", "as_json", "no_progress", "help"),
     }
 )
 
 
-class Sectioned(click.Command):
-    """A command whose help lists its options under `HEADINGS`; the others under "Options"."""
+class WithExamples(click.Command):
+    """A command whose epilog is printed as it is, without wrapping or indentation."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(f"\n{self.epilog}\n")
+
+
+class Sectioned(WithExamples):
+    """A command whose help lists its options under `HEADINGS`, in aligned columns."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        left = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {one.name: record for one in options if (record := one.get_help_record(ctx))}
+        width = max(len(left) for left, _ in records.values())
         for heading, names in HEADINGS.items():
-            records = [record for name in names if (record := left.pop(name, None))]
-            if records:
+            rows = [(f"{records[name][0]:{width}}", records[name][1]) for name in names if name in records]
+            if rows:
                 with formatter.section(heading):
-                    formatter.write_dl(records, col_max=26)
-        if rest := [record for record in left.values() if record]:
-            with formatter.section("Options"):
-                formatter.write_dl(rest, col_max=26)
+                    formatter.write_dl(rows)
 
 
 def examples(*lines: str) -> str:
-    """An epilog of commands to copy; click leaves a paragraph that starts with \\b as it is."""
-    return "\b\nExamples:\n" + "\n".join(f"  $ {line}" for line in lines)
+    """An epilog of commands to copy."""
+    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)

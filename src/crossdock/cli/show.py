@@ -94,6 +94,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def flush() -> None:
+    """Let what was said appear before what follows on stderr."""
+    sys.stdout.flush()
+
+
 def heading(text: str) -> None:
     """An empty line and a title."""
     click.echo("\n" + click.style(text, bold=True))
@@ -136,7 +141,7 @@ def reasons(items: Mapping[str, str], *, most: int = 6) -> list[tuple[str, str]]
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
@@ -154,7 +159,11 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "tolist"):  # numpy
-        return plain(value.tolist()) if getattr(value, "size", 0) < LONG else f"{value.dtype} array of {value.size}"
+        return (
+            plain(value.tolist())
+            if getattr(value, "size", 0) < LONG
+            else f"{value.dtype} array of {value.size}"
+        )
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     return str(value)

@@ -1,0 +1,167 @@
+"""`crossdock export`: open, plan, run, and say what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossdock.cli import show
+from crossdock.cli.options import (
+    PATH,
+    SourceFlags,
+    TargetFlags,
+    json_option,
+    progress_option,
+    running_options,
+    source_options,
+    target_options,
+)
+from crossdock.cli.plan import show_plan, show_warnings
+from crossdock.cli.progress import watching
+from crossdock.cli.sections import Sectioned, examples
+
+if TYPE_CHECKING:
+    from crossdock import RunReport, TensorResult
+    from crossdock.planning.plan import Plan
+
+MOST = 10  # tensors listed for what was found in them
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=examples(
+        "crossdock export runs/iter_0010000 --to gguf --tokenizer tok/ -o model.gguf",
+        "crossdock export runs/iter_0010000 --to gguf -q q8_0 --tokenizer tok/ -o model-q8_0.gguf",
+        "crossdock export runs/iter_0010000 --to hf --dtype bf16 -o model-hf/",
+        "crossdock export model-hf/ --to gguf -o model.gguf --memory 1GiB --workers 8",
+    ),
+)
+@click.argument("src", type=PATH)
+@target_options
+@click.option("-o", "--output", type=PATH, metavar="OUT", help="File (gguf) or folder (hf) to write.")
+@source_options
+@running_options
+@click.option("-f", "--force", is_flag=True, help="Replace OUT, once the new one is whole.")
+@click.option(
+    "--hash",
+    type=click.Choice(["xxh3", "sha256"]),
+    default="xxh3",
+    show_default=True,
+    metavar="NAME",
+    help="xxh3 or sha256: hash of each tensor in the manifest.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["nonfinite", "overflow"]),
+    multiple=True,
+    metavar="WHAT",
+    help="Fail on nonfinite (NaN, Inf) or on overflow of the target's type.  [repeatable]",
+)
+@click.option("--dry-run", is_flag=True, help="Only plan: the same as `crossdock plan`.")
+@json_option
+@progress_option
+def export(
+    src: Path,
+    target: TargetFlags,
+    output: Path | None,
+    source: SourceFlags,
+    memory: int,
+    workers: int | None,
+    force: bool,
+    hash: str,
+    fail_on: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    no_progress: bool,
+) -> None:
+    """Convert the checkpoint SRC to the format --to.
+
+    SRC is a Megatron checkpoint (torch_dist or rank files), a Hugging Face folder, a GGUF file or a torch
+    DCP folder. OUT appears only when it is whole; an interrupted run goes on when the same command is given
+    again. A manifest with the hash of every tensor is written beside OUT.
+    """
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
+    plan = target.plan(source.open(src))
+    if dry_run or output is None:
+        show_plan(plan, memory=memory, workers=workers, as_json=as_json)
+        return
+    import crossdock
+
+    if not as_json:
+        show.note(_header(plan, output))
+    with watching("export", off=no_progress) as progress:
+        report = crossdock.run(
+            plan,
+            output,
+            memory=memory,
+            workers=workers,
+            force=force,
+            hash=hash,
+            fail_on=frozenset(fail_on),
+            progress=progress,
+        )
+    if as_json:
+        show.print_json(report)
+    else:
+        _show(report, plan, src, target)
+
+
+def _header(plan: Plan, output: Path) -> str:
+    parameters = show.about(sum(prod(tensor.shape) for tensor in plan.tensors))
+    what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
+    return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
+
+
+def _show(report: RunReport, plan: Plan, src: Path, target: TargetFlags) -> None:
+    again = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
+    rate = report.nbytes / max(report.seconds, 1e-9)
+    show.say(click.style("written", fg="green", bold=True) + f"  {show.clean(report.output)}")
+    show.facts(
+        [
+            ("tensors", f"{len(report.tensors):,}{again}"),
+            (
+                "bytes",
+                f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}, {show.nbytes(rate)}/s",
+            ),
+            ("manifest", str(report.manifest)),
+        ]
+    )
+    _show_census(report.tensors)
+    show_warnings(dict.fromkeys((*plan.warnings, *report.warnings)))
+    tokenizer = f" --tokenizer {shlex.quote(str(target.tokenizer))}" if target.tokenizer else ""
+    command = (
+        f"crossdock verify {shlex.quote(str(report.output))} --against {shlex.quote(str(src))}{tokenizer}"
+    )
+    show.say(f"\nnext: {show.clean(command)}")
+
+
+def _show_census(tensors: Sequence[TensorResult]) -> None:
+    """NaN, Inf, overflow, underflow to zero and all-zero tensors, the worst first."""
+    odd = [one for one in tensors if _findings(one)]
+    if not odd:
+        return
+    odd.sort(key=lambda one: (-one.census.nonfinite, -one.census.overflow, -one.census.underflow))
+    show.heading(f"Values to look at, in {show.counted(len(odd), 'tensor')}")
+    show.table((), [(one.name, _findings(one)) for one in odd[:MOST]], "<<")
+    if len(odd) > MOST:
+        show.say(f"  … {len(odd) - MOST} more, all in the manifest")
+
+
+def _findings(tensor: TensorResult) -> str:
+    census: Any = tensor.census
+    counts = (
+        (census.nan, "NaN"),
+        (census.inf, "Inf"),
+        (census.overflow, f"too large for {tensor.dtype}"),
+        (census.underflow, f"too small for {tensor.dtype}, now zero"),
+    )
+    out = [f"{count:,} {what}" for count, what in counts if count]
+    if census.all_zero and census.elements:
+        out.append("all zero")
+    return ", ".join(out)

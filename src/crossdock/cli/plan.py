@@ -1,0 +1,167 @@
+"""`crossdock plan`: what an export would do; also shown by `export --dry-run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossdock.cli import show
+from crossdock.cli.options import (
+    PATH,
+    SourceFlags,
+    TargetFlags,
+    json_option,
+    running_options,
+    source_options,
+    target_options,
+)
+from crossdock.cli.sections import Sectioned, examples
+
+if TYPE_CHECKING:
+    from crossdock.planning.plan import Plan
+
+FILES = 12  # target files listed before the rest is only counted
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=examples(
+        "crossdock plan runs/iter_0010000 --to gguf -q q8_0 --tokenizer tok/",
+        "crossdock plan runs/iter_0010000 --to hf --dtype bf16 --max-shard-size 2GiB",
+        "crossdock plan model-hf/ --to gguf --save plan.jsonl",
+    ),
+)
+@click.argument("src", type=PATH)
+@target_options
+@source_options
+@running_options
+@click.option("--save", type=PATH, metavar="FILE", help="Write the whole plan as JSON lines.")
+@json_option
+def plan(
+    src: Path,
+    target: TargetFlags,
+    source: SourceFlags,
+    memory: int,
+    workers: int | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what exporting SRC would do. Reads headers only and writes nothing.
+
+    Every error that can be known before copying is found here.
+    """
+    made = target.plan(source.open(src))
+    if save is not None:
+        _save(made, save)
+    show_plan(made, memory=memory, workers=workers, as_json=as_json)
+
+
+def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
+    """Print a plan's summary."""
+    if as_json:
+        show.print_json(_record(plan, memory, workers))
+        return
+    show.say(f"{plan.source_format} → {plan.target_format}   {show.clean(plan.source_root)}")
+    show.facts(
+        [
+            ("reads", _files(len(plan.sources), sum(file.size for file in plan.sources))),
+            ("writes", _files(len(plan.files), plan.nbytes)),
+            ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
+            ("parameters", show.number(sum(prod(tensor.shape) for tensor in plan.tensors))),
+            ("memory", f"at most {show.memory(memory)} for buffers"),
+            ("plan", plan.digest[:16]),
+        ]
+    )
+    show.heading("Files")
+    sizes = [(file.name, show.nbytes(file.size), "copied" if file.copy_of else "") for file in plan.files]
+    if len(sizes) > FILES:
+        sizes[FILES - 1 :] = [(f"… {len(sizes) - FILES + 1} more", "", "")]
+    show.table((), sizes, "<><")
+    show.heading("Types")
+    show.table(("source", "target", "tensors", "parameters", "bytes"), _types(plan), "<<>>>")
+    show_warnings(plan.warnings)
+    show_left_out(plan.ignored, plan.described.ignored)
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """Each warning on a line of its own."""
+    if shown := list(warnings):
+        show.heading("Warnings")
+        for text in shown:
+            show.say(f"  {click.style('!', fg='yellow')} {show.clean(text)}")
+
+
+def show_left_out(tensors: Any, keys: Any) -> None:
+    """What is in the source and not in the target, by reason."""
+    left = [("tensors", *pair) for pair in show.reasons(tensors)] + [
+        ("keys", *pair) for pair in show.reasons(keys)
+    ]
+    if left:
+        show.heading("Left out")
+        show.table(("", "why", "which"), left, "<<<")
+
+
+def _files(count: int, size: int) -> str:
+    return f"{show.counted(count, 'file')}, {show.nbytes(size)}"
+
+
+def _types(plan: Plan) -> list[tuple[str, str, str, str, str]]:
+    """Rows of source type, target type, tensors, parameters, bytes."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for tensor in plan.tensors:
+        stored = dict.fromkeys(plan.extents[move.extent].dtype for move in tensor.moves)
+        made = " + ".join(stored) or "computed"
+        total = sums.setdefault((made, tensor.dtype), [0, 0, 0])
+        for i, more in enumerate((1, prod(tensor.shape), tensor.nbytes)):
+            total[i] += more
+    rows = sorted(sums.items(), key=lambda item: -item[1][2])
+    return [(a, b, show.number(n), show.number(p), show.nbytes(size)) for (a, b), (n, p, size) in rows]
+
+
+def _record(plan: Plan, memory: int, workers: int | None) -> dict[str, Any]:
+    return {
+        "source_format": plan.source_format,
+        "source": plan.source_root,
+        "target_format": plan.target_format,
+        "digest": plan.digest,
+        "nbytes": plan.nbytes,
+        "memory": memory,
+        "workers": workers,
+        "sources": [{"path": file.path, "nbytes": file.size} for file in plan.sources],
+        "files": [{"name": f.name, "nbytes": f.size, "copied": f.copy_of is not None} for f in plan.files],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "file": plan.files[tensor.file].name,
+                "shape": tensor.shape,
+                "dtype": tensor.dtype,
+                "nbytes": tensor.nbytes,
+                "sources": tensor.sources,
+            }
+            for tensor in plan.tensors
+        ],
+        "config": {
+            name: {"value": value, "origin": plan.described.origins.get(name, "")}
+            for name, value in plan.described.config.as_dict().items()
+        },
+        "settings": plan.settings,
+        "warnings": plan.warnings,
+        "ignored": {"tensors": plan.ignored, "keys": plan.described.ignored},
+    }
+
+
+def _save(plan: Plan, file: Path) -> None:
+    """All lines, or no file."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            out.writelines(f"{line}\n" for line in plan.lines())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
