@@ -53,6 +53,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "max": max,
     "tuple": tuple,
     "list": list,
+    "dict": dict,
     "isinstance_list": lambda v: isinstance(v, list | tuple),
     "isinstance_str": lambda v: isinstance(v, str),
     "range": lambda *a: tuple(range(*a)),

@@ -1,0 +1,24 @@
+"""Megatron checkpoints as sources: torch_dist folders and per-rank files. Headers only, never tensor data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crossdock.formats.megatron.dist import open_dist
+from crossdock.formats.megatron.root import find_folder, looks_like_megatron
+from crossdock.formats.stored import Source
+
+__all__ = ["open_source", "sniff"]
+
+
+def sniff(path: Path) -> bool:
+    """True for a Megatron checkpoint root or the folder of one iteration. Never raises."""
+    return looks_like_megatron(path)
+
+
+def open_source(path: Path, *, iteration: int | None = None) -> Source:
+    """Open a Megatron checkpoint: the root, or the folder of one iteration.
+
+    Raises NotACheckpointError, UsageError, FormatError, UnsafePickleError, ConfigError.
+    """
+    return open_dist(path, find_folder(path, iteration))

@@ -1,0 +1,125 @@
+"""Megatron's torch_dist checkpoints: a DCP folder whose keys are Megatron's, with args beside the weights.
+
+Reads `.metadata`, metadata.json and the args; optimizer state and extra state are left out before anything is
+made of them. Facts from megatron-core 0.11 to 0.19.2 (`dist_checkpointing/strategies/torch.py`, `serialization.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from crossdock.errors import FormatError
+from crossdock.formats import dcp
+from crossdock.formats.files import reading
+from crossdock.formats.megatron.args import plain_args, run_notes
+from crossdock.formats.megatron.root import Folder
+from crossdock.formats.pickles import describe, printable
+from crossdock.formats.stored import Source, StoredTensor
+from crossdock.formats.torchfile import open_torch, read_object
+
+OPTIMIZER = re.compile(r"(chained_\d+\.)?(optimizer|opt_param_scheduler)\b")
+PREFIXES = ("module.", "model.")  # NeMo, FSDP: put before every key
+REASONS: Mapping[str, str] = {
+    "optimizer.*": "optimizer state",
+    "*._extra_state": "state of the training kernels (fp8 scales), not weights",
+    "rng_state": "random number generators",
+    "rerun_state_machine_state": "state of Megatron's fault detection",
+    "common_state": "args and iteration, read as the configuration",
+    "opt_param_scheduler": "learning rate schedule",
+}
+
+
+def is_weight(name: str) -> bool:
+    """False for optimizer and extra state."""
+    return not OPTIMIZER.match(name) and "._extra_state" not in name
+
+
+def open_dist(root: Path, folder: Folder) -> Source:
+    """Open a torch_dist folder. Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError."""
+    path = folder.path
+    meta = dcp.read_metadata(path, is_weight)
+    common, common_at = _common(path, meta)
+    stored = dcp.stored_tensors(meta, path)
+    args = plain_args(common, common_at)
+    notes = dict(folder.notes) | run_notes(common, args)
+    if "megatron-core" not in notes:
+        notes["megatron-core"] = "0.18 or older" if (path / "common.pt").is_file() else "0.19 or newer"
+    if (path / "run_config.yaml").is_file() and not args:
+        notes["configuration"] = "run_config.yaml is not read; give --config"
+    notes["serialization"] = "safetensors" if meta.ends else "torch.save"
+    notes["files"] = str(len(stored.files))
+    tensors, prefix = without_prefix(stored.tensors)
+    if prefix:
+        notes["prefix"] = f"{prefix} left out of every name"
+    if not tensors:
+        raise FormatError("there are no model weights in this checkpoint", where=str(path))
+    return Source(
+        format="megatron",
+        root=root,
+        files=stored.files,
+        tensors={("", name): tensor for name, tensor in tensors.items()},
+        metadata=args,
+        metadata_at=f"args in {common_at}",
+        skipped=summary(stored.skipped),
+        skipped_bytes=stored.skipped_bytes,
+        notes=notes,
+    )
+
+
+def without_prefix(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], str]:
+    """`tensors` under names without `module.` or `model.`, when all have it; and what was left out."""
+    removed = ""
+    while tensors:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
+        if not prefix:
+            break
+        removed += prefix
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+    if any(extent.wrapping == "safetensors" for t in tensors.values() for extent in t.extents):
+        removed and _refuse_prefix(removed)
+    return {name: replace(tensor, name=name) for name, tensor in tensors.items()}, removed
+
+
+def _refuse_prefix(prefix: str) -> None:
+    raise FormatError(
+        f"names with the prefix {prefix} in safetensors blobs, which no version of Megatron writes",
+        fix="save the checkpoint with torch.save serialization",
+    )
+
+
+def summary(skipped: Mapping[str, int]) -> dict[str, str]:
+    """Names that were left out, one line per kind: "optimizer.* (99,840 entries)" -> why."""
+    counts = Counter(map(_kind, skipped))
+    out = {}
+    for kind, count in counts.items():
+        title = f"{kind} ({count:,} entries)" if count > 1 else kind
+        out[title] = REASONS.get(kind, "not a tensor")
+    return out
+
+
+def _kind(name: str) -> str:
+    if "._extra_state" in name:
+        return "*._extra_state"
+    if OPTIMIZER.match(name) and not name.startswith("opt_param_scheduler"):
+        return "optimizer.*"
+    return printable(name.partition("/")[0])
+
+
+def _common(path: Path, meta: dcp.DcpMetadata) -> tuple[object, str]:
+    """The common dict and where it was: common.pt (to 0.18) or a bytes entry of a data file (from 0.19)."""
+    if (path / "common.pt").is_file():
+        return open_torch(path / "common.pt").root, "common.pt"
+    name = next((name for name in meta.objects if name.split("/")[0] == "common_state"), None)
+    if name is None:
+        return None, "common.pt, which is missing"
+    place = meta.objects[name]
+    where = f"{path / place.path}: {printable(name)}"
+    with reading(path / place.path) as fd:
+        root = read_object(fd, place.offset, place.length, where)
+    if not isinstance(root, list) or len(root) != 1 or not isinstance(root[0], dict):
+        raise FormatError("the common state is not a list of one dict", where=where, got=describe(root))
+    return root[0], f"common_state ({place.path})"
