@@ -75,6 +75,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
+    "crossdock",
     cls=Crossdock,
     epilog=EXAMPLES,
     invoke_without_command=True,

@@ -12,9 +12,10 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Target": ("to", "output", "dtype", "quantize", "tokenizer", "pre_tokenizer", "max_shard_size"),
         "Source": ("against", "format", "iteration", "family", "config", "set"),
         "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
-        "Output": ("tensors", "save", "as_json", "no_progress", "help"),
+        "Output": ("tensors", "save", "as_json", "no_progress"),
     }
 )
+LAST = "Output"  # what no heading names comes here
 
 
 class WithExamples(click.Command):
@@ -29,9 +30,12 @@ class Sectioned(WithExamples):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        records = {one.name: record for one in options if (record := one.get_help_record(ctx))}
+        records = {str(one.name): record for one in options if (record := one.get_help_record(ctx))}
         width = max(len(left) for left, _ in records.values())
+        listed = {name for names in HEADINGS.values() for name in names}
         for heading, names in HEADINGS.items():
+            if heading == LAST:
+                names = (*names, *(name for name in records if name not in listed))
             rows = [(f"{records[name][0]:{width}}", records[name][1]) for name in names if name in records]
             if rows:
                 with formatter.section(heading):

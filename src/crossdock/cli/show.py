@@ -5,7 +5,6 @@ No column is ever cut; only the last one of a table is wrapped, and only on a te
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -141,6 +140,8 @@ def reasons(items: Mapping[str, str], *, most: int = 6) -> list[tuple[str, str]]
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
+    import json
+
     click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 

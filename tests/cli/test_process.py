@@ -1,0 +1,77 @@
+"""The command as a process: start-up, pipes that close, odd terminals."""
+
+import os
+import pty
+import resource
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).parents[2] / "src"
+COMMAND = [sys.executable, "-m", "crossdock"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SRC)}
+HEAVY = ("numpy", "ml_dtypes", "rich", "numba", "xxhash", "importlib.metadata", "json.decoder")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, crossdock.cli; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert not {name for name in loaded.stdout.split() if name.split(".")[0] in HEAVY or name in HEAVY}
+
+
+def test_help_within_150_ms_of_cpu() -> None:
+    seconds = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*COMMAND, "--help"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) <= 0.15  # the first run may compile
+
+
+def test_a_reader_that_leaves() -> None:
+    child = subprocess.Popen(
+        [*COMMAND, "export", "--help"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.wait() == 1
+
+
+def test_output_that_cannot_be_encoded(tmp_path: Path) -> None:
+    (tmp_path / "шön\udcff.pt").write_bytes(b"cos\nsystem\n(S'x'\ntR.")
+    done = subprocess.run(
+        [*COMMAND, "scan", str(tmp_path)],
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "iso8859-1"},
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == b""
+    assert b"?\xf6n\\udcff.pt" in done.stdout
+
+
+def test_colours_on_a_terminal_only() -> None:
+    assert b"\x1b[31m" in _stderr_on_a_terminal({})
+    assert b"\x1b[31m" not in _stderr_on_a_terminal({"NO_COLOR": "1"})
+
+
+def _stderr_on_a_terminal(more: dict[str, str]) -> bytes:
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "NO_COLOR"} | more
+    subprocess.run([*COMMAND, "scan", "/no/such/path"], env=environment, stderr=theirs, check=False)
+    os.close(theirs)
+    out = b""
+    while select.select([ours], [], [], 0)[0]:
+        try:
+            out += os.read(ours, 4096)
+        except OSError:
+            break
+    os.close(ours)
+    assert b"/no/such/path" in out
+    return out

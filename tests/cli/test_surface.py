@@ -1,0 +1,59 @@
+"""The command line is a promise: commands and options are frozen here, a change must be made twice."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from crossdock.cli import main
+
+SOURCE = {"--format", "--iteration", "--family", "--config", "--set"}
+TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size"}
+RUNNING = {"--memory", "--workers"}
+
+SURFACE = {
+    "inspect": (["path"], SOURCE | {"--tensors", "--json"}),
+    "scan": (["path"], {"--json"}),
+    "plan": (["src"], TARGET | SOURCE | RUNNING | {"--save", "--json"}),
+    "export": (
+        ["src"],
+        TARGET
+        | SOURCE
+        | RUNNING
+        | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
+    ),
+    "verify": (["out"], SOURCE | RUNNING | {"--against", "--tokenizer", "--json", "--no-progress"}),
+}
+
+
+def test_commands_in_the_order_of_use() -> None:
+    assert list(main.commands) == list(SURFACE)
+    assert main.list_commands(click.Context(main)) == list(SURFACE)
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_options(name: str) -> None:
+    arguments, options = SURFACE[name]
+    params = main.commands[name].params
+    assert [p.name for p in params if isinstance(p, click.Argument)] == arguments
+    found = [o for p in params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
+    assert set(found) == options
+    assert len(found) == len(options)
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_help_lists_every_option_and_an_example(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    for option in SURFACE[name][1] | {"-h", "--help"}:
+        assert f"{option} " in result.stdout or f"{option}," in result.stdout, option
+    assert f"$ crossdock {name} " in result.stdout.split("Examples:")[1]
+    assert max(map(len, result.stdout.split("Examples:")[0].splitlines())) <= 80
+
+
+def test_no_arguments_is_the_help() -> None:
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 0
+    assert result.stdout == CliRunner().invoke(main, ["-h"]).stdout
+    for name in SURFACE:
+        line = next(line for line in result.stdout.splitlines() if line.startswith(f"  {name} "))
+        assert not line.endswith("..."), "a summary that is cut off"
