@@ -1,0 +1,41 @@
+"""crossdock: trained language-model checkpoints delivered into inference engines. One pass, bounded memory, proof.
+
+    import crossdock
+    checkpoint = crossdock.open("runs/iter_0010000")
+    plan = crossdock.plan(checkpoint, to="gguf", quantize="q8_0", tokenizer="tok/")
+    crossdock.run(plan, "model.gguf")
+    assert crossdock.verify("model.gguf", against=checkpoint).ok
+
+Names are loaded when they are first used, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crossdock.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from crossdock.delivery import export, open, plan, run, verify
+    from crossdock.errors import CrossdockError
+    from crossdock.planning.plan import Plan
+    from crossdock.planning.planner import Checkpoint
+    from crossdock.running.run import RunReport
+    from crossdock.running.verify import VerifyReport
+
+__all__ = [
+    "Checkpoint", "CrossdockError", "Plan", "RunReport", "VerifyReport", "__version__",
+    "export", "open", "plan", "run", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    homes = {
+        "Checkpoint": "planning.planner", "CrossdockError": "errors", "Plan": "planning.plan",
+        "RunReport": "running.run", "VerifyReport": "running.verify",
+    }  # fmt: skip
+    if name not in __all__:
+        raise AttributeError(f"module 'crossdock' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"crossdock.{homes.get(name, 'delivery')}"), name)

@@ -66,11 +66,15 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True)
 class Assembled:
-    """Files, and per tensor (in the order given) the file's index and the byte where its data starts."""
+    """Files, and per tensor (in the order given) the file's index and the byte where its data starts.
+
+    facts  what the headers say, key by key, so that `verify` can ask an output the same
+    """
 
     files: tuple[TargetFile, ...]
     places: tuple[tuple[int, int], ...]
     warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Target(Protocol):
@@ -89,6 +93,10 @@ class Target(Protocol):
 
     def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
         """Tensors that no source holds, with their encoded bytes."""
+        ...
+
+    def facts(self, output: Path) -> Mapping[str, Any]:
+        """What an output of this format says about itself, in the terms of `Assembled.facts`."""
         ...
 
     def assemble(

@@ -90,6 +90,7 @@ class Plan:
     """Everything `run` needs. `single_file` targets (GGUF) have exactly one file and OUT is that file.
 
     described  the model's configuration and where each field came from
+    facts      what the target's headers say, key by key, for `verify`
     warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
     """
 
@@ -103,6 +104,7 @@ class Plan:
     tensors: tuple[TargetTensor, ...]
     described: Described
     twins: tuple[Twin, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

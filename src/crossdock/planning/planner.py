@@ -109,6 +109,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         tensors=tuple(planned),
         described=checkpoint.described,
         twins=twins,
+        facts=assembled.facts,
         warnings=(*checkpoint.resolved.notices, *_grouped(notices), *assembled.warnings),
         ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
         settings={"dtype": request.dtype, "quantize": request.quantize},

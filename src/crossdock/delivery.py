@@ -1,0 +1,159 @@
+"""The five verbs: open, plan, run, export, verify. Each is a few lines over the layers below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from crossdock.codecs import registry as codecs
+from crossdock.errors import UsageError
+from crossdock.formats import registry
+from crossdock.formats.stored import Source
+from crossdock.formats.target import Request
+from crossdock.layout.rules import layout
+from crossdock.planning.describe import LAYOUT_OF, Given, describe
+from crossdock.planning.plan import Plan
+from crossdock.planning.planner import Checkpoint, make_plan
+from crossdock.planning.resolve import resolve
+from crossdock.running.run import Progress, RunReport
+from crossdock.running.run import run as run_plan
+from crossdock.running.verify import VerifyReport, verify_plan
+
+MEMORY = 256 << 20
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    iteration: int | None = None,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
+
+    format     force a source format; iteration: of a Megatron run; family: instead of the derived one
+    config     Hugging Face config.json (or its folder) that gives or overrides the configuration
+    set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
+
+    Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
+    """
+    source = registry.open_source(Path(path), format=format, iteration=iteration)
+    return interpret(source, given(family=family, config=config, set=set))
+
+
+def given(
+    *,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+) -> Given:
+    """What the user says about the model, with the `--config` file read."""
+    if config is None:
+        return Given(family, dict(set or {}))
+    from crossdock.formats.hf.source import read_config
+
+    keys, where = read_config(Path(config))
+    return Given(family, dict(set or {}), keys, where)
+
+
+def interpret(source: Source, said: Given) -> Checkpoint:
+    """Give a source its meaning: family, configuration, and where every canonical tensor lies."""
+    reading = describe(source, said)
+    rules = layout(LAYOUT_OF.get(source.format, source.format), reading.family)
+    resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
+
+
+def plan(
+    checkpoint: Checkpoint,
+    to: str,
+    *,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    pre_tokenizer: str | None = None,
+    max_shard_size: int = 5_000_000_000,
+) -> Plan:
+    """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
+
+    dtype     of large tensors: "auto" (as stored), or any codec name or alias ("bf16")
+    quantize  block codec for matrices ("q8_0"); max_shard_size: bytes, for formats with shards
+
+    Raises UsageError, PlanError, TokenizerError.
+    """
+    request = Request(
+        dtype=dtype if dtype == "auto" else codecs.canonical_name(dtype),
+        quantize=None if quantize is None else codecs.canonical_name(quantize),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        pre_tokenizer=pre_tokenizer,
+        max_shard_size=max_shard_size,
+        travels=checkpoint.source.travels,
+    )
+    return make_plan(checkpoint, registry.target(to), request)
+
+
+def run(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    memory: int = MEMORY,
+    workers: int | None = None,
+    force: bool = False,
+    hash: str = "xxh3",
+    fail_on: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+) -> RunReport:
+    """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors."""
+    return run_plan(
+        plan, Path(output), memory=memory, workers=workers, force=force, hash=hash, fail_on=fail_on, progress=progress
+    )
+
+
+def verify(
+    output: str | os.PathLike[str],
+    against: str | os.PathLike[str] | Checkpoint,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    memory: int = MEMORY,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing."""
+    checkpoint = against if isinstance(against, Checkpoint) else open(against)
+    theirs = registry.open_source(Path(output))
+    if theirs.format not in registry.targets():
+        raise UsageError(
+            f"{theirs.format} is not a target, so there is nothing to verify it against",
+            where=str(output),
+            expected=" or ".join(registry.targets()),
+        )
+    target = registry.target(theirs.format)
+    request = Request(
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        travels=checkpoint.source.travels,
+        encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()},
+    )
+    replay = make_plan(checkpoint, target, request)
+    workers = workers or os.cpu_count() or 1
+    facts = target.facts(Path(output))
+    return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress)
+
+
+def export(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    to: str,
+    *,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    memory: int = MEMORY,
+    workers: int | None = None,
+    force: bool = False,
+) -> RunReport:
+    """Open, plan and run in one call."""
+    planned = plan(open(source), to, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
+    return run(planned, output, memory=memory, workers=workers, force=force)

@@ -1,0 +1,147 @@
+"""GGUF as a target: encodings, metadata with the tokenizer, one file.
+
+Rules: llama.cpp at 0c1e57098, `conversion/base.py` (which tensors stay float32, file_type) and `gguf-py/gguf/constants.py`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.errors import TokenizerError, UsageError
+from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.layout.rules import Layout
+from crossdock.model.config import ModelConfig
+from crossdock.ops.rope import llama3_factors
+
+FILE_TYPES: Mapping[str, int] = {  # llama_ftype in llama.h
+    "float32": 0, "float16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
+    "q4_k": 15, "q5_k": 17, "q6_k": 18, "bfloat16": 32,
+}  # fmt: skip
+_PLAIN = ("float32", "float16", "bfloat16")
+_QUANTISATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class GgufTarget:
+    """One GGUF file."""
+
+    name: str = "gguf"
+    layout: str = "gguf"
+    single_file: bool = True
+
+    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+        """float32 for vectors and what llama.cpp keeps so; else what was asked for, float16 where rows are no whole blocks."""
+        fixed = request.encodings.get(tensor.name)
+        if fixed is not None:
+            return Encoding(fixed)
+        wanted = codecs.canonical_name(request.quantize or request.dtype) if _asks(request) else tensor.dtype
+        if wanted not in FILE_TYPES or (_asks(request) and not codecs.get(wanted).encodes):
+            if _asks(request):
+                raise UsageError(
+                    f"gguf cannot be written as {wanted}",
+                    expected="f32, f16, bf16, or -q q8_0, q4_0, q4_1, q5_0, q5_1",
+                )
+            wanted = "float32"
+        if len(tensor.shape) < 2 or _stays_float32(tensor.name, rules):
+            return Encoding("float32")
+        block = codecs.get(wanted).block
+        if tensor.shape[-1] % block:
+            kind = "".join("N" if c.isdigit() else c for c in tensor.name)
+            return Encoding(
+                "float16", f"{kind}: rows of {tensor.shape[-1]} are no whole blocks of {wanted} ({block}); kept as float16"
+            )
+        return Encoding(wanted)
+
+    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
+        """`rope_freqs.weight` for Llama 3.1 rope scaling."""
+        if config.rope_type != "llama3":
+            return ()
+        factors = llama3_factors(config)
+        return ((Wanted("rope_freqs.weight", factors.shape, "float32"), factors.tobytes()),)
+
+    def assemble(
+        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+    ) -> Assembled:
+        """Header with configuration and tokenizer, then the tensors at multiples of 32 bytes."""
+        arch = written["general.architecture"][1]
+        metadata: list[tuple[str, str, Any]] = []
+        for key, (kind, value) in written.items():
+            full = key if key.partition(".")[0] in ("general", "tokenizer", "split") else f"{arch}.{key}"
+            metadata.append((full, kind, value))
+        known = {key for key, _, _ in metadata}
+        if "general.file_type" not in known:
+            metadata.append(("general.file_type", "UINT32", _file_type(tensors)))
+        if any(tensor.dtype not in _PLAIN for tensor in tensors):
+            metadata.append(("general.quantization_version", "UINT32", _QUANTISATION_VERSION))
+        tokens, warnings = _tokenizer(config, request)
+        facts = {key: value for key, _, value in metadata}
+        if _tokenizer_path(request) is not None:
+            facts |= {key: value for key, _, value in tokens}
+        header, offsets, total = header_bytes([*metadata, *tokens], [tuple(t) for t in tensors])
+        places = tuple((0, offset) for offset in offsets)
+        return Assembled((TargetFile("model.gguf", total, header),), places, warnings, facts)
+
+    def facts(self, output: Path) -> Mapping[str, Any]:
+        """The metadata of a GGUF file."""
+        return read_header(output).metadata
+
+
+def _asks(request: Request) -> bool:
+    return request.quantize is not None or request.dtype != "auto"
+
+
+def _stays_float32(name: str, rules: Layout) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in rules.encoding.get("f32", ()))
+
+
+def _file_type(tensors: Sequence[Wanted]) -> int:
+    """The type that most matrix elements have."""
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return FILE_TYPES.get(max(counts, key=lambda name: counts[name], default="float32"), 0)
+
+
+def _tokenizer_path(request: Request) -> Path | None:
+    if request.tokenizer is not None:
+        return request.tokenizer
+    names = {"tokenizer.json", "tokenizer.model", "vocab.json"}
+    return next((path.parent for path in request.travels if path.name in names), None)
+
+
+def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:
+    from crossdock import tokenizers
+
+    path = _tokenizer_path(request)
+    if path is None:
+        notice = "no tokenizer given: the file computes but cannot read text; add one with --tokenizer FOLDER"
+        return _typed(tokenizers.gguf_metadata_none()), (notice,)
+    tokenizer = tokenizers.read(path)
+    try:
+        metadata = tokenizers.gguf_metadata(tokenizer, vocab_size=config.vocab_size, pre=request.pre_tokenizer)
+    except TokenizerError as error:
+        if request.tokenizer is None:  # the source brought it along: say how to do without
+            raise TokenizerError(
+                [*error.problems[:-1], _with_hint(error.problems[-1])]
+            ) from None
+        raise
+    differences = tokenizers.gguf_differences(tokenizer, pre=request.pre_tokenizer)
+    return _typed(metadata), tuple("; ".join(problem.lines()) for problem in differences)
+
+
+def _with_hint(problem: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(problem, fix=problem.fix or "give another with --tokenizer")
+
+
+def _typed(metadata: Sequence[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
+    return [(key, kind.upper(), value) for key, kind, value in metadata]

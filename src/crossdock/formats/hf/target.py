@@ -1,0 +1,131 @@
+"""Hugging Face folders as a target: config.json, safetensors shards with their index, tokenizer files byte for byte."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import encoded_size
+from crossdock.errors import UsageError
+from crossdock.formats.hf.config import config_json, generation_config_json
+from crossdock.formats.safetensors import header_bytes
+from crossdock.formats.stored import SourceFile
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.layout.rules import Layout
+from crossdock.model.config import ModelConfig
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class HfTarget:
+    """A folder that `transformers` and vLLM load."""
+
+    name: str = "hf"
+    layout: str = "hf"
+    single_file: bool = False
+
+    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+        """The dtype asked for; as stored for "auto"; float32 for what the layout keeps so and for quantised sources."""
+        fixed = request.encodings.get(tensor.name)
+        if fixed is not None:
+            return Encoding(fixed)
+        if request.quantize is not None:
+            raise UsageError(
+                f"hf cannot be quantised to {request.quantize}", expected="--dtype float32, float16 or bfloat16"
+            )
+        if request.dtype == "auto":
+            if tensor.dtype in _DTYPES:
+                return Encoding(tensor.dtype)
+            return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
+        wanted = codecs.canonical_name(request.dtype)
+        if wanted not in _DTYPES:
+            raise UsageError(f"hf cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
+        if any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+            return Encoding("float32")
+        return Encoding(wanted)
+
+    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
+        """Nothing: every tensor of a Hugging Face folder is stored by its sources."""
+        return ()
+
+    def assemble(
+        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+    ) -> Assembled:
+        """Shards in the order of the tensors, then the index, the configuration and what travels along."""
+        shards = _shards(tensors, request.max_shard_size)
+        files: list[TargetFile] = []
+        places: dict[str, tuple[int, int]] = {}
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards):
+            name = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+            )
+            header, offsets, total = header_bytes([(t.name, t.dtype, t.shape) for t in shard], {"format": "pt"})
+            files.append(TargetFile(name, total, header))
+            for tensor, offset in zip(shard, offsets, strict=True):
+                places[tensor.name] = (number, offset)
+                weight_map[tensor.name] = name
+        if len(shards) > 1:
+            total_size = sum(map(_size, tensors))
+            index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+            files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
+        config_bytes = config_json({key: value for key, (_, value) in written.items()})
+        files.append(_text("config.json", config_bytes))
+        travels, warnings = _travels(request)
+        if "generation_config.json" not in travels:
+            files.append(_text("generation_config.json", generation_config_json(config)))
+        for name, path in travels.items():
+            source = SourceFile.of(path)
+            files.append(TargetFile(name, source.size, b"", source))
+        placed = tuple(places[t.name] for t in tensors)
+        return Assembled(tuple(files), placed, warnings, json.loads(config_bytes))
+
+    def facts(self, output: Path) -> Mapping[str, Any]:
+        """The keys of config.json, as they stand there."""
+        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
+        return found
+
+
+def _size(tensor: Wanted) -> int:
+    return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
+
+
+def _shards(tensors: Sequence[Wanted], limit: int) -> list[list[Wanted]]:
+    """Consecutive tensors of at most `limit` bytes together; a larger tensor has a shard of its own."""
+    shards: list[list[Wanted]] = [[]]
+    held = 0
+    for tensor in tensors:
+        size = _size(tensor)
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(tensor)
+        held += size
+    return shards
+
+
+def _text(name: str, content: bytes) -> TargetFile:
+    return TargetFile(name, len(content), content)
+
+
+def _travels(request: Request) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Files that go along, by their name in the folder. A tokenizer that was given replaces the source's."""
+    from crossdock import tokenizers
+
+    found = {path.name: path for path in request.travels}
+    if request.tokenizer is not None:
+        given = tokenizers.find(request.tokenizer)
+        kept = {name: path for name, path in found.items() if name == "generation_config.json"}
+        found = {**kept, **dict(given.travels)}
+    if not any(name in found for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return found, ("no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER",)
+    return found, ()

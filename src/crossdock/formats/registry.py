@@ -1,0 +1,108 @@
+"""Which formats there are: sources that open paths, and targets that write. Each is one module, imported when needed.
+
+Third parties add sources by the entry point group `crossdock.sources` (a module with `sniff` and `open_source`) and
+targets by `crossdock.targets` (a `Target`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+from crossdock.errors import NotACheckpointError, UsageError
+from crossdock.formats.stored import Source
+from crossdock.formats.target import Target
+
+
+class SourceFormat(Protocol):
+    """A module that reads one kind of checkpoint."""
+
+    def sniff(self, path: Path) -> bool:
+        """Whether `path` looks like this format; cheap, never raises."""
+        ...
+
+    def open_source(self, path: Path, *, iteration: int | None = None) -> Source:
+        """Read headers only."""
+        ...
+
+
+_SOURCES: Mapping[str, str] = MappingProxyType(
+    {
+        "gguf": "crossdock.formats.gguf.source",
+        "hf": "crossdock.formats.hf.source",
+        "megatron": "crossdock.formats.megatron",
+        "dcp": "crossdock.formats.dcp_folder",
+    }
+)
+_TARGETS: Mapping[str, str] = MappingProxyType(
+    {"gguf": "crossdock.formats.gguf.target:GgufTarget", "hf": "crossdock.formats.hf.target:HfTarget"}
+)
+
+
+def names() -> tuple[str, ...]:
+    """Formats that can be read, in the order in which they are tried."""
+    return (*_SOURCES, *_plugins("crossdock.sources"))
+
+
+def targets() -> tuple[str, ...]:
+    """Formats that can be written."""
+    return (*_TARGETS, *_plugins("crossdock.targets"))
+
+
+def source_format(name: str) -> SourceFormat:
+    """The reader called `name`. Raises UsageError that lists the known ones."""
+    if name in _SOURCES:
+        return cast(SourceFormat, importlib.import_module(_SOURCES[name]))
+    if name in _plugins("crossdock.sources"):
+        return cast(SourceFormat, _plugins("crossdock.sources")[name].load())
+    raise UsageError(f"there is no source format {name!r}", expected=", ".join(names()))
+
+
+def target(name: str) -> Target:
+    """The target called `name`. Raises UsageError that lists the known ones."""
+    if name in _TARGETS:
+        module, _, attribute = _TARGETS[name].partition(":")
+        return cast(Target, getattr(importlib.import_module(module), attribute)())
+    if name in _plugins("crossdock.targets"):
+        return cast(Target, _plugins("crossdock.targets")[name].load()())
+    raise UsageError(f"there is no target format {name!r}", expected=", ".join(targets()))
+
+
+def open_source(path: Path, *, format: str | None = None, iteration: int | None = None) -> Source:
+    """Open a checkpoint of any format: headers only. Raises NotACheckpointError that says what was found."""
+    if not path.exists():
+        raise NotACheckpointError("there is nothing at this path", where=str(path), fix="is it spelled right?")
+    if format is not None:
+        return source_format(format).open_source(path, iteration=iteration)
+    for name in names():
+        reader = source_format(name)
+        if reader.sniff(path):
+            return reader.open_source(path, iteration=iteration)
+    raise NotACheckpointError(
+        "not a checkpoint that crossdock reads",
+        where=str(path),
+        expected="a Megatron run or iteration, a Hugging Face folder, a GGUF file, or a torch DCP folder",
+        got=_contents(path),
+        fix="give the folder that holds the files above; --format forces one of " + ", ".join(names()),
+    )
+
+
+@functools.cache
+def _plugins(group: str) -> Mapping[str, Any]:
+    return {entry.name: entry for entry in metadata.entry_points(group=group)}
+
+
+def _contents(path: Path) -> str:
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(8)
+        return f"a file of {path.stat().st_size:,} bytes that begins with {head!r}"
+    found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    if not found:
+        return "an empty folder"
+    return "a folder with " + ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")

@@ -1,0 +1,155 @@
+"""The journal of an unfinished output: which tensors are safely in the files, and with which hash.
+
+`OUT.partial/` holds the files being written, the journal, and a lock. A line is added only after the tensor's bytes
+were flushed to the disk, so a crash of the program or of the machine loses at most the work since the last flush.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdock.codecs.census import Census
+from crossdock.errors import EnvironmentProblem, Problem, UsageError
+from crossdock.planning.plan import Plan
+
+NAME = ".crossdock-journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished tensor: its index in the plan, the hash of its bytes, and what was counted in it."""
+
+    tensor: int
+    hash: str
+    census: Census
+
+
+def identity(plan: Plan, hash_name: str) -> dict[str, Any]:
+    """What must be the same for a run to go on where another stopped."""
+    return {
+        "plan": plan.digest,
+        "hash": hash_name,
+        "sources": [[str(f.path), f.size, f.mtime_ns] for f in plan.sources],
+    }
+
+
+class Journal:
+    """The open journal of one output, locked against a second run."""
+
+    def __init__(self, folder: Path, fd: int, finished: Mapping[int, Done]) -> None:
+        self.folder = folder
+        self.finished = finished
+        self._fd = fd
+
+    @classmethod
+    def open(cls, folder: Path, plan: Plan, hash_name: str, restart: bool) -> Journal:
+        """Start or continue in `folder`. Raises UsageError when it belongs to another plan or source,
+        EnvironmentProblem when another run holds it."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write here: {error.strerror}", where=str(folder)) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise EnvironmentProblem(
+                "another run is writing this output", where=str(folder), fix="wait for it, or choose another --output"
+            ) from None
+        try:
+            wanted = identity(plan, hash_name)
+            header, finished = _read(fd)
+            if header is not None and header != wanted:
+                if not restart:
+                    raise UsageError(_mismatch(header, wanted, folder))
+                header, finished = None, {}
+            if header is None:
+                for entry in folder.iterdir():
+                    if entry.name != NAME:
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                os.ftruncate(fd, 0)
+                _append(fd, [wanted])
+            return cls(folder, fd, finished)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def add(self, done: Iterable[Done]) -> None:
+        """Record finished tensors whose bytes are already flushed."""
+        _append(self._fd, [asdict(one) for one in done])
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """Delete the journal, once the output is in place."""
+        (self.folder / NAME).unlink(missing_ok=True)
+
+
+def _append(fd: int, records: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
+    end = os.lseek(fd, 0, os.SEEK_END)
+    while text:
+        count = os.pwrite(fd, text, end)
+        text, end = text[count:], end + count
+    os.fdatasync(fd)
+
+
+def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done]]:
+    """Header and finished tensors; a torn last line is cut off."""
+    size = os.fstat(fd).st_size
+    lines = os.pread(fd, size, 0).split(b"\n")
+    header: dict[str, Any] | None = None
+    finished: dict[int, Done] = {}
+    good = 0
+    for line in lines[:-1]:
+        try:
+            record = json.loads(line)
+            if header is None:
+                header = record
+            else:
+                finished[record["tensor"]] = Done(record["tensor"], record["hash"], Census(**record["census"]))
+        except (ValueError, KeyError, TypeError):
+            break
+        good += len(line) + 1
+    if good != size:
+        os.ftruncate(fd, good)
+    return header, finished
+
+
+def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> list[Problem]:
+    fix = "run with the old settings to go on, or with --force to start again"
+    problems = []
+    if header.get("plan") != wanted["plan"] or header.get("hash") != wanted["hash"]:
+        problems.append(
+            Problem(
+                "an unfinished output of another plan is here [resume-mismatch]",
+                where=str(folder),
+                expected=f"plan {str(wanted['plan'])[:12]} with {wanted['hash']} hashes",
+                got=f"plan {str(header.get('plan'))[:12]} with {header.get('hash')} hashes",
+                cause="other flags, another source, or another version of crossdock",
+                fix=fix,
+            )
+        )
+    old = {path: (size, mtime) for path, size, mtime in header.get("sources", [])}
+    for path, size, mtime in wanted["sources"]:
+        if path in old and old[path] != (size, mtime):
+            problems.append(
+                Problem(
+                    "the source changed since the unfinished run [resume-mismatch]",
+                    where=path,
+                    expected=f"{old[path][0]:,} bytes, modified {old[path][1]}",
+                    got=f"{size:,} bytes, modified {mtime}",
+                    fix=fix,
+                )
+            )
+    return problems or [Problem("an unfinished output of other sources is here", where=str(folder), fix=fix)]

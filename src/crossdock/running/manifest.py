@@ -1,0 +1,59 @@
+"""The manifest beside an output: which tool made it from which files, and every tensor with its hash and sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossdock.planning.plan import Plan
+from crossdock.version import VERSION
+
+if TYPE_CHECKING:
+    from crossdock.running.run import TensorResult
+
+
+def manifest_path(output: Path) -> Path:
+    """`OUT.manifest.json`, beside OUT."""
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) -> bytes:
+    """The manifest as JSON. Holds no time of its own: equal runs write equal manifests."""
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    document: dict[str, Any] = {
+        "crossdock": VERSION,
+        "plan": plan.digest,
+        "hash": hash_name,
+        "source": {
+            "format": plan.source_format,
+            "root": str(plan.source_root),
+            "files": [{"path": str(f.path), "bytes": f.size, "mtime_ns": f.mtime_ns} for f in plan.sources],
+        },
+        "target": {
+            "format": plan.target_format,
+            "files": [{"name": f.name, "bytes": f.size} for f in plan.files],
+        },
+        "config": plan.described.config.as_dict(),
+        "origins": dict(plan.described.origins),
+        "warnings": list(plan.warnings),
+        "ignored": dict(plan.ignored),
+        "tensors": [
+            {
+                "name": t.name,
+                "file": t.file,
+                "dtype": t.dtype,
+                "shape": list(t.shape),
+                "bytes": t.nbytes,
+                hash_name: t.hash,
+                "from": list(by_name[t.name].sources),
+                "holds": list(by_name[t.name].of),
+                **{key: value for key, value in (("nan", t.census.nan), ("inf", t.census.inf),
+                                                 ("overflow", t.census.overflow), ("underflow", t.census.underflow),
+                                                 ("all_zero", t.census.all_zero and t.census.elements > 0)) if value},
+            }
+            for t in tensors
+        ],
+    }  # fmt: skip
+    return json.dumps(document, indent=1).encode() + b"\n"

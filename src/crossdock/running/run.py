@@ -1,0 +1,321 @@
+"""Running a plan: blocks are read, converted, hashed and written at known places, and the output appears whole or not.
+
+Files grow in `OUT.partial/`; finished tensors are journaled; at the end everything is flushed and renamed once. Running
+again after a crash goes on where it stopped and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossdock.codecs.census import Census
+from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
+from crossdock.formats.stored import SourceFile
+from crossdock.planning.plan import Plan
+from crossdock.running import hashing, twins
+from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.engines.threads import work
+from crossdock.running.journal import NAME, Done, Journal
+from crossdock.running.manifest import manifest_bytes, manifest_path
+from crossdock.running.reader import Reader
+
+Progress = Callable[[int, int, str], None]
+_FLUSH_SECONDS = 1.0
+_COPY = 1 << 20
+_COMPILED_FROM = 64_000_000  # elements to quantise from which numba's start-up pays
+
+
+@dataclass(frozen=True, slots=True)
+class TensorResult:
+    """One tensor as it was written. hash: hexadecimal, over the tensor's encoded bytes."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    hash: str
+    census: Census
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did. written and resumed count tensors."""
+
+    output: Path
+    manifest: Path
+    nbytes: int
+    seconds: float
+    written: int
+    resumed: int
+    tensors: tuple[TensorResult, ...]
+    warnings: tuple[str, ...]
+
+
+def run(
+    plan: Plan,
+    output: Path,
+    *,
+    memory: int = 256 << 20,
+    workers: int | None = None,
+    force: bool = False,
+    hash: str = "xxh3",
+    fail_on: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+    order: Callable[[Sequence[int]], Sequence[int]] | None = None,
+) -> RunReport:
+    """Write `plan` to `output`. `memory`: bytes for all workers' buffers together; `order`: of the tasks, for tests.
+
+    Raises UsageError (output exists, unfinished output of another plan), MemoryPlanError, EnvironmentProblem (disk),
+    FormatError (a blob is not what its index said), CheckFailed (`fail_on`), InputError (the source changed meanwhile).
+    """
+    started = time.monotonic()
+    workers = workers or os.cpu_count() or 1
+    share = share_of(memory, workers)
+    hashing.new(hash)
+    output = Path(os.path.abspath(output))
+    _check_output(plan, output, force)
+    partial = output.with_name(output.name + ".partial")
+    _check_disk(plan, output, partial)
+    journal = Journal.open(partial, plan, hash, force)
+    try:
+        finished = dict(journal.finished)
+        _Copying(plan, journal, share, workers, hash, progress, order).go(finished)
+        _check_sources(plan)
+        tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
+        _check_findings(tensors, fail_on)
+        manifest = manifest_path(output)
+        (partial / (NAME + "-manifest")).write_bytes(manifest_bytes(plan, tensors, hash))
+        _put_in_place(plan, partial, output, force)
+    except OSError as error:
+        raise _disk_problem(error, partial) from error
+    finally:
+        journal.close()
+    return RunReport(
+        output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - len(journal.finished),
+        len(journal.finished), tensors, plan.warnings,
+    )  # fmt: skip
+
+
+class _Copying:
+    """The copying itself: target files open, tasks handed to the engine, results flushed and journaled."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        share: int,
+        workers: int,
+        hash_name: str,
+        progress: Progress | None,
+        order: Callable[[Sequence[int]], Sequence[int]] | None,
+    ) -> None:
+        self.plan, self.journal, self.share, self.workers = plan, journal, share, workers
+        self.hash_name, self.order = hash_name, order
+        self.report = progress or (lambda done, total, what: None)
+        self.total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
+        self.counts = [0] * len(plan.tensors)
+        quantised = sum(t.nbytes for t in plan.tensors if t.dtype.startswith("q"))
+        self.compiled: bool | None = None if quantised > _COMPILED_FROM else False
+
+    def go(self, finished: dict[int, Done]) -> None:
+        plan = self.plan
+        for number in finished:
+            self.counts[number] = plan.tensors[number].nbytes
+        fds = [_create(self.journal.folder / file.name, file.size) for file in plan.files]
+        try:
+            for fd, file in zip(fds, plan.files, strict=True):
+                if file.copy_of is not None:
+                    _copy_file(file.copy_of, fd)
+                else:
+                    _write(fd, file.header, 0)
+            self._copy_tensors(fds, finished)
+            for fd in fds:
+                os.fsync(fd)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _copy_tensors(self, fds: list[int], finished: dict[int, Done]) -> None:
+        tasks: Sequence[int] = [i for i in range(len(self.plan.tensors)) if i not in finished]
+        if self.order is not None:
+            tasks = self.order(tasks)
+        copied = sum(f.size for f in self.plan.files if f.copy_of)
+        with Reader(self.plan) as reader:
+            if tasks:
+                twins.check(self.plan, reader, Share(self.share))
+
+            def do(task: int, share: Share, stop: threading.Event) -> Done | None:
+                return self._copy_tensor(task, reader, share, fds, stop)
+
+            waiting: list[Done] = []
+            flushed = time.monotonic()
+            results = work(tasks, do, self.workers, lambda: Share(self.share))
+            try:
+                for result in results:
+                    if result is not None:
+                        waiting.append(result)
+                        finished[result.tensor] = result
+                    if waiting and time.monotonic() - flushed > _FLUSH_SECONDS:
+                        self._flush(fds, waiting)
+                        flushed = time.monotonic()
+                    self.report(copied + sum(self.counts), self.total, "")
+            finally:
+                results.close()  # type: ignore[attr-defined]
+                if waiting:
+                    self._flush(fds, waiting)
+
+    def _flush(self, fds: list[int], waiting: list[Done]) -> None:
+        for file in {self.plan.tensors[done.tensor].file for done in waiting}:
+            os.fdatasync(fds[file])
+        self.journal.add(waiting)
+        waiting.clear()
+
+    def _copy_tensor(
+        self, task: int, reader: Reader, share: Share, fds: list[int], stop: threading.Event
+    ) -> Done | None:
+        tensor = self.plan.tensors[task]
+        digest = hashing.new(self.hash_name)
+        census = Census()
+        for block in blocks(self.plan, tensor, reader, share, self.compiled):
+            if stop.is_set():
+                return None
+            digest.update(block.encoded.data)
+            _write(fds[tensor.file], block.encoded.data, tensor.offset + block.offset)
+            census += block.census
+            self.counts[task] = block.offset + block.encoded.size
+        return Done(task, digest.hexdigest(), census)
+
+
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view.nbytes:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _create(path: Path, size: int) -> int:
+    """Open a file of exactly `size` bytes, with its room reserved where the filesystem can."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(fd, size)
+        if size:
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _copy_file(source: SourceFile, fd: int) -> None:
+    offset = 0
+    with source.path.open("rb") as file:
+        while chunk := file.read(_COPY):
+            _write(fd, chunk, offset)
+            offset += len(chunk)
+    if offset != source.size:
+        raise InputError("the file changed while it was copied", where=str(source.path))
+
+
+def _check_output(plan: Plan, output: Path, force: bool) -> None:
+    root = Path(os.path.abspath(plan.source_root))
+    inputs = {Path(os.path.abspath(f.path)) for f in plan.sources}
+    if output == root or output in inputs or (not plan.single_file and output in root.parents):
+        raise UsageError("the output would overwrite the source", where=str(output), fix="choose another --output")
+    if output.is_symlink() or output.exists():
+        if not force:
+            raise UsageError(
+                "the output exists", where=str(output), fix="choose another --output, or --force to replace it when done"
+            )
+        if output.is_dir() == plan.single_file:
+            kind = "a folder" if output.is_dir() else "a file"
+            raise UsageError(f"the output is {kind}, which --force does not replace with the other", where=str(output))
+
+
+def _check_disk(plan: Plan, output: Path, partial: Path) -> None:
+    parent = next(p for p in output.parents if p.exists())
+    have = shutil.disk_usage(parent).free
+    reserved = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file()) if partial.is_dir() else 0
+    need = plan.nbytes - reserved
+    if need > have:
+        raise EnvironmentProblem(
+            "not enough free disk", where=str(parent), expected=f"{need:,} bytes free", got=f"{have:,}",
+            fix="free some, or choose an --output on another disk",
+        )  # fmt: skip
+
+
+def _check_sources(plan: Plan) -> None:
+    changed = []
+    for file in plan.sources:
+        try:
+            now = SourceFile.of(file.path)
+        except OSError as error:
+            changed.append(Problem(f"the source vanished while it was read: {error.strerror}", where=str(file.path)))
+            continue
+        if now != file:
+            changed.append(Problem("the source changed while it was read", where=str(file.path)))
+    if changed:
+        raise InputError(changed)
+
+
+def _result(plan: Plan, done: Done) -> TensorResult:
+    tensor = plan.tensors[done.tensor]
+    file = plan.files[tensor.file].name
+    return TensorResult(tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census)
+
+
+def _check_findings(tensors: Sequence[TensorResult], fail_on: frozenset[str]) -> None:
+    problems = []
+    for tensor in tensors:
+        census = tensor.census
+        if "nonfinite" in fail_on and census.nonfinite:
+            problems.append(
+                Problem(f"{census.nan} NaN and {census.inf} infinite values [nonfinite]", where=tensor.name)
+            )
+        if "overflow" in fail_on and census.overflow:
+            problems.append(Problem(f"{census.overflow} values overflow {tensor.dtype}", where=tensor.name))
+    if problems:
+        raise CheckFailed(problems)
+
+
+def _put_in_place(plan: Plan, partial: Path, output: Path, force: bool) -> None:
+    manifest = partial / (NAME + "-manifest")
+    if plan.single_file:
+        os.replace(partial / plan.files[0].name, output)
+        os.replace(manifest, manifest_path(output))
+        shutil.rmtree(partial)
+    else:
+        staged = output.with_name(f"{output.name}.manifest.json.new")
+        os.replace(manifest, staged)
+        (partial / NAME).unlink()
+        old = output.with_name(f"{output.name}.replaced-{os.getpid()}")
+        if force and output.exists():
+            os.rename(output, old)
+        os.rename(partial, output)
+        os.replace(staged, manifest_path(output))
+        shutil.rmtree(old, ignore_errors=True)
+    fd = os.open(output.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentProblem(
+            "the disk is full", where=str(where), fix="free some and run the same command again: it goes on from here"
+        )
+    return EnvironmentProblem(f"{error.strerror or error}", where=str(error.filename or where))

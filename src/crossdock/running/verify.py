@@ -1,0 +1,197 @@
+"""Verifying: the plan is replayed with a sink that compares instead of writing.
+
+The plan is made anew from the source with the encodings that the output shows; nothing is taken from the manifest or
+the journal. Exact encodings must give equal bytes; lossy ones equal re-encoded bytes, and error figures against the source.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.conversion import convert
+from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.errors import Problem
+from crossdock.formats.files import read_into, reading
+from crossdock.formats.stored import Source, StoredTensor
+from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.engines.threads import work
+from crossdock.running.reader import Reader
+from crossdock.running.run import Progress
+
+Status = Literal["equal", "different", "missing", "unexpected"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCheck:
+    """One tensor of the output. different: elements (blocks count whole) whose bytes are not those of the replay.
+
+    figures  output values against source values, for encodings that lose something and for differences
+    """
+
+    name: str
+    dtype: str
+    nbytes: int
+    status: Status
+    different: int = 0
+    figures: ErrorFigures | None = None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The outcome. problems: what is wrong beside tensor bytes, such as configuration keys and copied files."""
+
+    ok: bool
+    tensors: tuple[TensorCheck, ...]
+    problems: tuple[Problem, ...]
+    nbytes: int
+    seconds: float
+
+
+def verify_plan(
+    plan: Plan,
+    output: Source,
+    facts: Mapping[str, Any],
+    *,
+    memory: int,
+    workers: int,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Compare `output` with what `plan` would write. `facts`: what the output's own header says, key by key."""
+    started = time.monotonic()
+    share = share_of(memory, workers)
+    stored = {name: tensor for (_, name), tensor in output.tensors.items()}
+    checks: dict[str, TensorCheck] = {}
+    todo: list[int] = []
+    for number, tensor in enumerate(plan.tensors):
+        theirs = stored.pop(tensor.name, None)
+        if theirs is None:
+            checks[tensor.name] = TensorCheck(tensor.name, tensor.dtype, tensor.nbytes, "missing")
+        elif theirs.shape != tensor.shape or theirs.dtype != tensor.dtype:
+            checks[tensor.name] = TensorCheck(
+                tensor.name, theirs.dtype, tensor.nbytes, "different", int(np.prod(tensor.shape))
+            )
+        else:
+            todo.append(number)
+    for name, theirs in stored.items():
+        size = sum(extent.nbytes for extent in theirs.extents)
+        checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
+    counts = [0] * len(plan.tensors)
+    total = sum(plan.tensors[i].nbytes for i in todo)
+    by_name = {name: tensor for (_, name), tensor in output.tensors.items()}
+    with Reader(plan) as reader:
+
+        def do(task: int, mine: Share, stop: threading.Event) -> TensorCheck | None:
+            tensor = plan.tensors[task]
+            return _compare(plan, tensor, by_name[tensor.name], output, reader, mine, counts, task, stop)
+
+        for result in work(todo, do, workers, lambda: Share(share)):
+            if result is not None:
+                checks[result.name] = result
+            if progress is not None:
+                progress(sum(counts), total, "")
+    problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
+    ordered = tuple(checks[t.name] for t in plan.tensors) + tuple(c for c in checks.values() if c.status == "unexpected")
+    ok = not problems and all(check.status == "equal" for check in ordered)
+    return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
+
+
+def _compare(
+    plan: Plan,
+    tensor: TargetTensor,
+    theirs: StoredTensor,
+    output: Source,
+    reader: Reader,
+    share: Share,
+    counts: list[int],
+    task: int,
+    stop: threading.Event,
+) -> TensorCheck | None:
+    extent = theirs.extents[0]
+    path = output.files[extent.file].path
+    target = codecs.get(tensor.dtype)
+    values = codecs.get("float32")
+    figures = ErrorFigures()
+    measured = False
+    different = 0
+    found = np.empty(share.block, np.uint8)
+    with reading(path) as fd:
+        for block in blocks(plan, tensor, reader, share):
+            if stop.is_set():
+                return None
+            if found.size < block.encoded.size:
+                found = np.empty(block.encoded.size, np.uint8)
+            mine = found[: block.encoded.size]
+            read_into(fd, extent.offset + block.offset, mine, str(path))
+            equal = np.array_equal(mine, block.encoded)
+            if not equal:
+                rows = (mine != block.encoded).reshape(-1, target.block_bytes)
+                different += int(np.count_nonzero(rows.any(axis=1))) * target.block
+            if not equal or block.source.name != target.name:
+                measured = True
+                elements = mine.size // target.block_bytes * target.block
+                wanted, got = np.empty(elements, np.float32), np.empty(elements, np.float32)
+                convert(block.source, values)(block.raw, wanted.view(np.uint8), share.workspace)
+                if tensor.add:
+                    wanted += np.float32(tensor.add)
+                convert(target, values)(mine, got.view(np.uint8), share.workspace)
+                figures += compare(wanted, got)
+            counts[task] = block.offset + block.encoded.size
+    lossy = measured and (different or figures.max_abs or figures.nonfinite)
+    return TensorCheck(
+        tensor.name, tensor.dtype, tensor.nbytes, "different" if different else "equal", different,
+        figures if lossy else None,
+    )  # fmt: skip
+
+
+def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for key, wanted in plan.facts.items():
+        if key not in facts:
+            problems.append(Problem("the output lacks this key", where=key, expected=_short(wanted)))
+        elif not _same(wanted, facts[key]):
+            problems.append(
+                Problem("the output says something else", where=key, expected=_short(wanted), got=_short(facts[key]))
+            )
+    return problems
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+    if isinstance(one, bytes):
+        return _same(np.frombuffer(one, np.uint8), other)
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or bool(np.float32(one) == np.float32(other))
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def _wrong_copies(plan: Plan, output: Source) -> list[Problem]:
+    problems = []
+    for file in plan.files:
+        if file.copy_of is None:
+            continue
+        there = output.root / file.name
+        try:
+            equal = there.stat().st_size == file.size and there.read_bytes() == file.copy_of.path.read_bytes()
+        except OSError as error:
+            problems.append(Problem(f"cannot be compared: {error.strerror}", where=str(there)))
+            continue
+        if not equal:
+            problems.append(Problem(f"differs from {file.copy_of.path}", where=str(there)))
+    return problems
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
