@@ -68,9 +68,9 @@ class Crossdock(WithExamples, click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from crossdock import __version__
+        from crossdock.version import VERSION
 
-        click.echo(f"crossdock {__version__}")
+        click.echo(f"crossdock {VERSION}")
         ctx.exit()
 
 

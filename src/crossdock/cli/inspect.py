@@ -82,17 +82,18 @@ def _source(path: Path, flags: SourceFlags) -> Source:
 def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None:
     show.say(click.style(show.clean(source.root), bold=True))
     tensors = list(source.tensors.values())
-    facts = [("format", source.format), *source.notes.items()]
-    facts.append(("files", f"{len(source.files):,}, {show.nbytes(sum(file.size for file in source.files))}"))
-    facts.append(("parallel", _parallel(source.ranks)))
+    facts = {"format": source.format, **source.notes}
+    facts["files"] = f"{len(source.files):,}, {show.nbytes(sum(file.size for file in source.files))}"
+    if source.ranks:
+        facts["parallel"] = _parallel(source.ranks)
     if checkpoint is not None:
         from crossdock.cli import weigh
 
         config = checkpoint.described.config
         shapes = weigh.shapes(checkpoint.family, config)
         total = weigh.parameters(shapes)
-        facts.append(("model", f"{config.family}, {show.about(total)} parameters ({show.number(total)})"))
-    show.facts(facts)
+        facts["model"] = f"{config.family}, {show.about(total)} parameters ({show.number(total)})"
+    show.facts(facts.items())
     if checkpoint is not None:
         _show_config(checkpoint)
     else:
@@ -120,7 +121,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
 
 
 def _parallel(ranks: Mapping[str, int]) -> str:
-    return " × ".join(f"{RANKS.get(name, name)} {size}" for name, size in ranks.items() if size > 1)
+    return ", ".join(f"{RANKS.get(name, name)} {size}" for name, size in ranks.items() if size > 1) or "none"
 
 
 def _show_config(checkpoint: Checkpoint) -> None:

@@ -85,7 +85,7 @@ REQUIRED: tuple[str, ...] = tuple(
     if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 )
 DEFAULTS: Mapping[str, Any] = {
-    f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+    f.name: f.default if f.default is not dataclasses.MISSING else {}  # the one mapping field starts empty
     for f in dataclasses.fields(ModelConfig)
     if f.name not in REQUIRED
 }

@@ -146,9 +146,9 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return result
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             current = _value(left, values)
-            for op, right in zip(ops, comparators, strict=True):
+            for comparison, right in zip(ops, comparators, strict=True):
                 following = _value(right, values)
-                if not _COMPARE[type(op)](current, following):
+                if not _COMPARE[type(comparison)](current, following):
                     return False
                 current = following
             return True

@@ -41,6 +41,11 @@ class Checkpoint:
         return self.described.config
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """What a complete checkpoint would have and this one lacks; opening raises for what matters."""
+        return ()
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Stored names that are left out, and why."""
         return self.resolved.unread

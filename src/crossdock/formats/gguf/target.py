@@ -84,7 +84,7 @@ class GgufTarget:
         facts = {key: value for key, _, value in metadata}
         if _tokenizer_path(request) is not None:
             facts |= {key: value for key, _, value in tokens}
-        header, offsets, total = header_bytes([*metadata, *tokens], [tuple(t) for t in tensors])
+        header, offsets, total = header_bytes([*metadata, *tokens], [(t.name, t.shape, t.dtype) for t in tensors])
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("model.gguf", total, header),), places, warnings, facts)
 
