@@ -109,7 +109,7 @@ def export(
     if as_json:
         show.print_json(report)
     else:
-        _show(report, plan, src, target)
+        _show(report, plan, src, output, target)
 
 
 def _header(plan: Plan, output: Path) -> str:
@@ -118,10 +118,10 @@ def _header(plan: Plan, output: Path) -> str:
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 
 
-def _show(report: RunReport, plan: Plan, src: Path, target: TargetFlags) -> None:
+def _show(report: RunReport, plan: Plan, src: Path, output: Path, target: TargetFlags) -> None:
     again = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
     rate = report.nbytes / max(report.seconds, 1e-9)
-    show.say(click.style("written", fg="green", bold=True) + f"  {show.clean(report.output)}")
+    show.say(click.style("written", fg="green", bold=True) + f"  {show.clean(output)}")
     show.facts(
         [
             ("tensors", f"{len(report.tensors):,}{again}"),
@@ -135,9 +135,7 @@ def _show(report: RunReport, plan: Plan, src: Path, target: TargetFlags) -> None
     _show_census(report.tensors)
     show_warnings(dict.fromkeys((*plan.warnings, *report.warnings)))
     tokenizer = f" --tokenizer {shlex.quote(str(target.tokenizer))}" if target.tokenizer else ""
-    command = (
-        f"crossdock verify {shlex.quote(str(report.output))} --against {shlex.quote(str(src))}{tokenizer}"
-    )
+    command = f"crossdock verify {shlex.quote(str(output))} --against {shlex.quote(str(src))}{tokenizer}"
     show.say(f"\nnext: {show.clean(command)}")
 
 

@@ -105,8 +105,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     show.heading("Tensors")
     if every:
         rows = [
-            (f"{one.part}/{one.name}" if one.part else one.name, show.shape(one.shape), one.dtype)
-            for one in tensors
+            (f"{one.part}/{one.name}" if one.part else one.name, show.shape(one.shape), one.dtype) for one in tensors
         ]
         show.table(("name", "shape", "dtype"), rows, "<<<")
     else:
@@ -125,15 +124,15 @@ def _parallel(ranks: Mapping[str, int]) -> str:
 
 
 def _show_config(checkpoint: Checkpoint) -> None:
-    """Every field that says something: not those that are their default and switch nothing on."""
+    """Every field with its origin; of the defaults only those that switch something on, together."""
     show.heading("Configuration")
     described = checkpoint.described
-    rows = [
-        (name, _value(value), described.origins.get(name, ""))
-        for name, value in described.config.as_dict().items()
-        if described.origins.get(name) != "default" or value not in (None, 0, False, (), {})
-    ]
-    show.table((), rows, "<<<")
+    values = described.config.as_dict()
+    given = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
+    show.table((), [(n, _value(v), described.origins.get(n, "")) for n, v in given.items()], "<<<")
+    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in given and v not in (None, 0, False, (), {})]
+    if rest:
+        show.table((), [("by default", ", ".join(rest))], "<<")
 
 
 def _show_metadata(source: Source) -> None:
@@ -245,9 +244,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
             "unread": checkpoint.unread,
             "ignored": described.ignored,
             "missing": checkpoint.missing,
-            "targets": [
-                {"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in weigh.weights(shapes)
-            ],
+            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in weigh.weights(shapes)],
         }
     if error is not None:
         out |= {"error": type(error).__name__, "problems": [one.as_dict() for one in error.problems]}

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 UNITS: Mapping[str, int] = MappingProxyType(
-    {"": 1}
-    | {p: 1000**n for n, p in enumerate("kmgt", 1)}
-    | {f"{p}i": 1024**n for n, p in enumerate("kmgt", 1)}
+    {"": 1} | {p: 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}i": 1024**n for n, p in enumerate("kmgt", 1)}
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
 LARGEST = 1 << 60
@@ -165,9 +163,7 @@ tokenizer_option = click.option(
 )
 
 _SOURCE = (
-    click.option(
-        "--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"
-    ),
+    click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
     click.option("--iteration", type=whole, metavar="N", help="Iteration to take.  [default: latest]"),
     click.option("--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"),
     click.option("--config", type=PATH, metavar="PATH", help="A config.json for a source that has none."),
@@ -198,9 +194,7 @@ _TARGET = (
         help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf).",
     ),
     tokenizer_option,
-    click.option(
-        "--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"
-    ),
+    click.option("--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"),
     click.option(
         "--max-shard-size",
         type=size,
@@ -244,9 +238,7 @@ def running_options(function: Function) -> Function:
     return function
 
 
-def _packed(
-    function: Function, options: Sequence[Callable[[Any], Any]], name: str, flags: type[Any]
-) -> Function:
+def _packed(function: Function, options: Sequence[Callable[[Any], Any]], name: str, flags: type[Any]) -> Function:
     @wraps(function)
     def call(**given: Any) -> Any:
         given[name] = flags(**{field: given.pop(field) for field in flags.__dataclass_fields__})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
     show.heading("Types")
     show.table(("source", "target", "tensors", "parameters", "bytes"), _types(plan), "<<>>>")
     show_warnings(plan.warnings)
-    show_left_out(plan.ignored, plan.described.ignored)
+    show_left_out(_tensors_left_out(plan), plan.described.ignored)
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
@@ -96,14 +96,17 @@ def show_warnings(warnings: Iterable[str]) -> None:
             show.say(f"  {click.style('!', fg='yellow')} {show.clean(text)}")
 
 
-def show_left_out(tensors: Any, keys: Any) -> None:
+def show_left_out(tensors: Mapping[str, str], keys: Mapping[str, str]) -> None:
     """What is in the source and not in the target, by reason."""
-    left = [("tensors", *pair) for pair in show.reasons(tensors)] + [
-        ("keys", *pair) for pair in show.reasons(keys)
-    ]
+    left = [("tensors", *pair) for pair in show.reasons(tensors)] + [("keys", *pair) for pair in show.reasons(keys)]
     if left:
         show.heading("Left out")
         show.table(("", "why", "which"), left, "<<<")
+
+
+def _tensors_left_out(plan: Plan) -> dict[str, str]:
+    """`Plan.ignored` without the configuration keys."""
+    return {name: why for name, why in plan.ignored.items() if name not in plan.described.ignored}
 
 
 def _files(count: int, size: int) -> str:
@@ -151,7 +154,7 @@ def _record(plan: Plan, memory: int, workers: int | None) -> dict[str, Any]:
         },
         "settings": plan.settings,
         "warnings": plan.warnings,
-        "ignored": {"tensors": plan.ignored, "keys": plan.described.ignored},
+        "ignored": {"tensors": _tensors_left_out(plan), "keys": plan.described.ignored},
     }
 
 

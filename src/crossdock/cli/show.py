@@ -160,11 +160,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "tolist"):  # numpy
-        return (
-            plain(value.tolist())
-            if getattr(value, "size", 0) < LONG
-            else f"{value.dtype} array of {value.size}"
-        )
+        return plain(value.tolist()) if getattr(value, "size", 0) < LONG else f"{value.dtype} array of {value.size}"
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     return str(value)

@@ -37,9 +37,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
     ),
 )
 @click.argument("out", type=PATH)
-@click.option(
-    "--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from."
-)
+@click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
 @tokenizer_option
 @running_options
@@ -84,9 +82,7 @@ def _show(report: VerifyReport, out: Path, against: Path) -> None:
             for line in problem.lines():
                 show.say(f"  {show.clean(line)}")
     word = (
-        click.style("verified", fg="green", bold=True)
-        if report.ok
-        else click.style("NOT EQUAL", fg="red", bold=True)
+        click.style("verified", fg="green", bold=True) if report.ok else click.style("NOT EQUAL", fg="red", bold=True)
     )
     took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
     show.say(f"\n{word}  {show.clean(out)} against {show.clean(against)}: {took}")

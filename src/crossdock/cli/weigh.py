@@ -37,16 +37,12 @@ def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
     """Shape -> how many tensors of a Hugging Face folder of this model have it."""
     rules = layout("hf", family)
     present = family.present(config)
-    layers = {
-        name: found for name, decl in present.items() if (found := family.layers_of(decl, config)) is not None
-    }
+    layers = {name: found for name, decl in present.items() if (found := family.layers_of(decl, config)) is not None}
     geometry = Geometry(family.sizes(config), {}, {}, layers)
     values = config.as_dict()
     out: Counter[Shape] = Counter()
     for rule in rules.rules:
-        if all(name in present for name in rule.tensors) and (
-            rule.when is None or rule.when.evaluate(values)
-        ):
+        if all(name in present for name in rule.tensors) and (rule.when is None or rule.when.evaluate(values)):
             out.update(container.shape for container in containers(rule, rule.patterns[0], geometry))
     return out
 
