@@ -114,9 +114,7 @@ def test_colour(monkeypatch: pytest.MonkeyPatch, no_color: str | None, red: bool
     assert ("\x1b[31m" in result.stderr) is red
 
 
-@pytest.mark.parametrize(
-    "command", [["inspect"], ["plan", "--to", "gguf"], ["export", "--to", "hf", "-o", "o"]]
-)
+@pytest.mark.parametrize("command", [["inspect"], ["plan", "--to", "gguf"], ["export", "--to", "hf", "-o", "o"]])
 def test_no_such_path(tmp_path: Path, command: list[str]) -> None:
     result = CliRunner().invoke(main, [command[0], str(tmp_path / "nope"), *command[1:]])
     assert result.exit_code == 3

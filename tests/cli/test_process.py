@@ -16,9 +16,7 @@ HEAVY = ("numpy", "ml_dtypes", "rich", "numba", "xxhash", "importlib.metadata", 
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, crossdock.cli; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert not {name for name in loaded.stdout.split() if name.split(".")[0] in HEAVY or name in HEAVY}
 
 

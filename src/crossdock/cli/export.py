@@ -26,8 +26,8 @@ from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock import RunReport, TensorResult
-    from crossdock.planning.plan import Plan
+    from crossdock import Plan
+    from crossdock.running.run import RunReport, TensorResult
 
 MOST = 10  # tensors listed for what was found in them
 

@@ -13,10 +13,10 @@ from crossdock.cli import show, tree
 from crossdock.cli.options import PATH, SourceFlags, json_option, source_options
 from crossdock.cli.plan import show_left_out
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.errors import ConfigError, CrossdockError, PlanError
 
 if TYPE_CHECKING:
     from crossdock import Checkpoint
-    from crossdock.errors import CrossdockError
     from crossdock.formats.stored import Source, StoredTensor
 
 RANKS: Mapping[str, str] = {
@@ -45,18 +45,16 @@ def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> in
     """Show what the checkpoint PATH is. Reads headers only.
 
     Format and origin, configuration with the origin of each value, parallel layout, types and tensors, what
-    is left out or missing, and what it would weigh as each target.
+    is left out, and what it would weigh as each target. If the configuration is incomplete, what is stored is
+    shown all the same, then what is missing (exit code 3).
     """
-    from crossdock.errors import ConfigError, PlanError
-
+    stored = source.read(path)
     checkpoint: Checkpoint | None = None
     error: CrossdockError | None = None
     try:
-        checkpoint = source.open(path)
-        stored = checkpoint.source
+        checkpoint = source.interpret(stored)
     except (ConfigError, PlanError) as failed:
-        error = failed
-        stored = _source(path, source)
+        error = failed  # what is stored can be shown all the same
     if as_json:
         show.print_json(_record(stored, checkpoint, error))
     else:
@@ -70,13 +68,6 @@ def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> in
 
         print_problems(error.problems)
     return error.exit_code
-
-
-def _source(path: Path, flags: SourceFlags) -> Source:
-    """What the format alone says, where the configuration is of no use."""
-    from crossdock.formats import registry
-
-    return registry.open_source(path, format=flags.format, iteration=flags.iteration)
 
 
 def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None:
@@ -113,7 +104,6 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     _show_skipped(source)
     if checkpoint is not None:
         show_left_out(checkpoint.unread, checkpoint.described.ignored)
-        _show_missing(checkpoint)
         show.heading("As a target")
         rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
         show.table((), rows, "<<>")
@@ -145,13 +135,6 @@ def _show_skipped(source: Source) -> None:
     if source.skipped:
         show.heading(f"Not weights, {show.nbytes(source.skipped_bytes)} not read")
         show.table((), show.reasons(source.skipped), "<<")
-
-
-def _show_missing(checkpoint: Checkpoint) -> None:
-    if checkpoint.missing:
-        show.heading("Missing")
-        for name in checkpoint.missing:
-            show.say(f"  {show.clean(name)}")
 
 
 def _value(value: Any) -> str:
@@ -243,7 +226,6 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
             },
             "unread": checkpoint.unread,
             "ignored": described.ignored,
-            "missing": checkpoint.missing,
             "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in weigh.weights(shapes)],
         }
     if error is not None:

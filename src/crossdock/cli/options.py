@@ -19,8 +19,8 @@ import click
 from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
-    from crossdock import Checkpoint
-    from crossdock.planning.plan import Plan
+    from crossdock import Checkpoint, Plan
+    from crossdock.formats.stored import Source
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -104,18 +104,22 @@ class SourceFlags:
     config: Path | None
     set: Mapping[str, str]
 
-    def open(self, path: Path) -> Checkpoint:
-        """Open the checkpoint at `path`: headers only."""
-        import crossdock
+    def read(self, path: Path) -> Source:
+        """What is stored at `path`: headers only, without its meaning."""
+        from crossdock.formats import registry
 
-        return crossdock.open(
-            path,
-            format=self.format,
-            iteration=self.iteration,
-            family=self.family,
-            config=self.config,
-            set=self.set,
-        )
+        return registry.open_source(path, format=self.format, iteration=self.iteration)
+
+    def interpret(self, source: Source) -> Checkpoint:
+        """Its meaning: family, configuration, canonical tensors."""
+        from crossdock import delivery
+
+        said = delivery.given(family=self.family, config=self.config, set=self.set)
+        return delivery.interpret(source, said)
+
+    def open(self, path: Path) -> Checkpoint:
+        """Both."""
+        return self.interpret(self.read(path))
 
 
 @dataclass(frozen=True, slots=True)

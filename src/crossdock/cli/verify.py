@@ -22,7 +22,8 @@ from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock import TensorCheck, VerifyReport
+    from crossdock.codecs.statistics import ErrorFigures
+    from crossdock.running.verify import TensorCheck, VerifyReport
 
 MOST = 10  # tensors listed that are not as they should be
 WORST = 5  # lossy tensors listed with their error
@@ -101,14 +102,12 @@ def _show_statuses(tensors: Sequence[TensorCheck]) -> None:
 
 def _show_errors(tensors: Sequence[TensorCheck]) -> None:
     """How far lossy types lie from the source: sums per dtype, then the tensors with the largest error."""
-    from crossdock.codecs.statistics import ErrorFigures
-
-    lossy = [(one, one.figures) for one in tensors if one.figures is not None and one.figures.elements]
+    lossy = [(one, found) for one in tensors if (found := one.figures) and (found.max_abs or found.nonfinite)]
     if not lossy:
         return
     sums: dict[str, ErrorFigures] = {}
     for one, figures in lossy:
-        sums[one.dtype] = sums.get(one.dtype, ErrorFigures()) + figures
+        sums[one.dtype] = sums[one.dtype] + figures if one.dtype in sums else figures
     show.heading("Distance from the source's values")
     head = ("dtype", "largest", "rms", "relative")
     show.table(head, [(dtype, *_figures(total)) for dtype, total in sums.items()], "<>>>")
@@ -119,10 +118,7 @@ def _show_errors(tensors: Sequence[TensorCheck]) -> None:
         show.table(("worst tensors", *head), rows, "<<>>>")
 
 
-def _figures(figures: object) -> tuple[str, str, str]:
-    from crossdock.codecs.statistics import ErrorFigures
-
-    assert isinstance(figures, ErrorFigures)
+def _figures(figures: ErrorFigures) -> tuple[str, str, str]:
     return f"{figures.max_abs:.3g}", f"{figures.rms:.3g}", f"{100 * figures.relative_rms:.3g}%"
 
 
