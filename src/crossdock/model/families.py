@@ -36,7 +36,7 @@ class TensorDecl:
     same_as: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A kind of decoder. `sections` holds, per format, what the file says about that format."""
 

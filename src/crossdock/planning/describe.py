@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossdock.errors import ConfigError, Problem, UsageError
@@ -44,7 +44,7 @@ class Given:
     """Configuration given by the user: `--family`, `--set`, and the keys of a `--config` file in Hugging Face's terms."""
 
     family: str | None = None
-    settings: Mapping[str, str] = typing.cast(Mapping[str, str], {})  # noqa: RUF009
+    settings: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     config_at: str = ""
 
@@ -67,8 +67,8 @@ def describe(source: Source, given: Given) -> Reading:
                       for k, o in base_origins.items()},
                    **{k: o for k, o in origins.items() if k not in base}}  # fmt: skip
         values = {**values, **base}
-    for field, value in canonical.items():
-        values[field], origins[field] = value, "--set"
+    for name, value in canonical.items():
+        values[name], origins[name] = value, "--set"
     problems += _missing(values, rules, source)
     if problems:
         raise ConfigError(problems)
@@ -79,11 +79,11 @@ def describe(source: Source, given: Given) -> Reading:
     if misfits:
         raise ConfigError([
             replace(p, cause=f"{p.where} is from {origins.get(p.where, 'the default')}",
-                    fix="give another --family, or --set the field if the checkpoint says it wrong")
+                    fix="give another --family, or --set the name if the checkpoint says it wrong")
             for p in misfits
         ])  # fmt: skip
-    for field in FIELDS:
-        origins.setdefault(field, "default")
+    for name in FIELDS:
+        origins.setdefault(name, "default")
     origins["family"] = "--family" if given.family else f"derived from {source.metadata_at or given.config_at}"
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
     return Reading(chosen, Described(config, origins, ignored), {**config.as_dict(), **variables})
@@ -165,7 +165,7 @@ def _split_settings(
             keys = {**keys, key: value}
         else:
             near = difflib.get_close_matches(key, [*FIELDS, *readable], 3)
-            problems.append(Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows"))
+            problems.append(Problem(f"--set {key}: no such name", expected=" or ".join(near) or "a name that inspect shows"))
     if problems:
         raise UsageError(problems)
     return keys, canonical
@@ -176,7 +176,7 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for field, alternatives in rules.read.items():
+    for name, alternatives in rules.read.items():
         for expr in alternatives:
             if not expr.names <= keys.keys():
                 continue
@@ -186,14 +186,14 @@ def _read(
                 continue
             if value is None:
                 continue
-            values[field] = value
+            values[name] = value
             named = ", ".join(sorted(expr.names - {"tensors", "shapes"}))
             if not named:
-                origins[field] = "the stored tensors" if expr.names else f"the format ({rules.format})"
+                origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
             elif expr.names & settings.keys():
-                origins[field] = f"--set {named}"
+                origins[name] = f"--set {named}"
             else:
-                origins[field] = f"{named} in {where}"
+                origins[name] = f"{named} in {where}"
             break
     return values, origins
 
@@ -261,13 +261,13 @@ def _neutral(rules: Layout, source: Source, settings: Mapping[str, Any]) -> list
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
     return [
         Problem(
-            f"{field} is not known",
+            f"{name} is not known",
             where=source.metadata_at or str(source.root),
-            expected=" or ".join(expr.text for expr in rules.read.get(field, ())) or "a value",
-            fix=f"--set {field}=VALUE, or --config with the model's Hugging Face config.json",
+            expected=" or ".join(expr.text for expr in rules.read.get(name, ())) or "a value",
+            fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
         )
-        for field in REQUIRED
-        if field not in values and field != "family"
+        for name in REQUIRED
+        if name not in values and name != "family"
     ]
 
 
@@ -277,20 +277,20 @@ _KINDS = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items(
 def _build(chosen: Family, values: Mapping[str, Any]) -> tuple[ModelConfig | None, list[Problem]]:
     clean: dict[str, Any] = {}
     problems = []
-    for field, value in values.items():
-        if field not in FIELDS:
-            raise ConfigError(f"a layout reads {field!r}, which is no field of the configuration")
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise ConfigError(f"a layout reads {name!r}, which is no name of the configuration")
         try:
-            clean[field] = _coerced(_KINDS[field], value)
+            clean[name] = _coerced(_KINDS[name], value)
         except (TypeError, ValueError):
-            problems.append(Problem("wrong kind of value", where=field, expected=str(_KINDS[field]), got=_short(value)))
+            problems.append(Problem("wrong kind of value", where=name, expected=str(_KINDS[name]), got=_short(value)))
     if problems:
         return None, problems
     config = ModelConfig(**{**DEFAULTS, **clean, "family": chosen.name})
-    for field in REQUIRED:
-        value = getattr(config, field)
+    for name in REQUIRED:
+        value = getattr(config, name)
         if isinstance(value, int) and not 0 < value < _MOST:
-            problems.append(Problem("not a size that a model can have", where=field, got=str(value)))
+            problems.append(Problem("not a size that a model can have", where=name, got=str(value)))
     if config.num_hidden_layers > 100_000:
         problems.append(Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers)))
     if not problems and config.num_attention_heads % config.num_key_value_heads:
