@@ -1,12 +1,13 @@
-"""Megatron's args: the namespace of command-line arguments that a training run stores beside its weights.
+"""What a Megatron run stores beside its weights: args, the namespace of command-line arguments, and training state.
 
-Turns it into a flat dict of plain values and says what the run was; maps no key and looks at no tensor.
+Turns args into a flat dict of plain values and says what the run was; maps no key and looks at no tensor.
 Facts from Megatron-LM d98e8a6 (`megatron/training/checkpointing.py`, `arguments.py`) and megatron-core 0.11 to
 0.19.2.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from crossdock.errors import ConfigError
 from crossdock.formats.pickles import Global, Instance, attributes, describe, dtype_of, printable
 
 MAX_DEPTH = 8
+OPTIMIZER = re.compile(r"(chained_\d+\.)?(optimizer|opt_param_scheduler)\b")
 SIZES: Mapping[str, tuple[str, ...]] = {
     "tensor": ("tensor_model_parallel_size", "model_parallel_size"),
     "pipeline": ("pipeline_model_parallel_size",),
@@ -22,6 +24,11 @@ SIZES: Mapping[str, tuple[str, ...]] = {
     "expert tensor": ("expert_tensor_parallel_size",),
     "context": ("context_parallel_size",),
 }
+
+
+def is_weight(name: str) -> bool:
+    """False for optimizer and extra state."""
+    return not OPTIMIZER.match(name) and "._extra_state" not in name
 
 
 def plain_args(common: object, where: str) -> dict[str, Any]:

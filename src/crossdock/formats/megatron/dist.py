@@ -6,7 +6,6 @@ made of them. Facts from megatron-core 0.11 to 0.19.2 (`dist_checkpointing/strat
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,13 +14,12 @@ from pathlib import Path
 from crossdock.errors import FormatError
 from crossdock.formats import dcp
 from crossdock.formats.files import reading
-from crossdock.formats.megatron.args import plain_args, run_notes
+from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.root import Folder
 from crossdock.formats.pickles import describe, printable
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.torchfile import open_torch, read_object
 
-OPTIMIZER = re.compile(r"(chained_\d+\.)?(optimizer|opt_param_scheduler)\b")
 PREFIXES = ("module.", "model.")  # NeMo, FSDP: put before every key
 REASONS: Mapping[str, str] = {
     "optimizer.*": "optimizer state",
@@ -31,11 +29,6 @@ REASONS: Mapping[str, str] = {
     "common_state": "args and iteration, read as the configuration",
     "opt_param_scheduler": "learning rate schedule",
 }
-
-
-def is_weight(name: str) -> bool:
-    """False for optimizer and extra state."""
-    return not OPTIMIZER.match(name) and "._extra_state" not in name
 
 
 def open_dist(root: Path, folder: Folder) -> Source:
@@ -79,16 +72,12 @@ def without_prefix(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Store
             break
         removed += prefix
         tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    if any(extent.wrapping == "safetensors" for t in tensors.values() for extent in t.extents):
-        removed and _refuse_prefix(removed)
+    if removed and any(extent.wrapping == "safetensors" for t in tensors.values() for extent in t.extents):
+        raise FormatError(
+            f"names with the prefix {removed} in safetensors blobs, which no version of Megatron writes",
+            fix="save the checkpoint with torch.save serialization",
+        )
     return {name: replace(tensor, name=name) for name, tensor in tensors.items()}, removed
-
-
-def _refuse_prefix(prefix: str) -> None:
-    raise FormatError(
-        f"names with the prefix {prefix} in safetensors blobs, which no version of Megatron writes",
-        fix="save the checkpoint with torch.save serialization",
-    )
 
 
 def summary(skipped: Mapping[str, int]) -> dict[str, str]:

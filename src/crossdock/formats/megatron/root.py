@@ -113,9 +113,7 @@ def _choose(path: Path, names: list[str], iteration: int | None) -> tuple[Path, 
     raise NotACheckpointError("there is no Megatron checkpoint in this folder", where=str(path))
 
 
-def _tracked(
-    path: Path, names: list[str], saved: list[tuple[int, str]], listed: str
-) -> tuple[Path, dict[str, str]]:
+def _tracked(path: Path, names: list[str], saved: list[tuple[int, str]], listed: str) -> tuple[Path, dict[str, str]]:
     where = str(path / TRACKER)
     with reading(path / TRACKER) as fd:
         text = read_exact(fd, 0, min(size_of(fd), 64), where).decode("utf-8", "replace").strip()
