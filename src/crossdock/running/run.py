@@ -122,6 +122,8 @@ class _Copying:
         self.report = progress or (lambda done, total, what: None)
         self.total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
         self.counts = [0] * len(plan.tensors)
+        # the kernel lets one writer at a time into a file and lets the others spin: waiting here costs less CPU
+        self.locks = [threading.Lock() for _ in plan.files]
         quantised = sum(t.nbytes for t in plan.tensors if t.dtype.startswith("q"))
         self.compiled: bool | None = None if quantised > _COMPILED_FROM else False
 
@@ -188,7 +190,8 @@ class _Copying:
             if stop.is_set():
                 return None
             digest.update(block.encoded.data)
-            _write(fds[tensor.file], block.encoded.data, tensor.offset + block.offset)
+            with self.locks[tensor.file]:
+                _write(fds[tensor.file], block.encoded.data, tensor.offset + block.offset)
             census += block.census
             self.counts[task] = block.offset + block.encoded.size
         return Done(task, digest.hexdigest(), census)
