@@ -165,9 +165,9 @@ class _Pickling:
             self.out += b"t"
 
     def _items(self, items: Sequence[Any], opcode: bytes) -> None:
-        if items:
+        for start in range(0, len(items), 2000):  # in batches, as Python's pickler does
             self.out += b"("
-            for item in items:
+            for item in items[start : start + 2000]:
                 self.value(item)
             self.out += opcode
 
