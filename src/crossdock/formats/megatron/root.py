@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError, UsageError
+from crossdock.errors import CrossdockError, EnvironmentProblem, FormatError, NotACheckpointError, UsageError
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.pickles import printable
 
@@ -39,15 +39,13 @@ def looks_like_megatron(path: Path) -> bool:
     try:
         if not path.is_dir():
             return False
-        if (path / TRACKER).is_file() or (path / "common.pt").is_file():
-            return True
-        if "sharded_backend" in _json(path / "metadata.json"):
-            return True
         names = _names(path)
+        if any(name in (TRACKER, "common.pt") or ITERATION.match(name) or RANK.match(name) for name in names):
+            return True
         if (path / "weights" / "metadata.json").is_file():
             return True
-        return any(ITERATION.match(name) or RANK.match(name) for name in names)
-    except (OSError, ValueError, FormatError, NotACheckpointError, EnvironmentProblem, RecursionError):
+        return "metadata.json" in names and "sharded_backend" in _json(path / "metadata.json")
+    except (OSError, ValueError, CrossdockError):
         return False
 
 
