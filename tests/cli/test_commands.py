@@ -207,3 +207,9 @@ def test_scan(tmp_path: Path) -> None:
     found = json.loads(run("scan", tmp_path, "--json", code=1).stdout)
     assert found["files"] == 1
     assert {"call", "import"} == {finding["severity"] for finding in found["findings"]}
+
+
+def test_plan_refuses_too_little_memory() -> None:
+    result = run("plan", CHECKPOINT, "--to", "gguf", "--memory", "64KiB", "--workers", 2, code=2)
+    assert "--memory" in result.stderr
+    assert result.stdout == ""

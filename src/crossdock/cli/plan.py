@@ -62,7 +62,11 @@ def plan(
 
 
 def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
-    """Print a plan's summary."""
+    """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
+    from crossdock.running.blocks import share_of
+
+    workers = workers or os.cpu_count() or 1
+    share_of(memory, workers)
     if as_json:
         show.print_json(_record(plan, memory, workers))
         return
@@ -73,7 +77,7 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
             ("parameters", show.number(sum(prod(tensor.shape) for tensor in plan.tensors))),
-            ("memory", f"at most {show.memory(memory)} for buffers"),
+            ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
             ("plan", plan.digest[:16]),
         ]
     )
@@ -126,7 +130,7 @@ def _types(plan: Plan) -> list[tuple[str, str, str, str, str]]:
     return [(a, b, show.number(n), show.number(p), show.nbytes(size)) for (a, b), (n, p, size) in rows]
 
 
-def _record(plan: Plan, memory: int, workers: int | None) -> dict[str, Any]:
+def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
     return {
         "source_format": plan.source_format,
         "source": plan.source_root,
