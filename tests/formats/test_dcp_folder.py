@@ -70,7 +70,7 @@ def test_plain_dcp_that_is_not_plain(tmp_path: Path, megatron_checkpoint: Checkp
     root = copied(megatron_checkpoint, LLAMA, tmp_path / "r")
     (root / "iter_0000010/metadata.json").unlink()
     assert dcp_folder.sniff(root / "iter_0000010")
-    with pytest.raises(NotACheckpointError, match="Megatron's names, but no metadata.json"):
+    with pytest.raises(NotACheckpointError, match=r"Megatron's names, but no metadata\.json"):
         dcp_folder.open_source(root / "iter_0000010")
     (root / "iter_0000010/.metadata").unlink()
     assert dcp_folder.sniff(root / "iter_0000010")

@@ -170,6 +170,14 @@ def ranks_of(tmp_path: Path, megatron_checkpoint: Checkpoint, how: Ranks) -> Pat
 TWO = Ranks((((0, 1),), ((2, 3),)), tp=2)
 
 
+def multiplied() -> list[Any]:
+    """A list that is small in the file and 10^16 values when it is written out."""
+    out: list[Any] = [1] * 100
+    for _ in range(7):
+        out = [out] * 100
+    return out
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -178,6 +186,13 @@ TWO = Ranks((((0, 1),), ((2, 3),)), tp=2)
         (lambda s: setattr(s["args"], "num_layers", 6), FormatError, "does not hold the layers"),
         (lambda s: setattr(s["args"], "num_layers", 5), ConfigError, "do not divide evenly"),
         (lambda s: setattr(s["args"], "tensor_model_parallel_size", 10**7), ConfigError, "more ranks than"),
+        (lambda s: setattr(s["args"], "expert_model_parallel_size", 10**7), FormatError, "not those of the run"),
+        (lambda s: setattr(s["args"], "data_path", multiplied()), ConfigError, "more values than any run"),
+        (
+            lambda s: s["model"].update({f"decoder.layers.{10**8}.x": torch.ones(1)}),
+            FormatError,
+            "up to number 100000000",
+        ),
         (lambda s: s.update(args=7), ConfigError, "args are no namespace"),
         (lambda s: s.pop("model"), FormatError, "not the model chunks"),
     ],

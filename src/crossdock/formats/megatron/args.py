@@ -15,6 +15,7 @@ from crossdock.errors import ConfigError
 from crossdock.formats.pickles import Global, Instance, attributes, describe, dtype_of, printable
 
 MAX_DEPTH = 8
+MAX_VALUES = 200_000
 OPTIMIZER = re.compile(r"(chained_\d+\.)?(optimizer|opt_param_scheduler)\b")
 SIZES: Mapping[str, tuple[str, ...]] = {
     "tensor": ("tensor_model_parallel_size", "model_parallel_size"),
@@ -35,7 +36,7 @@ def plain_args(common: object, where: str) -> dict[str, Any]:
     """The args in a checkpoint's common dict as plain values; {} when it has none.
 
     Numbers, texts, lists and dicts stay; dtypes become codec names ("bfloat16"), enums and other objects a text.
-    Raises ConfigError when `common["args"]` is there but holds no attributes.
+    Raises ConfigError when `common["args"]` is there but holds no attributes, or too much.
     """
     args = common.get("args") if isinstance(common, dict) else None
     if args is None:
@@ -46,17 +47,26 @@ def plain_args(common: object, where: str) -> dict[str, Any]:
         values = args
     else:
         raise ConfigError("args are no namespace", where=where, got=describe(args))
-    return {name: plain(value) for name, value in values.items() if isinstance(name, str)}
+    left = [MAX_VALUES]
+    return {name: plain(value, where, left) for name, value in values.items() if isinstance(name, str)}
 
 
-def plain(value: object, depth: int = 0) -> Any:
-    """`value` without stand-ins: what JSON can say, everything else as text."""
+def plain(value: object, where: str = "", left: list[int] | None = None, depth: int = 0) -> Any:
+    """`value` without stand-ins: what JSON can say, everything else as text.
+
+    `left` counts down the values that may still be looked at: lists that hold each other many times multiply.
+    """
+    left = [MAX_VALUES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise ConfigError("args hold more values than any run has", where=where, expected=f"at most {MAX_VALUES:,}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth < MAX_DEPTH and isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
+        return [plain(item, where, left, depth + 1) for item in value]
     if depth < MAX_DEPTH and isinstance(value, dict):
-        return {str(k): plain(v, depth + 1) for k, v in value.items() if isinstance(k, str | int)}
+        named = {str(key): item for key, item in value.items() if isinstance(key, str | int)}
+        return {key: plain(item, where, left, depth + 1) for key, item in named.items()}
     if isinstance(value, Global):
         return dtype_of(value) or value.qualified
     if isinstance(value, Instance) and len(value.args) == 1 and isinstance(value.args[0], int | str):

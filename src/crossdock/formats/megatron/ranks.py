@@ -24,10 +24,10 @@ from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 from crossdock.formats.torchfile import open_torch, state_tensors
 
 FILES = ("model_optim_rng.pt", "model_rng.pt")
-MAX_RANKS = 4096
+MAX_RANKS = 65_536  # files of one checkpoint
 EXPERT = ".mlp.experts."
 GROUPED = re.compile(r"\.mlp\.experts\.weight([12])\Z")
-LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.")
 NOT_WEIGHTS: Mapping[str, str] = {
     "optimizer": "optimizer state",
     "opt_param_scheduler": "learning rate schedule",
@@ -81,6 +81,8 @@ def open_ranks(root: Path, folder: Folder) -> Source:
     common = _common(by_name[first])
     args = plain_args(common, str(by_name[first]))
     sizes = _sizes(args, common, by_name)
+    if max(sizes.tp, sizes.etp * sizes.ep) * sizes.pp > MAX_RANKS:
+        raise ConfigError("more ranks than any run has", where=str(by_name[first]), expected=f"at most {MAX_RANKS:,}")
     ranks = _ranks(by_name, sizes)
     found = _Found()
     for name, rank in sorted(ranks.items(), key=lambda item: (item[1].pp, item[1].tp, item[1].ep)):
@@ -167,8 +169,6 @@ def _sizes(args: Mapping[str, Any], common: Mapping[Any, object], files: Mapping
     etp = said["expert tensor"] if isinstance(args.get("expert_tensor_parallel_size"), int) else tp
     if not args.get("num_experts"):
         etp = tp if ep == 1 else etp
-    if any(size > MAX_RANKS for size in (tp, pp, ep, etp)) or tp * pp * ep * etp > 1 << 24:
-        raise ConfigError("args name more ranks than any run has", where=where)
     if tp % etp:
         raise UsageError(
             f"expert tensor parallel size {etp} does not divide tensor parallel size {tp}, so the folders do not"
@@ -319,7 +319,7 @@ def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str) ->
         return layer_ranges(have, sizes.pp)
     counts = layer_counts(args, sizes.pp, sizes.vpp, where)
     for place, count, held in zip(order, counts, have, strict=True):
-        complete = found.layers.get(place, set()) == set(range(held))
+        complete = len(found.layers.get(place, ())) == held
         if (count != held or not complete) and not found.problems:
             found.problems.append(
                 Problem(
