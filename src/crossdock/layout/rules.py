@@ -17,10 +17,11 @@ from typing import Any
 from crossdock.errors import ConfigError, Problem
 from crossdock.layout.notation import Pattern, parse
 from crossdock.model.expressions import Expression, expression
-from crossdock.model.families import Family, merged
+from crossdock.model.families import Family, constants, merged
 
 _TABLES = (
     "parts", "tensors", "read", "write", "ignored", "neutral", "variables", "skip", "fits", "fits_reason", "encoding",
+    "needs", "warn",
 )  # fmt: skip
 _SCALARS = ("extends", "padded", "arch", "when", "family_key")
 
@@ -52,7 +53,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Layout:
-    """A format's rules for one family."""
+    """A format's rules for one family.
+
+    needs  sentence -> what must hold for a model to be written; warn: sentence -> when to show it
+    """
 
     format: str
     arch: str
@@ -67,7 +71,8 @@ class Layout:
     fits: Mapping[str, tuple[Any, ...]]
     fits_reason: Mapping[str, str]
     encoding: Mapping[str, tuple[str, ...]]
-    table: Mapping[str, Any]
+    needs: Mapping[str, Expression]
+    warn: Mapping[str, Expression]
 
 
 @functools.cache
@@ -122,10 +127,11 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         ignored=texts("ignored"),
         neutral={key: tuple(value) for key, value in texts("neutral").items()},
         variables={key: expression(str(value), where) for key, value in texts("variables").items()},
-        fits={key: tuple(value) for key, value in texts("fits").items()},
+        fits={key: constants(value) for key, value in texts("fits").items()},
         fits_reason=texts("fits_reason"),
         encoding={key: tuple(value) for key, value in texts("encoding").items()},
-        table=table,
+        needs={key: expression(value, where) for key, value in texts("needs").items()},
+        warn={key: expression(value, where) for key, value in texts("warn").items()},
     )
 
 

@@ -38,9 +38,14 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 
 
-def _indices_where(flags: Any, period: Any = None, count: Any = None) -> tuple[int, ...]:
+def _indices_where(flags: Any) -> tuple[int, ...]:
     """Indices of the true entries of a list of flags."""
     return tuple(i for i, flag in enumerate(flags) if flag)
+
+
+def _sparse(count: int, step: int, excluded: Any = (), phase: int = 1) -> tuple[int, ...]:
+    """Layers i of `count` with (i + phase) divisible by `step`, without the excluded ones."""
+    return tuple(i for i in range(count) if (i + phase) % step == 0 and i not in set(excluded))
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -60,6 +65,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "every": lambda n, step, first=0: tuple(range(first, n, step)),
     "where": _indices_where,
     "without": lambda n, excluded: tuple(i for i in range(n) if i not in set(excluded)),
+    "sparse": _sparse,
     "flags": lambda n, chosen: [1 if i in set(chosen) else 0 for i in range(n)],
     "repeat": lambda value, n: [value] * n,
     "get": lambda mapping, key, default=None: (mapping or {}).get(key, default),

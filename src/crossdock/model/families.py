@@ -129,6 +129,12 @@ def merged(base: Table, over: Table) -> dict[str, Any]:
     return out
 
 
+def constants(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Allowed values of a field; TOML has no word for None and (), so they are written as texts."""
+    words = {"None": None, "()": ()}
+    return tuple(words.get(value, value) if isinstance(value, str) else value for value in values)
+
+
 def _tables() -> Iterable[tuple[str, Table]]:
     folders: list[Any] = [resources.files("crossdock") / "data" / "families"]
     folders += [entry.load() for entry in metadata.entry_points(group="crossdock.families")]
@@ -155,7 +161,7 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
         for axis in decl.axes
         if axis not in axes
     ]
-    fits = {key: tuple(allowed) for key, allowed in table.get("fits", {}).items()}
+    fits = {key: constants(allowed) for key, allowed in table.get("fits", {}).items()}
     problems += [Problem(f"[fits] names {key!r}, which is no field", where=where) for key in fits if key not in FIELDS]
     if problems:
         raise ConfigError(problems)

@@ -115,7 +115,12 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         described=checkpoint.described,
         twins=twins,
         facts=assembled.facts,
-        warnings=(*checkpoint.resolved.notices, *_grouped(notices), *assembled.warnings),
+        warnings=(
+            *checkpoint.resolved.notices,
+            *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
+            *_grouped(notices),
+            *assembled.warnings,
+        ),
         ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
         settings={"dtype": request.dtype, "quantize": request.quantize},
     )
@@ -132,6 +137,12 @@ def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Fami
         )
         for name, allowed in rules.fits.items()
         if getattr(config, name) not in allowed
+    ]
+    values = config.as_dict()
+    problems += [
+        Problem(sentence, where=family.name, expected=need.text)
+        for sentence, need in rules.needs.items()
+        if not need.evaluate(values)
     ]
     if problems:
         raise PlanError(problems)

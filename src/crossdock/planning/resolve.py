@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source, StoredTensor
+from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import Described
@@ -117,50 +118,41 @@ def _stored(
 ) -> list[tuple[Container, StoredTensor]]:
     out = []
     for pattern in rule.patterns:
+        grown, axis = _grown(pattern, geometry, source, padded)
         try:
-            wanted = list(containers(rule, pattern, geometry))
+            wanted = list(containers(rule, pattern, grown))
         except PlanError as error:
-            problems.extend(error.problems)
+            if any((part, name) for part, name in source.tensors if name == pattern.spell((0,) * len(pattern.indices))):
+                problems.extend(error.problems)
             continue
-        grown: Geometry | None = None
-        regrown: dict[tuple[str, str], Container] = {}
         for container in wanted:
             stored = source.tensors.get((container.part, container.name))
             if stored is None:
                 continue
             if stored.shape != container.shape:
-                if grown is None:
-                    grown = _grown(container, stored, geometry, padded)
-                    if grown is not None:
-                        regrown = {(c.part, c.name): c for c in containers(rule, pattern, grown)}
-                bigger = regrown.get((container.part, container.name))
-                if grown is None or bigger is None or bigger.shape != stored.shape:
-                    problems.append(_misshapen(container, stored, described))
-                    continue
-                axis = next(a for a in padded if grown.sizes.get(a) != geometry.sizes.get(a))
-                padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
-                clipped = _clipped(bigger, axis, geometry.sizes[axis])
-                out.append((clipped, stored))
+                problems.append(_misshapen(container, stored, described))
                 continue
+            if axis:
+                padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
+                container = _clipped(container, axis, geometry.sizes[axis])
             out.append((container, stored))
     return out
 
 
-def _grown(container: Container, stored: StoredTensor, geometry: Geometry, padded: frozenset[str]) -> Geometry | None:
-    """The geometry in which a padded axis is as long as this source stores it, if that is what differs."""
-    if len(stored.shape) != len(container.shape):
-        return None
-    differ = [d for d, (a, b) in enumerate(zip(container.shape, stored.shape, strict=True)) if a != b]
-    if len(differ) != 1:
-        return None
-    for p in container.lenses[0].axes:
-        alone = [q for q in container.lenses[0].axes if q.dim == p.dim] == [p]
-        if p.axis in padded and p.dim == differ[0] and alone:
-            pieces = max(1, round(geometry.sizes[p.axis] / max(1, p.high - p.low)))
-            whole = stored.shape[p.dim] * pieces
-            if whole > geometry.sizes[p.axis]:
-                return replace(geometry, sizes={**geometry.sizes, p.axis: whole})
-    return None
+def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozenset[str]) -> tuple[Geometry, str]:
+    """The geometry in which a padded axis is as long as this source stores it, and the axis; ("" if none is padded)."""
+    for number, dim in enumerate(pattern.dims):
+        atom = dim[0]
+        if len(dim) != 1 or not isinstance(atom, Atom) or atom.axis not in padded:
+            continue
+        name = pattern.spell((0,) * len(pattern.indices))
+        stored = next((t for (_, n), t in source.tensors.items() if n == name and len(t.shape) == len(pattern.dims)), None)
+        if stored is None:
+            continue
+        whole = stored.shape[number] * math.prod(geometry.ranks.get(rank, 1) for rank in atom.ranks)
+        if whole > geometry.sizes[atom.axis]:
+            return replace(geometry, sizes={**geometry.sizes, atom.axis: whole}), atom.axis
+    return geometry, ""
 
 
 def _clipped(container: Container, axis: str, size: int) -> Container:
