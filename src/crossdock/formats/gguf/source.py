@@ -1,0 +1,73 @@
+"""GGUF files as a source, whole or split: metadata with the architecture's prefix taken off, tensors where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import FormatError, NotACheckpointError
+from crossdock.formats.gguf.container import GgufFile, read_header, read_split
+from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+
+_KEPT = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id")
+
+
+def sniff(path: Path) -> bool:
+    """A regular file that begins with GGUF."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+    except OSError:
+        return False
+
+
+def open_source(path: Path, *, iteration: int | None = None) -> Source:
+    """Open a model file. Raises NotACheckpointError for adapters and other kinds of GGUF, FormatError for broken files."""
+    first = read_header(path)
+    kind = first.metadata.get("general.type", "model")
+    if kind != "model":
+        raise NotACheckpointError(f"this GGUF is a {kind}, not a model [adapter-unmerged]", where=str(path))
+    parts: tuple[GgufFile, ...] = read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,)
+    metadata = parts[0].metadata
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str):
+        raise FormatError("the file does not name its architecture", where=str(path), expected="general.architecture")
+    tensors: dict[tuple[str, str], StoredTensor] = {}
+    for number, part in enumerate(parts):
+        for tensor in part.tensors:
+            extent = Extent(number, tensor.offset, tensor.nbytes, (0,) * len(tensor.shape), tensor.shape)
+            tensors["", tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.codec, (extent,))
+    return Source(
+        format="gguf",
+        root=path,
+        files=tuple(SourceFile.of(part.path) for part in parts),
+        tensors=tensors,
+        metadata=_keys(metadata, arch),
+        metadata_at=str(path),
+        notes=_notes(metadata, len(parts), parts[0].version),
+    )
+
+
+def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """The keys that describe the model, as `data/layouts/gguf.toml` spells them."""
+    out = {}
+    for key, value in metadata.items():
+        if key.startswith(f"{arch}."):
+            out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value
+        elif key == "general.architecture" or key in _KEPT:
+            out[key.replace(".", "_")] = value
+    return out
+
+
+def _notes(metadata: Mapping[str, Any], parts: int, version: int) -> dict[str, str]:
+    notes = {"GGUF version": str(version), "files": str(parts)}
+    for key in ("general.name", "general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre"):
+        if key in metadata:
+            notes[key] = str(metadata[key])
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None:
+        notes["tokens"] = str(len(tokens))
+    return notes

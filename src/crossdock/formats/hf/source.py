@@ -1,0 +1,178 @@
+"""Hugging Face folders as a source: config.json with safetensors or pytorch_model*.bin, whole or in shards.
+
+Headers only; `.bin` files go through the safe pickle machine. Facts: transformers 5.23 `modeling_utils.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
+from crossdock.formats import safetensors
+from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.formats.hf.config import LARGEST, flattened, parse
+from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin)\Z")
+
+
+def sniff(path: Path) -> bool:
+    """A folder with config.json or a weight file, or such a weight file itself."""
+    try:
+        if path.is_dir():
+            return (path / "config.json").is_file() or any((path / name).is_file() for name in (*_INDEXES, *_WHOLE))
+        return path.suffix == ".safetensors" and path.is_file()
+    except OSError:
+        return False
+
+
+def open_source(path: Path, *, iteration: int | None = None) -> Source:
+    """Open a folder, or a single weight file with the config.json beside it.
+
+    Raises NotACheckpointError, FormatError (all that is missing or broken), ConfigError, UnsafePickleError.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / "adapter_config.json").is_file():
+        raise NotACheckpointError(
+            "this is an adapter, not a model [adapter-unmerged]",
+            where=str(folder),
+            fix="merge it into its base model first, and give the merged folder",
+        )
+    metadata, where = read_config(folder)
+    quantised = metadata.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ConfigError(
+            f"the weights are quantised ({method}), which crossdock does not read", where=where,
+            fix="give the folder of the unquantised model",
+        )  # fmt: skip
+    files, index, notes = ([path], None, {}) if path.is_file() else _weight_files(folder)
+    tensors: dict[tuple[str, str], StoredTensor] = {}
+    home: dict[str, Path] = {}
+    problems: list[Problem] = []
+    for number, file in enumerate(files):
+        try:
+            for tensor in _tensors(file, number):
+                if tensor.name in home:
+                    problems.append(
+                        Problem(f"is in two files: {home[tensor.name].name} and {file.name}", where=tensor.name)
+                    )
+                home[tensor.name] = file
+                tensors["", tensor.name] = tensor
+        except FormatError as error:
+            problems += error.problems
+    if index is not None:
+        problems += _index_problems(index, home, folder)
+    if problems:
+        raise FormatError(problems)
+    return Source(
+        format="hf",
+        root=path,
+        files=tuple(SourceFile.of(file) for file in files),
+        tensors=tensors,
+        metadata=metadata,
+        metadata_at=where,
+        travels=tuple(_travels(folder)),
+        notes={"files": str(len(files)), **notes},
+    )
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The flat keys of a config.json, or of the one in a folder, and where it was read."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise NotACheckpointError(
+            "there is no config.json", where=str(file), fix="give the model's folder, or its config.json with --config"
+        )
+    with reading(file) as fd:
+        data = read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file))
+    return flattened(parse(data, str(file)), str(file)), str(file)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, dict[str, str]]:
+    """Weight files in order, the index's tensor → file map where there is one, and notes."""
+    for name in _INDEXES:
+        index = folder / name
+        if not index.is_file():
+            continue
+        with reading(index) as fd:
+            found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(index)), str(index))
+        weight_map = found.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            raise FormatError("weight_map is not a map of tensors to files", where=str(index))
+        names = sorted(set(weight_map.values()))
+        outside = [n for n in names if Path(n).name != n]
+        if outside:
+            raise FormatError("the index names files outside the folder", where=str(index), got=", ".join(outside[:5]))
+        missing = [n for n in names if not (folder / n).is_file()]
+        if missing:
+            raise FormatError(
+                f"the index names {len(missing)} files that are not there [half-checkpoint]",
+                where=str(index),
+                expected=", ".join(missing[:8]),
+                cause="an unfinished download or copy",
+            )
+        total = found.get("metadata", {}).get("total_size") if isinstance(found.get("metadata"), dict) else None
+        return [folder / n for n in names], weight_map, {"total_size of the index": str(total)} if total else {}
+    for name in _WHOLE:
+        if (folder / name).is_file():
+            return [folder / name], None, {}
+    shards = sorted(f for f in folder.iterdir() if _SHARD.match(f.name))
+    if not shards:
+        raise NotACheckpointError(
+            "there are no weights in this folder", where=str(folder),
+            expected=" or ".join((*_INDEXES, *_WHOLE)),
+            got=", ".join(sorted(f.name for f in folder.iterdir())[:8]) or "nothing",
+        )  # fmt: skip
+    counts = {int(m[2]) for f in shards if (m := _SHARD.match(f.name))}
+    if len(counts) != 1 or len(shards) != counts.pop():
+        raise FormatError("shards are missing and there is no index [half-checkpoint]", where=str(folder),
+                          got=", ".join(f.name for f in shards[:8]))  # fmt: skip
+    return shards, None, {"index": "none; every shard is there"}
+
+
+def _tensors(file: Path, number: int) -> Iterator[StoredTensor]:
+    if file.suffix == ".safetensors":
+        for name, tensor in safetensors.read_header(file).tensors.items():
+            extent = Extent(number, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
+            yield StoredTensor(name, tensor.shape, tensor.codec, (extent,))
+        return
+    from crossdock.formats.torchfile.reader import open_torch, state_tensors
+
+    root = open_torch(file, where=str(file)).root
+    for name, ref in state_tensors(root, where=str(file)):
+        strides = None if ref.contiguous else ref.strides
+        extent = Extent(number, ref.offset, ref.nbytes, (0,) * len(ref.shape), ref.shape, strides)
+        yield StoredTensor(name, ref.shape, ref.dtype, (extent,))
+
+
+def _index_problems(index: dict[str, str], home: dict[str, Path], folder: Path) -> list[Problem]:
+    """Where index and shards disagree [index-stale]."""
+    where = str(folder)
+    lost = [n for n, file in index.items() if n not in home or home[n].name != file]
+    extra = [n for n in home if n not in index]
+    problems = [Problem(f"the index places {n} in {index[n]}, which lacks it [index-stale]", where=where) for n in lost[:8]]
+    problems += [Problem(f"{n} in {home[n].name} is not in the index [index-stale]", where=where) for n in extra[:8]]
+    more = len(lost) + len(extra) - len(problems)
+    if more:
+        problems.append(Problem(f"and {more} more tensors on which index and files disagree", where=where))
+    return problems
+
+
+def _travels(folder: Path) -> Iterator[Path]:
+    from crossdock import tokenizers
+
+    try:
+        for _, file in tokenizers.find(folder).travels:
+            yield file
+    except NotACheckpointError:
+        pass
+    except FormatError:
+        pass
+    if (folder / "generation_config.json").is_file():
+        yield folder / "generation_config.json"
