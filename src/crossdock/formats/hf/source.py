@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
+from crossdock.errors import ConfigError, FormatError, InputError, NotACheckpointError, Problem
 from crossdock.formats import safetensors
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.hf.config import LARGEST, flattened, parse
@@ -170,9 +170,7 @@ def _travels(folder: Path) -> Iterator[Path]:
     try:
         for _, file in tokenizers.find(folder).travels:
             yield file
-    except NotACheckpointError:
-        pass
-    except FormatError:
+    except InputError:  # no tokenizer here, or none that is complete: the model can be read all the same
         pass
     if (folder / "generation_config.json").is_file():
         yield folder / "generation_config.json"
