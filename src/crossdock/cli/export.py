@@ -129,7 +129,7 @@ def _show(report: RunReport, plan: Plan, src: Path, output: Path, target: Target
                 "bytes",
                 f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}, {show.nbytes(rate)}/s",
             ),
-            ("manifest", str(report.manifest)),
+            ("manifest", str(output.with_name(report.manifest.name))),
         ]
     )
     _show_census(report.tensors)

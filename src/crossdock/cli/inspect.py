@@ -103,7 +103,8 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
         show.table(("name", "count", "shape", "dtype", "elements"), _tree(tensors), "<><<>")
     _show_skipped(source)
     if checkpoint is not None:
-        show_left_out(checkpoint.unread, checkpoint.described.ignored)
+        unread = {name: why for name, why in checkpoint.unread.items() if name not in source.skipped}
+        show_left_out(unread, checkpoint.described.ignored)
         show.heading("As a target")
         rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
         show.table((), rows, "<<>")
@@ -115,11 +116,12 @@ def _parallel(ranks: Mapping[str, int]) -> str:
 
 def _show_config(checkpoint: Checkpoint) -> None:
     """Every field with its origin; of the defaults only those that switch something on, together."""
-    show.heading("Configuration")
-    described = checkpoint.described
+    described, at = checkpoint.described, checkpoint.source.metadata_at
+    show.heading(f"Configuration, from {at}" if at else "Configuration")
+    origins = {name: origin.removesuffix(f" in {at}") for name, origin in described.origins.items()}
     values = described.config.as_dict()
     given = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
-    show.table((), [(n, _value(v), described.origins.get(n, "")) for n, v in given.items()], "<<<")
+    show.table((), [(n, _value(v), origins.get(n, "")) for n, v in given.items()], "<<<")
     rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in given and v not in (None, 0, False, (), {})]
     if rest:
         show.table((), [("by default", ", ".join(rest))], "<<")
@@ -146,7 +148,9 @@ def _value(value: Any) -> str:
         if value == type(value)(range(value[0], value[0] + len(value))) if kinds == {"int"} else False:
             return f"{value[0]} to {value[-1]}"
         return f"{kinds.pop() if len(kinds) == 1 else 'value'} × {len(value):,}"
-    if isinstance(value, Mapping):
+    if isinstance(value, float):
+        return f"{value:.7g}"  # what float32 holds; --json has every digit
+    if isinstance(value, Mapping) and value:
         value = ", ".join(f"{key}={item}" for key, item in value.items())
     text = str(list(value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= WIDE else text[: WIDE - 1] + "…"
