@@ -77,11 +77,13 @@ class GgufTarget:
             metadata.append((full, kind, value))
         known = {key for key, _, _ in metadata}
         if "general.file_type" not in known:
-            metadata.append(("general.file_type", "UINT32", _file_type(tensors)))
+            metadata.append(("general.file_type", "UINT32", _file_type(tensors, request)))
         if any(tensor.dtype not in _PLAIN for tensor in tensors):
             metadata.append(("general.quantization_version", "UINT32", _QUANTISATION_VERSION))
         tokens, warnings = _tokenizer(config, request)
-        facts = {key: value for key, _, value in metadata}
+        # what was asked for cannot be seen in a file whose rows fell back to another type
+        unseen = ("general.file_type",) if request.encodings else ()
+        facts = {key: value for key, _, value in metadata if key not in unseen}
         if _tokenizer_path(request) is not None:
             facts |= {key: value for key, _, value in tokens}
         header, offsets, total = header_bytes([*metadata, *tokens], [(t.name, t.shape, t.dtype) for t in tensors])
@@ -101,8 +103,10 @@ def _stays_float32(name: str, rules: Layout) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in rules.encoding.get("f32", ()))
 
 
-def _file_type(tensors: Sequence[Wanted]) -> int:
-    """The type that most matrix elements have."""
+def _file_type(tensors: Sequence[Wanted], request: Request) -> int:
+    """The type that was asked for; else the one that most matrix elements have."""
+    if _asks(request):
+        return FILE_TYPES[codecs.canonical_name(request.quantize or request.dtype)]
     counts: dict[str, int] = {}
     for tensor in tensors:
         if len(tensor.shape) > 1:

@@ -51,8 +51,9 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             out[key] = rope.pop(key)
-    out["rope_type"] = kind
-    out["rope_scaling"] = rope if kind != "default" else {}
+    if "rope_theta" in out or rope or kind != "default":  # a model with learned positions has none of it
+        out["rope_type"] = kind
+        out["rope_scaling"] = rope if kind != "default" else {}
     return out
 
 
