@@ -120,15 +120,14 @@ def _header(plan: Plan, output: Path) -> str:
 
 def _show(report: RunReport, plan: Plan, src: Path, output: Path, target: TargetFlags) -> None:
     again = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
-    rate = report.nbytes / max(report.seconds, 1e-9)
+    took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
+    if not report.resumed:
+        took += f", {show.nbytes(report.nbytes / max(report.seconds, 1e-9))}/s"
     show.say(click.style("written", fg="green", bold=True) + f"  {show.clean(output)}")
     show.facts(
         [
             ("tensors", f"{len(report.tensors):,}{again}"),
-            (
-                "bytes",
-                f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}, {show.nbytes(rate)}/s",
-            ),
+            ("bytes", took),
             ("manifest", str(output.with_name(report.manifest.name))),
         ]
     )
