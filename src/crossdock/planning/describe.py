@@ -58,7 +58,7 @@ def describe(source: Source, given: Given) -> Reading:
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, keys, rules)
     problems: list[Problem] = _neutral(rules, source, settings)
-    ignored, unknown = _classify(rules, source)
+    ignored, unknown = _classify(rules, source, settings)
     problems += unknown
     values, origins = _read(rules, keys, source.metadata_at, settings)
     if given.config is not None:
@@ -210,7 +210,9 @@ def _known(rules: Layout) -> set[str]:
     return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
 
 
-def _classify(rules: Layout, source: Source) -> tuple[dict[str, str], list[Problem]]:
+def _classify(
+    rules: Layout, source: Source, settings: Mapping[str, Any]
+) -> tuple[dict[str, str], list[Problem]]:
     known, ignored, problems = _known(rules), {}, []
     selecting = {
         name for candidate in families().values() for section in candidate.sections.values()
@@ -218,6 +220,9 @@ def _classify(rules: Layout, source: Source) -> tuple[dict[str, str], list[Probl
     }  # fmt: skip
     for key, value in source.metadata.items():
         if key in known:
+            continue
+        if key in settings:
+            ignored[key] = "set by --set"
             continue
         reason = rules.ignored.get(key) or next(
             (why for glob, why in rules.ignored.items() if fnmatch.fnmatchcase(key, glob)), None
