@@ -1,6 +1,7 @@
 """The commands from end to end on the example checkpoint: what is printed, written and returned."""
 
 import json
+import shlex
 import shutil
 import struct
 from pathlib import Path
@@ -130,6 +131,16 @@ def test_export_says_what_it_did(tmp_path: Path) -> None:
     assert f"manifest  {out}.manifest.json" in result.stdout
     assert f"next: crossdock verify '{out}' --against {CHECKPOINT}" in result.stdout
     assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_the_suggested_command_verifies(tmp_path: Path) -> None:
+    source = ("--iteration", "1600", "--family", "llama", "--set", "rope_theta=5000.0")
+    out = tmp_path / "x.gguf"
+    text = run("export", CHECKPOINT, "--to", "gguf", *source, "--tokenizer", TOKENIZER, "-o", out).stdout
+    command = shlex.split(text.split("next: ")[1])
+    assert command[0] == "crossdock"
+    assert "verified" in run(*command[1:]).stdout
+    run("verify", out, "--against", CHECKPOINT, "--tokenizer", TOKENIZER, code=1)  # rope_theta differs
 
 
 def test_export_json(tmp_path: Path) -> None:

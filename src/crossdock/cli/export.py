@@ -109,7 +109,8 @@ def export(
     if as_json:
         show.print_json(report)
     else:
-        _show(report, plan, src, output, target)
+        _show(report, plan, output)
+        _show_next(src, output, source, target)
 
 
 def _header(plan: Plan, output: Path) -> str:
@@ -118,7 +119,7 @@ def _header(plan: Plan, output: Path) -> str:
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 
 
-def _show(report: RunReport, plan: Plan, src: Path, output: Path, target: TargetFlags) -> None:
+def _show(report: RunReport, plan: Plan, output: Path) -> None:
     again = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
     took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
     if not report.resumed:
@@ -133,9 +134,14 @@ def _show(report: RunReport, plan: Plan, src: Path, output: Path, target: Target
     )
     _show_census(report.tensors)
     show_warnings(dict.fromkeys((*plan.warnings, *report.warnings)))
-    tokenizer = f" --tokenizer {shlex.quote(str(target.tokenizer))}" if target.tokenizer else ""
-    command = f"crossdock verify {shlex.quote(str(output))} --against {shlex.quote(str(src))}{tokenizer}"
-    show.say(f"\nnext: {show.clean(command)}")
+
+
+def _show_next(src: Path, output: Path, source: SourceFlags, target: TargetFlags) -> None:
+    """The command that proves the output."""
+    words = ["crossdock", "verify", str(output), "--against", str(src), *source.words()]
+    if target.tokenizer:
+        words += ["--tokenizer", str(target.tokenizer)]
+    show.say(f"\nnext: {show.clean(shlex.join(words))}")
 
 
 def _show_census(tensors: Sequence[TensorResult]) -> None:

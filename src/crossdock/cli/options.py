@@ -121,6 +121,12 @@ class SourceFlags:
         """Both."""
         return self.interpret(self.read(path))
 
+    def words(self) -> list[str]:
+        """The same options again, for a command to be shown."""
+        given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config}
+        words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        return words + [word for key, value in self.set.items() for word in ("--set", f"{key}={value}")]
+
 
 @dataclass(frozen=True, slots=True)
 class TargetFlags:
