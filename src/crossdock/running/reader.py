@@ -193,7 +193,7 @@ class Gatherer:
             target = out[piece.dst : piece.dst + count].view(np.uint8)
             read_into(place.fd, place.offset + piece.src * nbytes, target, self._reader.where(extent))
             return
-        room = self._buffer.size // (2 if self._units.decode else 1)
+        room = self._buffer.size // 2 // 64 * 64 if self._units.decode else self._buffer.size
         width = self._source_bytes(extent, hull)
         if width <= room and (hull <= 4 * count or width <= _CHEAP):
             self._copy_hull(extent, place, piece, hull, out)
@@ -220,10 +220,8 @@ class Gatherer:
             high = -(-(piece.src + hull) // codec.block)
             raw = self._buffer[: (high - low) * codec.block_bytes]
             read_into(place.fd, place.offset + low * codec.block_bytes, raw, where)
-            room = self._buffer.size // 2 // 4 * 4
-            values = self._buffer[-room:].view(np.float32) if room % 4 == 0 else np.empty(0, np.float32)
-            values = np.empty((high - low) * codec.block, np.float32) if values.size < (high - low) * codec.block else values
-            values = values[: (high - low) * codec.block]
+            half = self._buffer.size // 2 // 64 * 64  # both fit: `_copy_piece` counts bytes and values within one half
+            values = self._buffer[half : half + 4 * (high - low) * codec.block].view(np.float32)
             codec.decode(raw, values)
             source: NDArray[Any] = values[piece.src - low * codec.block :]
         else:
