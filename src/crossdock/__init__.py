@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crossdock.errors import CrossdockError
     from crossdock.planning.plan import Plan
     from crossdock.planning.planner import Checkpoint
-    from crossdock.running.run import RunReport
+    from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
 
 __all__ = [
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
     homes = {
         "Checkpoint": "planning.planner", "CrossdockError": "errors", "Plan": "planning.plan",
-        "RunReport": "running.run", "VerifyReport": "running.verify",
+        "RunReport": "running.results", "VerifyReport": "running.verify",
     }  # fmt: skip
     if name not in __all__:
         raise AttributeError(f"module 'crossdock' has no attribute {name!r}")

@@ -16,7 +16,8 @@ from crossdock.planning.describe import LAYOUT_OF, Given, describe
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import Checkpoint, make_plan
 from crossdock.planning.resolve import resolve
-from crossdock.running.run import Progress, RunReport
+from crossdock.running.results import RunReport
+from crossdock.running.run import Progress
 from crossdock.running.run import run as run_plan
 from crossdock.running.verify import VerifyReport, verify_plan
 

@@ -27,7 +27,7 @@ from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
     from crossdock import Plan
-    from crossdock.running.run import RunReport, TensorResult
+    from crossdock.running.results import RunReport, TensorResult
 
 MOST = 10  # tensors listed for what was found in them
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossdock.planning.plan import Plan
+from crossdock.running.results import TensorResult
 from crossdock.version import VERSION
-
-if TYPE_CHECKING:
-    from crossdock.running.run import TensorResult
 
 
 def manifest_path(output: Path) -> Path:

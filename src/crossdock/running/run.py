@@ -12,7 +12,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crossdock.codecs.census import Census
@@ -25,38 +24,12 @@ from crossdock.running.engines.threads import work
 from crossdock.running.journal import NAME, Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.reader import Reader
+from crossdock.running.results import RunReport, TensorResult
 
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
 _COPY = 1 << 20
 _COMPILED_FROM = 4 << 30  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
-
-
-@dataclass(frozen=True, slots=True)
-class TensorResult:
-    """One tensor as it was written. hash: hexadecimal, over the tensor's encoded bytes."""
-
-    name: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    hash: str
-    census: Census
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a run did. written and resumed count tensors."""
-
-    output: Path
-    manifest: Path
-    nbytes: int
-    seconds: float
-    written: int
-    resumed: int
-    tensors: tuple[TensorResult, ...]
-    warnings: tuple[str, ...]
 
 
 def run(
