@@ -61,7 +61,7 @@ def llama_tokens(
 
 def _run(what: str, model: Path, given: Path, got: Path, *, timeout: float) -> None:
     command = [sys.executable, __file__, what, str(model), str(given), str(got)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
     assert done.returncode == 0, f"llama.cpp on {model}: exit {done.returncode}\n{done.stderr[-2000:]}"
 
 
