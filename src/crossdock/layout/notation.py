@@ -80,19 +80,25 @@ def parse(text: str) -> Pattern:
     name, colon, shape = text.partition(" : ")
     if not colon:
         raise _error(text, len(text), "no ' : ' between name and shape")
-    name = name.strip()
     literals, indices, end = [], [], 0
     for match in _INDEX.finditer(name):
         literals.append(name[end : match.start()])
         indices.append(_atom(match[1], text, match.start(1)))
         end = match.end()
     literals.append(name[end:])
-    pattern = Pattern(text, tuple(literals), tuple(indices), _dims(text, shape, len(text) - len(shape)))
+    stray = next((i for i, c in enumerate(_INDEX.sub(lambda m: "_" * len(m[0]), name)) if c in "{} "), None)
+    if stray is not None or not name:
+        raise _error(text, stray or 0, "a name is one word with {axis} in it")
+    dims = _dims(text, shape, len(text) - len(shape))
+    if not dims:
+        raise _error(text, len(text), "no dimensions")
+    pattern = Pattern(text, tuple(literals), tuple(indices), dims)
     for part in pattern.parts or ("",):
         axes = [atom.axis for atom in pattern.atoms(part)]
         for axis in axes:
             if axes.count(axis) > 1:
-                raise _error(text, text.rfind(axis), f"axis {axis!r} is placed twice")
+                places = [match.start() for match in re.finditer(rf"\b{axis}\b", text)]
+                raise _error(text, places[-1], f"axis {axis!r} is placed twice")
     return pattern
 
 
@@ -103,6 +109,8 @@ def _dims(text: str, shape: str, start: int) -> tuple[Dim, ...]:
     for match in _TOKEN.finditer(shape):
         token, at = match[0], start + match.start()
         item: Atom | Bracket
+        if bracket is not None and token in "()":
+            raise _error(text, at, f"{token!r} inside '['")
         if token == "(":
             if group is not None:
                 raise _error(text, at, "'(' inside '('")
@@ -129,6 +137,8 @@ def _dims(text: str, shape: str, start: int) -> tuple[Dim, ...]:
             part, colon, axes = token.partition(":")
             if not colon or not _WORD.match(part):
                 raise _error(text, at, "inside '[' every entry is tensor:axis*axis")
+            if part in (name for name, _ in bracket):
+                raise _error(text, at, f"tensor {part!r} is in the bracket twice")
             bracket.append((part, tuple(_atom(a, text, at) for a in axes.split("*") if a)))
         else:
             item = _atom(token, text, at)

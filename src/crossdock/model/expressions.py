@@ -59,6 +59,8 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "tuple": tuple,
     "list": list,
     "dict": dict,
+    "known": lambda pairs: {key: value for key, value in pairs if value is not None},
+    "distinct": lambda values: tuple(dict.fromkeys(values)),
     "isinstance_list": lambda v: isinstance(v, list | tuple),
     "isinstance_str": lambda v: isinstance(v, str),
     "range": lambda *a: tuple(range(*a)),

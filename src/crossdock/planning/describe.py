@@ -92,6 +92,7 @@ def describe(source: Source, given: Given) -> Reading:
 def _keys(source: Source) -> dict[str, Any]:
     return {
         **source.metadata,
+        "keys": source.metadata,
         "tensors": frozenset(name for _, name in source.tensors),
         "shapes": {name: tensor.shape for (_, name), tensor in source.tensors.items()},
     }
@@ -187,7 +188,7 @@ def _read(
             if value is None:
                 continue
             values[name] = value
-            named = ", ".join(sorted(expr.names - {"tensors", "shapes"}))
+            named = ", ".join(sorted(expr.names - {"keys", "tensors", "shapes"}))
             if not named:
                 origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
             elif expr.names & settings.keys():
@@ -201,7 +202,7 @@ def _read(
 def _from_config(given: Given, chosen: Family) -> tuple[dict[str, Any], dict[str, str]]:
     assert given.config is not None
     rules = layout("hf", chosen)
-    keys = {**given.config, "tensors": frozenset(), "shapes": {}}
+    keys = {**given.config, "keys": given.config, "tensors": frozenset(), "shapes": {}}
     return _read(rules, keys, given.config_at, {})
 
 

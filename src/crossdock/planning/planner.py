@@ -72,7 +72,8 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     present = family.present(config)
     layers = {n: ls for n in present if (ls := family.layers_of(family.tensors[n], config)) is not None}
     geometry = Geometry(sizes, {}, {}, layers)
-    variables = {**config.as_dict(), **{k: v.evaluate({}) for k, v in rules.variables.items() if not v.names}}
+    values = config.as_dict()
+    variables = {**values, **{k: v.evaluate(values) for k, v in rules.variables.items() if v.names <= values.keys()}}
     wanted, problems = _wanted(rules, geometry, present, variables)
     problems += _unplaced(wanted, family, config, sizes, target)
     extents = Extents()
