@@ -29,7 +29,7 @@ from crossdock.running.results import RunReport, TensorResult
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
 _COPY = 1 << 20
-_COMPILED_FROM = 4 << 30  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
+_COMPILED_FROM = 512 << 20  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
 
 
 def run(
