@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import export, open, plan, run, verify
+    from crossdock.delivery import diff, export, open, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.plan import Plan
     from crossdock.planning.planner import Checkpoint
+    from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
 
 __all__ = [
-    "Checkpoint", "CrossdockError", "Plan", "RunReport", "VerifyReport", "__version__",
-    "export", "open", "plan", "run", "verify",
+    "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
+    "diff", "export", "open", "plan", "run", "verify",
 ]  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
     homes = {
         "Checkpoint": "planning.planner", "CrossdockError": "errors", "Plan": "planning.plan",
-        "RunReport": "running.results", "VerifyReport": "running.verify",
+        "DiffReport": "running.diff", "RunReport": "running.results", "VerifyReport": "running.verify",
     }  # fmt: skip
     if name not in __all__:
         raise AttributeError(f"module 'crossdock' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The five verbs: open, plan, run, export, verify. Each is a few lines over the layers below."""
+"""The six verbs: open, plan, run, export, verify, diff. Each is a few lines over the layers below."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from crossdock.planning.describe import LAYOUT_OF, Given, describe
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import Checkpoint, make_plan
 from crossdock.planning.resolve import resolve
+from crossdock.running.diff import DiffReport, diff_checkpoints
 from crossdock.running.results import RunReport
 from crossdock.running.run import Progress
 from crossdock.running.run import run as run_plan
@@ -141,6 +142,22 @@ def verify(
     workers = workers or os.cpu_count() or 1
     facts = target.facts(Path(output))
     return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress)
+
+
+def diff(
+    a: str | os.PathLike[str] | Checkpoint,
+    b: str | os.PathLike[str] | Checkpoint,
+    *,
+    memory: int = MEMORY,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> DiffReport:
+    """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
+
+    Raises what `open` raises, and MemoryPlanError.
+    """
+    one, other = (side if isinstance(side, Checkpoint) else open(side) for side in (a, b))
+    return diff_checkpoints(one, other, memory=memory, workers=workers or os.cpu_count() or 1, progress=progress)
 
 
 def export(

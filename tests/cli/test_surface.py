@@ -22,6 +22,7 @@ SURFACE = {
         | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
     ),
     "verify": (["out"], SOURCE | RUNNING | {"--against", "--tokenizer", "--json", "--no-progress"}),
+    "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
 }
 
 

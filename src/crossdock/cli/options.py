@@ -172,18 +172,23 @@ tokenizer_option = click.option(
     help="Tokenizer folder or file that goes along.  [default: the one beside the source]",
 )
 
+family_option = click.option(
+    "--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"
+)
+set_option = click.option(
+    "--set",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_pairs,
+    help="A configuration value, under the source's own key or crossdock's.  [repeatable]",
+)
+
 _SOURCE = (
     click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
     click.option("--iteration", type=whole, metavar="N", help="Iteration to take.  [default: latest]"),
-    click.option("--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"),
+    family_option,
     click.option("--config", type=PATH, metavar="PATH", help="A config.json for a source that has none."),
-    click.option(
-        "--set",
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=_pairs,
-        help="A configuration value, under the source's own key or crossdock's.  [repeatable]",
-    ),
+    set_option,
 )
 
 _TARGET = (

@@ -10,7 +10,7 @@ import click
 HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Target": ("to", "output", "dtype", "quantize", "tokenizer", "pre_tokenizer", "max_shard_size"),
-        "Source": ("against", "format", "iteration", "family", "config", "set"),
+        "Source": ("against", "format", "iteration", "family", "config", "config_b", "set"),
         "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
         "Output": ("tensors", "save", "as_json", "no_progress"),
     }

@@ -68,9 +68,17 @@ def share_of(memory: int, workers: int) -> int:
 
 
 def blocks(
-    plan: Plan, tensor: TargetTensor, reader: Reader, share: Share, compiled: bool | None = False
+    plan: Plan,
+    tensor: TargetTensor,
+    reader: Reader,
+    share: Share,
+    compiled: bool | None = False,
+    most: int | None = None,
 ) -> Iterator[Block]:
-    """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for."""
+    """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for.
+
+    most  elements of a block at most, in whole blocks of both codecs; what the share has room for otherwise
+    """
     target = codecs.get(tensor.dtype)
     if tensor.data is not None:
         data: NDArray[np.uint8] = np.frombuffer(tensor.data, np.uint8)
@@ -88,6 +96,7 @@ def blocks(
     whole = math.lcm(source.block, target.block)
     widest = max(source.block_bytes / source.block, target.block_bytes / target.block, 4 if adding else 0)
     per_block = max(1, int(share.block / widest) // whole) * whole
+    per_block = per_block if most is None else min(per_block, most)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull)
     for start in range(0, elements, per_block):
         stop = min(elements, start + per_block)

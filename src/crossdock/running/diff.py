@@ -1,0 +1,273 @@
+"""Two checkpoints of any formats held against each other, canonical tensor by canonical tensor. Writes nothing.
+
+Values are compared as float32, bit for bit. Where they differ and one side is stored narrower, the wider side's values
+are encoded as the narrower one's: what a conversion made differs from its source in nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
+from crossdock.codecs.conversion import Workspace, convert
+from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.model.config import FIELDS
+from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_order
+from crossdock.planning.plan import Plan
+from crossdock.planning.planner import Checkpoint
+from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.engines.threads import work
+from crossdock.running.reader import Reader, units_for
+from crossdock.running.run import Progress
+
+Status = Literal["equal", "equal after cast", "different", "other shape", "only in A", "only in B"]
+# what a model is called, how it is stored, which token ids it names: no value that its tensors compute depends on them
+LABELS = frozenset({"family", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """One canonical tensor in one layer (None outside the layers), all experts together.
+
+    dtype_a    how each side stores it, "" where it is missing; `cast`: "float32 → q8_0" for "equal after cast"
+    shape_a    sizes of its canonical axes on each side
+    different  values that are not the same; `figures`: those of B against those of A
+    """
+
+    name: str
+    tensor: str
+    layer: int | None
+    status: Status
+    dtype_a: str = ""
+    dtype_b: str = ""
+    shape_a: tuple[int, ...] = ()
+    shape_b: tuple[int, ...] = ()
+    cast: str = ""
+    different: int = 0
+    figures: ErrorFigures | None = None
+
+    @property
+    def same(self) -> bool:
+        """Equal, if need be after the cast."""
+        return self.status in ("equal", "equal after cast")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDiff:
+    """A field of the canonical configuration that differs, and where each side's value came from.
+
+    label  a name, dtype or token id: shown, but no difference between models
+    """
+
+    field: str
+    a: Any
+    b: Any
+    origin_a: str
+    origin_b: str
+    label: bool = False
+
+
+@dataclass(frozen=True)
+class DiffReport:
+    """The outcome. same: every tensor equal or equal after cast, and every field that computes something the same."""
+
+    same: bool
+    tensors: tuple[TensorDiff, ...]
+    fields: tuple[FieldDiff, ...]
+    elements: int
+    seconds: float
+
+
+def diff_checkpoints(
+    a: Checkpoint, b: Checkpoint, *, memory: int, workers: int, progress: Progress | None = None
+) -> DiffReport:
+    """Compare two checkpoints. Raises MemoryPlanError, PlanError, and what reading a broken file raises."""
+    started = time.monotonic()
+    share = share_of(memory, workers) // 3  # one part for each side, one for comparing
+    ours, theirs = slots(a), slots(b)
+    found = {name: _unpaired(a, b, ours.get(name), theirs.get(name)) for name in _in_order(ours, theirs)}
+    orders = {name: _order(a, b, ours[name], theirs[name]) for name, diff in found.items() if diff is None}
+    plan_a, plan_b = canonical_plan(a, orders), canonical_plan(b, orders)
+    counts = [0] * len(orders)
+    total = sum(ours[name].elements for name in orders)
+    with Reader(plan_a) as reader_a, Reader(plan_b) as reader_b:
+
+        def do(task: int, mine: _Desk, stop: threading.Event) -> TensorDiff | None:
+            one, other = _Side.of(plan_a, task, reader_a), _Side.of(plan_b, task, reader_b)
+            slot = ours[one.name]
+            diff = _compare(one, other, mine, counts, task, stop)
+            if diff is None:
+                return None
+            return replace(diff, tensor=slot.tensor, layer=slot.layer,
+                           dtype_a=codec_of(a, slot), dtype_b=codec_of(b, theirs[one.name]))  # fmt: skip
+
+        for result in work(range(len(orders)), do, workers, lambda: _Desk(share)):
+            if result is not None:
+                found[result.name] = result
+            if progress is not None:
+                progress(sum(counts), total, "")
+    tensors = tuple(diff for diff in found.values() if diff is not None)
+    fields = tuple(_fields(a, b))
+    same = all(diff.same for diff in tensors) and all(diff.label for diff in fields)
+    return DiffReport(same, tensors, fields, total, time.monotonic() - started)
+
+
+def _in_order(ours: Mapping[str, Slot], theirs: Mapping[str, Slot]) -> list[str]:
+    """Names of both sides; a tensor that is only another's name on both (a tied head) is none of its own."""
+    both = {**ours, **theirs}
+    held = [
+        name for name in both
+        if any(side[name].held == side[name].tensor for side in (ours, theirs) if name in side)
+    ]  # fmt: skip
+    return sorted(held, key=lambda name: -1 if (layer := both[name].layer) is None else layer)
+
+
+def _unpaired(a: Checkpoint, b: Checkpoint, one: Slot | None, other: Slot | None) -> TensorDiff | None:
+    """The finding for a tensor that cannot be compared, None for one that can."""
+    slot = one or other
+    assert slot is not None
+    dtype_a, shape_a = (codec_of(a, one), tuple(one.sizes.values())) if one else ("", ())
+    dtype_b, shape_b = (codec_of(b, other), tuple(other.sizes.values())) if other else ("", ())
+    status: Status = "other shape" if one and other else "only in A" if one else "only in B"
+    if one and other and dict(one.sizes) == dict(other.sizes):
+        return None
+    return TensorDiff(slot.name, slot.tensor, slot.layer, status, dtype_a, dtype_b, shape_a, shape_b)
+
+
+def _order(a: Checkpoint, b: Checkpoint, one: Slot, other: Slot) -> tuple[str, ...]:
+    """Axes as the side stores them whose codec has the larger blocks: those can only be compared whole."""
+    block_a, block_b = codecs.get(codec_of(a, one)).block, codecs.get(codec_of(b, other)).block
+    return stored_order(b, other) if block_b >= block_a else stored_order(a, one)
+
+
+class _Desk:
+    """One worker's memory: a share for reading each side, and room for the values of both and for a cast."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.a, self.b = Share(nbytes), Share(nbytes)
+        self.most = self.a.block // 8  # elements compared at a time: a float64 each fits in a block
+        self.values = np.empty((2, self.most), np.float32)
+        self.cast = np.empty(8 * self.most, np.uint8)
+        self.workspace = Workspace()
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One tensor of one plan, and the codec that its blocks come in."""
+
+    plan: Plan
+    number: int
+    reader: Reader
+    codec: Codec
+
+    @classmethod
+    def of(cls, plan: Plan, number: int, reader: Reader) -> _Side:
+        tensor = plan.tensors[number]
+        gathered = units_for(plan, tensor.moves)[1]  # float32 where the blocks of a codec cannot stay whole
+        return cls(plan, number, reader, codecs.get("float32" if tensor.add else gathered))
+
+    @property
+    def name(self) -> str:
+        return self.plan.tensors[self.number].name
+
+    def blocks(self, share: Share, most: int) -> Any:
+        tensor = replace(self.plan.tensors[self.number], dtype=self.codec.name)
+        return blocks(self.plan, tensor, self.reader, share, most=most)
+
+
+def _compare(
+    one: _Side, other: _Side, desk: _Desk, counts: list[int], task: int, stop: threading.Event
+) -> TensorDiff | None:
+    casts = _casts(one.codec, other.codec)
+    whole = max(one.codec.block, other.codec.block)
+    most = max(whole, desk.most // whole * whole)
+    different, figures, done = 0, ErrorFigures(), 0
+    for mine, theirs in zip(one.blocks(desk.a, most), other.blocks(desk.b, most), strict=True):
+        if stop.is_set():
+            return None
+        size = mine.encoded.size // one.codec.block_bytes * one.codec.block
+        if one.codec.name != other.codec.name or not np.array_equal(mine.encoded, theirs.encoded):
+            values = [
+                _decoded(side.codec, block.encoded, desk.values[row, :size], desk.workspace)
+                for row, (side, block) in enumerate(((one, mine), (other, theirs)))
+            ]
+            wrong = int(np.count_nonzero(values[0].view(np.uint32) != values[1].view(np.uint32)))
+            if wrong:
+                different += wrong
+                figures += compare(*values)
+                encoded = (mine.encoded, theirs.encoded)
+                casts = tuple(
+                    cast for cast in casts
+                    if _casts_to(values[cast.wide], cast.codec, encoded[1 - cast.wide], desk)
+                )  # fmt: skip
+        done += size
+        counts[task] = done
+    shape = one.plan.tensors[one.number].shape
+    status: Status = "equal" if not different else "equal after cast" if casts else "different"
+    cast = casts[0].text if different and casts else ""
+    return TensorDiff(
+        one.name, "", None, status, shape_a=shape, shape_b=shape, cast=cast, different=different,
+        figures=figures if different else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """A cast that may explain a difference: the values of side `wide` (0 or 1) encoded in `codec` of the other."""
+
+    wide: int
+    codec: Codec
+    text: str
+
+
+def _casts(a: Codec, b: Codec) -> tuple[_Cast, ...]:
+    """From the wider to the narrower; both ways between two of one width (bfloat16 and float16)."""
+    width_a, width_b = a.block_bytes / a.block, b.block_bytes / b.block
+    if a.name == b.name:
+        return ()
+    out = []
+    if width_a >= width_b and b.encodes:
+        out.append(_Cast(0, b, f"{a.name} → {b.name}"))
+    if width_b >= width_a and a.encodes:
+        out.append(_Cast(1, a, f"{b.name} → {a.name}"))
+    return tuple(out)
+
+
+def _casts_to(values: Values, codec: Codec, encoded: Bytes, desk: _Desk) -> bool:
+    room = desk.cast[: encoded_size(codec, values.size)]
+    convert(codecs.get("float32"), codec)(values.view(np.uint8), room, desk.workspace)
+    return np.array_equal(room, encoded)
+
+
+def _decoded(codec: Codec, raw: Bytes, out: Values, workspace: Workspace) -> Values:
+    convert(codec, codecs.get("float32"))(raw, out.view(np.uint8), workspace)
+    return out
+
+
+def _fields(a: Checkpoint, b: Checkpoint) -> list[FieldDiff]:
+    out = []
+    for name in FIELDS:
+        one, other = getattr(a.config, name), getattr(b.config, name)
+        if not _alike(one, other):
+            origins = a.described.origins.get(name, ""), b.described.origins.get(name, "")
+            out.append(FieldDiff(name, one, other, *origins, label=name in LABELS))
+    return out
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Numbers are equal as float32, which is what GGUF keeps of them."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        numbers = isinstance(one, int | float) and isinstance(other, int | float)
+        return numbers and (one == other or bool(np.float32(one) == np.float32(other)))
+    return bool(one == other)
