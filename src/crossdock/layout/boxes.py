@@ -51,7 +51,9 @@ def steps_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def strided(box: dict[str, Range], source: Lens, src_steps: Sequence[int], target: Lens, dst_steps: Sequence[int]) -> Strided:
+def strided(
+    box: dict[str, Range], source: Lens, src_steps: Sequence[int], target: Lens, dst_steps: Sequence[int]
+) -> Strided:
     """The copy of `box` between two containers whose dimensions have these element steps."""
     src = sum(start * step for start, step in zip(source.starts, src_steps, strict=True))
     dst = sum(start * step for start, step in zip(target.starts, dst_steps, strict=True))
@@ -120,7 +122,9 @@ def inside_extent(
         axes = [(p.step, box[p.axis][1] - box[p.axis][0]) for p in placed]
         found = []
         for _, ranges in runs(start, axes, first, first + size):
-            found.append({p.axis: (box[p.axis][0] + a, box[p.axis][0] + b) for p, (a, b) in zip(placed, ranges, strict=True)})
+            found.append(
+                {p.axis: (box[p.axis][0] + a, box[p.axis][0] + b) for p, (a, b) in zip(placed, ranges, strict=True)}
+            )
         if not found:
             return
         per_dim.append(found)

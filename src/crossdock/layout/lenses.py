@@ -98,7 +98,9 @@ def _on_stage(stage: str, env: Mapping[str, int], ranks: Mapping[str, int]) -> b
     return wanted is None or env.get("pp", wanted) == wanted
 
 
-def _of_part(rule: Rule, pattern: Pattern, geometry: Geometry, env: Mapping[str, int], part: str) -> Iterator[Container]:
+def _of_part(
+    rule: Rule, pattern: Pattern, geometry: Geometry, env: Mapping[str, int], part: str
+) -> Iterator[Container]:
     held = pattern.parts or rule.tensors
     exists = _common_layers(held, geometry.layers)
     spans = [_span(atom, env, geometry, {}) for atom in pattern.indices]

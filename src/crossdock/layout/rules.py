@@ -7,23 +7,25 @@ axis that is placed twice or not at all, is an error that names the file. Knows 
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Any
 
 from crossdock.errors import ConfigError, Problem
 from crossdock.layout.notation import Pattern, parse
+from crossdock.model.config import FIELDS
 from crossdock.model.expressions import Expression, expression
-from crossdock.model.families import Family, constants, merged
+from crossdock.model.families import Family, checked_tables, constants, merged, read_toml
 
-_TABLES = (
-    "parts", "tensors", "read", "write", "ignored", "neutral", "variables", "skip", "fits", "fits_reason", "encoding",
-    "needs", "warn",
-)  # fmt: skip
-_SCALARS = ("extends", "padded", "arch", "when", "family_key")
+# what a layout may hold, and the types of the values in it
+_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
+    "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
+    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
+    "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,),
+})  # fmt: skip
+_SCALARS = ("extends", "padded", "when")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,11 @@ class Written:
 class Layout:
     """A format's rules for one family.
 
-    needs  sentence -> what must hold for a model to be written; warn: sentence -> when to show it
+    needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
+    notices  key of the format -> sentence to show when a field's value had to come from it
     """
 
     format: str
-    arch: str
     rules: tuple[Rule, ...]
     padded: frozenset[str]
     skip: Mapping[str, str]
@@ -73,6 +75,7 @@ class Layout:
     encoding: Mapping[str, tuple[str, ...]]
     needs: Mapping[str, Expression]
     warn: Mapping[str, Expression]
+    notices: Mapping[str, str]
 
 
 @functools.cache
@@ -81,18 +84,21 @@ def layout(format_name: str, family: Family | None = None) -> Layout:
     return _layout(format_name, family)
 
 
-@functools.cache
-def _base(format_name: str) -> Mapping[str, Any]:
+def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
     folders: list[Any] = [resources.files("crossdock") / "data" / "layouts"]
     folders += [entry.load() for entry in metadata.entry_points(group="crossdock.layouts")]
     for folder in folders:
         file = folder / f"{format_name}.toml"
         if file.is_file():
-            table = tomllib.loads(file.read_text(encoding="utf-8"))
-            if "extends" in table:
-                table = merged(_base(table["extends"]), table)
-            return MappingProxyType(table)
-    raise ConfigError(f"there is no layout for format {format_name!r}")
+            table = read_toml(file, f"layouts/{format_name}.toml")
+            parent = table.get("extends")
+            if parent is None:
+                return table
+            if parent in (*chain, format_name):
+                raise ConfigError(f"extends {parent!r}: a circle", where=f"layouts/{format_name}.toml")
+            return merged(_base(parent, (*chain, format_name)), table)
+    where = f"layouts/{chain[-1]}.toml" if chain else ""
+    raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
 
 
 def _layout(format_name: str, family: Family | None) -> Layout:
@@ -105,6 +111,10 @@ def _layout(format_name: str, family: Family | None) -> Layout:
     unknown = set(table) - set(_TABLES) - set(_SCALARS)
     if unknown:
         raise ConfigError(f"unknown keys {', '.join(sorted(unknown))}", where=where)
+    checked_tables(table, _TABLES, where)
+    strange = [f"[{name}] {key}" for name in ("read", "fits") for key in table.get(name, {}) if key not in FIELDS]
+    if strange:
+        raise ConfigError(f"{', '.join(strange)}: no field of the configuration", where=where)
     parts = {"default": "", **table.get("parts", {})}
     rules = []
     for key, value in table.get("tensors", {}).items():
@@ -118,7 +128,6 @@ def _layout(format_name: str, family: Family | None) -> Layout:
 
     return Layout(
         format=format_name,
-        arch=table.get("arch", ""),
         rules=tuple(rules),
         padded=frozenset(table.get("padded", ())),
         skip=texts("skip"),
@@ -132,6 +141,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         encoding={key: tuple(value) for key, value in texts("encoding").items()},
         needs={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
+        notices=texts("notices"),
     )
 
 
@@ -154,27 +164,44 @@ def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: 
     where = f"{where} [tensors] {' '.join(names)}"
     unknown = set(table) - {"at", "offset", "when", "stage", "part"}
     if unknown or "at" not in table:
-        raise ConfigError(f"a rule has `at` and perhaps offset, when, stage, part; this has {sorted(table)}", where=where)
+        raise ConfigError(
+            f"a rule has `at` and perhaps offset, when, stage, part; this has {sorted(table)}", where=where
+        )
+    part, stage = table.get("part", "default"), table.get("stage", "")
+    if part not in parts:
+        raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
+    if stage not in ("", "first", "last"):
+        raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first or last")
     texts = table["at"] if isinstance(table["at"], list) else [table["at"]]
-    patterns = tuple(parse(text) for text in texts)
+    patterns = tuple(_parsed(text, where) for text in texts)
     problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
     if problems:
         raise ConfigError(problems)
-    part = table.get("part", parts["default"])
     return Rule(
         tensors=names,
         patterns=patterns,
-        part=parts.get(part, part),
+        part=parts[part],
         offset=expression(str(table["offset"]), where) if "offset" in table else None,
         when=expression(table["when"], where) if "when" in table else None,
-        stage=table.get("stage", ""),
+        stage=stage,
     )
+
+
+def _parsed(text: str, where: str) -> Pattern:
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError([replace(problem, where=where) for problem in error.problems]) from None
 
 
 def _misplaced(names: tuple[str, ...], pattern: Pattern, family: Family, where: str) -> list[Problem]:
     held = pattern.parts or ("",)
     if (pattern.parts or names) != names and set(pattern.parts) != set(names):
-        return [Problem(f"the bracket holds {' '.join(held)}, the rule is for {' '.join(names)}\n  {pattern.text}", where=where)]
+        return [
+            Problem(
+                f"the bracket holds {' '.join(held)}, the rule is for {' '.join(names)}\n  {pattern.text}", where=where
+            )
+        ]
     if not pattern.parts and len(names) != 1:
         return [Problem(f"several tensors need a bracket\n  {pattern.text}", where=where)]
     problems = []

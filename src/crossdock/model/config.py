@@ -98,8 +98,10 @@ class Described:
     config   the canonical configuration
     origins  field name -> text such as "args.hidden_size in common.pt", "--set", "default"
     ignored  source key -> reason, for keys that do not change the computation
+    notices  sentences about values that had to come from a second-best place
     """
 
     config: ModelConfig
     origins: Mapping[str, str]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()

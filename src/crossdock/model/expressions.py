@@ -45,7 +45,22 @@ def _indices_where(flags: Any) -> tuple[int, ...]:
 
 def _sparse(count: int, step: int, excluded: Any = (), phase: int = 1) -> tuple[int, ...]:
     """Layers i of `count` with (i + phase) divisible by `step`, without the excluded ones."""
-    return tuple(i for i in range(count) if (i + phase) % step == 0 and i not in set(excluded))
+    without = set(excluded)
+    return tuple(i for i in _counted(count) if (i + phase) % step == 0 and i not in without)
+
+
+def _counted(*bounds: int) -> range:
+    """range(...) that is no longer than a model has layers: sizes come from files that may lie."""
+    numbers = range(*bounds)
+    if len(numbers) > _LONGEST:
+        raise ArithmeticError(f"{len(numbers)} is beyond any count of a model")
+    return numbers
+
+
+def _without(count: int, excluded: Any) -> tuple[int, ...]:
+    """0 to count - 1 without the excluded ones."""
+    gone = set(excluded)
+    return tuple(i for i in _counted(count) if i not in gone)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -63,18 +78,17 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "distinct": lambda values: tuple(dict.fromkeys(values)),
     "isinstance_list": lambda v: isinstance(v, list | tuple),
     "isinstance_str": lambda v: isinstance(v, str),
-    "range": lambda *a: tuple(range(*a)),
-    "every": lambda n, step, first=0: tuple(range(first, n, step)),
+    "range": lambda *bounds: tuple(_counted(*bounds)),
+    "every": lambda n, step, first=0: tuple(_counted(first, n, step)),
     "where": _indices_where,
-    "without": lambda n, excluded: tuple(i for i in range(n) if i not in set(excluded)),
+    "without": _without,
     "sparse": _sparse,
-    "flags": lambda n, chosen: [1 if i in set(chosen) else 0 for i in range(n)],
-    "repeat": lambda value, n: [value] * n,
     "get": lambda mapping, key, default=None: (mapping or {}).get(key, default),
     "sqrt": math.sqrt,
     "log": math.log,
     "round": round,
 }
+_LONGEST = 100_000
 _LIMIT = 1 << 40  # no config number is larger; keeps a hostile config from building huge integers
 
 
@@ -130,7 +144,10 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.Name(id=name):
             return values[name]
         case ast.BinOp(left=left, op=op, right=right):
-            result = _BINARY[type(op)](_value(left, values), _value(right, values))
+            first, second = _value(left, values), _value(right, values)
+            if isinstance(op, ast.Mult) and not all(isinstance(v, int | float) for v in (first, second)):
+                raise TypeError("only numbers are multiplied")  # a text times a number could be of any size
+            result = _BINARY[type(op)](first, second)
             if isinstance(result, int) and abs(result) > _LIMIT:
                 raise ArithmeticError(f"{result} is beyond any size of a model")
             return result

@@ -111,7 +111,9 @@ def family(name: str) -> Family:
     """The family called `name`. Raises ConfigError that lists the known ones."""
     known = families()
     if name not in known:
-        raise ConfigError(f"there is no family {name!r}", expected=", ".join(known), fix="give one of these to --family")
+        raise ConfigError(
+            f"there is no family {name!r}", expected=", ".join(known), fix="give one of these to --family"
+        )
     return known[name]
 
 
@@ -121,12 +123,47 @@ def merged(base: Table, over: Table) -> dict[str, Any]:
     for key, value in over.items():
         if value == "":
             out.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and "at" not in value and "axes" not in value:
+        elif (
+            isinstance(value, Mapping)
+            and isinstance(out.get(key), Mapping)
+            and "at" not in value
+            and "axes" not in value
+        ):
             out[key] = merged(out[key], value)
         else:
             out.pop(key, None)  # a redefined key moves to the place of the redefinition
             out[key] = value
     return out
+
+
+def read_toml(file: Any, where: str) -> Table:
+    """The table in a data file. Raises ConfigError that names it: broken syntax, a key given twice."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a valid TOML file: {error}", where=where) from None
+
+
+def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raise ConfigError where a table of `tables` is none, or holds a value of another type than it may."""
+    problems = []
+    for name, kinds in tables.items():
+        content = table.get(name, {})
+        if not isinstance(content, Mapping):
+            problems.append(Problem(f"[{name}] is no table", where=where, got=repr(content)))
+            continue
+        problems += [
+            Problem(f"[{name}] {key} is of the wrong type", where=where, expected=_spoken(kinds), got=repr(value))
+            for key, value in content.items()
+            if not isinstance(value, kinds)
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _spoken(kinds: tuple[type, ...]) -> str:
+    words: Mapping[type, str] = {str: "a text", list: "a list", dict: "a table", int: "a number"}
+    return " or ".join(words.get(kind, kind.__name__) for kind in kinds)
 
 
 def constants(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -147,12 +184,13 @@ def _tables() -> Iterable[tuple[str, Table]]:
             if name in seen:
                 raise ConfigError(f"family {name!r} is defined twice", where=str(file))
             seen.add(name)
-            yield name, tomllib.loads(file.read_text(encoding="utf-8"))
+            yield name, read_toml(file, f"families/{file.name}")
 
 
 def _family(name: str, tables: Mapping[str, Table]) -> Family:
     where = f"families/{name}.toml"
     table = _inherited(name, tables, ())
+    checked_tables(table, {"axes": (str,), "tensors": (str, dict), "fits": (list,)}, where)
     axes = {axis: expression(text, where) for axis, text in table.get("axes", {}).items()}
     tensors = {key: _decl(key, value, where) for key, value in table.get("tensors", {}).items()}
     problems = [
@@ -163,9 +201,22 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
     ]
     fits = {key: constants(allowed) for key, allowed in table.get("fits", {}).items()}
     problems += [Problem(f"[fits] names {key!r}, which is no field", where=where) for key in fits if key not in FIELDS]
+    problems += [
+        Problem(f"tensor {decl.name!r} is the same as {decl.same_as!r}, which [tensors] does not define", where=where)
+        for decl in tensors.values()
+        if decl.same_as and decl.same_as not in tensors
+    ]
+    readers = [*axes.items(), *((decl.name, decl.when) for decl in tensors.values() if decl.when is not None)]
+    problems += [
+        Problem(f"{key} = {read.text} names {field!r}, which is no field of the configuration", where=where)
+        for key, read in readers
+        for field in sorted(read.names - set(FIELDS))
+    ]
     if problems:
         raise ConfigError(problems)
-    sections = {k: v for k, v in table.items() if k not in ("axes", "tensors", "fits", "extends") and isinstance(v, Mapping)}
+    sections = {
+        k: v for k, v in table.items() if k not in ("axes", "tensors", "fits", "extends") and isinstance(v, Mapping)
+    }
     odd = [k for k in table if k not in sections and k not in ("axes", "tensors", "fits", "extends")]
     if odd:
         raise ConfigError(f"unknown keys {', '.join(odd)}", where=where)
@@ -174,7 +225,8 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
 
 def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -> Table:
     if name in chain or name not in tables:
-        raise ConfigError(f"extends {name!r}: {'a circle' if name in chain else 'no such family'}", where=chain[-1])
+        why = "a circle" if name in chain else "there is no such family"
+        raise ConfigError(f"extends {name!r}: {why}", where=f"families/{chain[-1]}.toml")
     table = tables[name]
     if "extends" not in table:
         return table
@@ -192,6 +244,10 @@ def _decl(name: str, value: Any, where: str) -> TensorDecl:
     axes, layers = [], "all"
     for word in table["axes"].split():
         axis, _, kind = word.partition(":")
+        if axis in axes:
+            raise ConfigError(f"tensor {name!r} has the axis {axis!r} twice", where=where)
+        if kind and axis != "layer":
+            raise ConfigError(f"tensor {name!r}: {word!r}, but only the axis layer has kinds", where=where)
         axes.append(axis)
         layers = kind or layers
     if layers not in get_args(LayerSet):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import difflib
 import fnmatch
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
-from crossdock.model.config import DEFAULTS, FIELDS, REQUIRED, Described, ModelConfig
+from crossdock.model.config import FIELDS, REQUIRED, Described
 from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, families, family
+from crossdock.planning.checked import build, of_kind
 
 LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
 _TELLING = (
@@ -27,7 +27,6 @@ _TELLING = (
     "softmax", "moe", "expert", "mup", "window", "sink", "softcap", "mamba", "hybrid", "residual", "embedding", "act_fn",
     "activation", "head", "lora", "multiplier", "sparse", "mtp", "parallel_block",
 )  # fmt: skip
-_MOST = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -62,31 +61,46 @@ def describe(source: Source, given: Given) -> Reading:
     problems += unknown
     values, origins = _read(rules, keys, source.metadata_at, settings)
     if given.config is not None:
-        base, base_origins = _from_config(given, chosen)
-        origins = {**{k: f"{o}; overrides {values[k]!r} ({origins[k]})" if k in values and values[k] != base[k] else o
-                      for k, o in base_origins.items()},
-                   **{k: o for k, o in origins.items() if k not in base}}  # fmt: skip
-        values = {**values, **base}
+        values, origins = _overridden(values, origins, *_from_config(given, chosen))
     for name, value in canonical.items():
         values[name], origins[name] = value, "--set"
+    clean, wrong = of_kind(values)
+    problems += [replace(p, cause=f"it is from {origins[p.where]}") for p in wrong]
     problems += _missing(values, rules, source)
     if problems:
         raise ConfigError(problems)
-    config, problems = _build(chosen, values)
-    if config is None or problems:
-        raise ConfigError([replace(p, cause=p.cause or origins.get(p.where, "")) for p in problems])
+    config, problems = build(chosen.name, clean)
+    if problems:
+        raise ConfigError([replace(p, cause=p.cause or _from(origins, p.where)) for p in problems])
     misfits = chosen.misfits(config)
     if misfits:
-        raise ConfigError([
-            replace(p, cause=f"{p.where} is from {origins.get(p.where, 'the default')}",
-                    fix="give another --family, or --set the name if the checkpoint says it wrong")
-            for p in misfits
-        ])  # fmt: skip
+        fix = "give another --family, or --set the name if the checkpoint says it wrong"
+        raise ConfigError([replace(p, cause=_from(origins, p.where), fix=fix) for p in misfits])
+    notices = tuple(
+        sentence for key, sentence in rules.notices.items() if f"{key} in {source.metadata_at}" in origins.values()
+    )
     for name in FIELDS:
         origins.setdefault(name, "default")
-    origins["family"] = "--family" if given.family else f"derived from {source.metadata_at or given.config_at}"
+    origins["family"] = "--family" if given.family else f"derived from {given.config_at or source.metadata_at}"
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
-    return Reading(chosen, Described(config, origins, ignored), {**config.as_dict(), **variables})
+    return Reading(chosen, Described(config, origins, ignored, notices), {**config.as_dict(), **variables})
+
+
+def _from(origins: Mapping[str, str], name: str) -> str:
+    return f"{name} is from {origins.get(name, 'the default')}"
+
+
+def _overridden(
+    values: Mapping[str, Any], origins: Mapping[str, str], base: Mapping[str, Any], base_origins: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The checkpoint's own values with those of `--config` over them; an origin says what it overrides."""
+    told = {
+        name: f"{at}; overrides {values[name]!r} ({origins[name]})"
+        if name in values and values[name] != base[name]
+        else at
+        for name, at in base_origins.items()
+    }
+    return {**values, **base}, {**origins, **told}
 
 
 def _keys(source: Source) -> dict[str, Any]:
@@ -150,7 +164,9 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
-    raise ConfigError(f"several families fit: {', '.join(f.name for f in found)}", where=where, got=seen, fix="choose: --family")
+    raise ConfigError(
+        f"several families fit: {', '.join(f.name for f in found)}", where=where, got=seen, fix="choose: --family"
+    )
 
 
 def _split_settings(
@@ -166,7 +182,9 @@ def _split_settings(
             keys = {**keys, key: value}
         else:
             near = difflib.get_close_matches(key, [*FIELDS, *readable], 3)
-            problems.append(Problem(f"--set {key}: no such name", expected=" or ".join(near) or "a name that inspect shows"))
+            problems.append(
+                Problem(f"--set {key}: no such name", expected=" or ".join(near) or "a name that inspect shows")
+            )
     if problems:
         raise UsageError(problems)
     return keys, canonical
@@ -183,7 +201,7 @@ def _read(
                 continue
             try:
                 value = expr.evaluate(keys)
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError):
+            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
                 continue
             if value is None:
                 continue
@@ -211,9 +229,7 @@ def _known(rules: Layout) -> set[str]:
     return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
 
 
-def _classify(
-    rules: Layout, source: Source, settings: Mapping[str, Any]
-) -> tuple[dict[str, str], list[Problem]]:
+def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
     known, ignored, problems = _known(rules), {}, []
     selecting = {
         name for candidate in families().values() for section in candidate.sections.values()
@@ -277,69 +293,10 @@ def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[P
     ]
 
 
-_KINDS = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items()}
-
-
-def _build(chosen: Family, values: Mapping[str, Any]) -> tuple[ModelConfig | None, list[Problem]]:
-    clean: dict[str, Any] = {}
-    problems = []
-    for name, value in values.items():
-        if name not in FIELDS:
-            raise ConfigError(f"a layout reads {name!r}, which is no name of the configuration")
-        try:
-            clean[name] = _coerced(_KINDS[name], value)
-        except (TypeError, ValueError):
-            problems.append(Problem("wrong kind of value", where=name, expected=str(_KINDS[name]), got=_short(value)))
-    if problems:
-        return None, problems
-    config = ModelConfig(**{**DEFAULTS, **clean, "family": chosen.name})
-    for name in REQUIRED:
-        value = getattr(config, name)
-        if isinstance(value, int) and not 0 < value < _MOST:
-            problems.append(Problem("not a size that a model can have", where=name, got=str(value)))
-    if config.num_hidden_layers > 100_000:
-        problems.append(Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers)))
-    if not problems and config.num_attention_heads % config.num_key_value_heads:
-        problems.append(
-            Problem(
-                "query heads are not a multiple of KV heads",
-                where="num_key_value_heads",
-                got=f"{config.num_attention_heads} heads over {config.num_key_value_heads}",
-            )
-        )
-    if any(not 0 <= i < config.num_hidden_layers for i in config.moe_layers):
-        problems.append(Problem("layers outside the model", where="moe_layers", got=_short(config.moe_layers)))
-    return config, problems
-
-
-def _coerced(kind: Any, value: Any) -> Any:
-    if kind is bool:
-        if isinstance(value, bool) or value in (0, 1):
-            return bool(value)
-        raise TypeError
-    if kind is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError
-        return value
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError
-        return float(value)
-    if kind is str:
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-    if isinstance(value, list):
-        return tuple(value)
-    return value
-
-
 def _number(expr: Expression, keys: Mapping[str, Any], name: str) -> Any:
     try:
         return expr.evaluate(_Lenient(keys))
-    except (TypeError, ArithmeticError, KeyError) as error:
+    except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"variable {name} = {expr.text} has no value: {error}") from None
 
 

@@ -137,7 +137,12 @@ class Plan:
             }
         for file in self.files:
             copied = None if file.copy_of is None else [file.copy_of.path.name, file.copy_of.size]
-            yield {"file": file.name, "size": file.size, "header": base64.b64encode(file.header).decode(), "copy": copied}
+            yield {
+                "file": file.name,
+                "size": file.size,
+                "header": base64.b64encode(file.header).decode(),
+                "copy": copied,
+            }
         for tensor in self.tensors:
             yield {
                 "tensor": tensor.name,

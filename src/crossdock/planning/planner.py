@@ -117,6 +117,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         twins=twins,
         facts=assembled.facts,
         warnings=(
+            *checkpoint.described.notices,
             *checkpoint.resolved.notices,
             *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
             *_grouped(notices),
@@ -215,9 +216,7 @@ def _fill(
         if count != lens.volume:
             complete = False
             problems.append(
-                Problem(
-                    f"the source provides {count} of {lens.volume} elements of {lens.tensor}", where=container.name
-                )
+                Problem(f"the source provides {count} of {lens.volume} elements of {lens.tensor}", where=container.name)
             )
         moves += found
         used += provisions
@@ -267,9 +266,7 @@ def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Want
 def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: str) -> Twin:
     """Compare what `provision` holds with the same box of canonical tensor `like`."""
     shape = tuple(p.high - p.low for p in provision.lens.axes)
-    flat = tuple(
-        Placement(p.axis, dim, 1, p.low, p.high) for dim, p in enumerate(provision.lens.axes)
-    )
+    flat = tuple(Placement(p.axis, dim, 1, p.low, p.high) for dim, p in enumerate(provision.lens.axes))
     lens = Lens(like, flat, (0,) * len(shape))
     other, _, used = moves_for(extents, checkpoint.resolved, like, lens, shape)
     alone = Resolved({like: {(None, None): (provision,)}}, (), {})

@@ -14,8 +14,8 @@ from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source, StoredTensor
-from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
+from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import Described
 from crossdock.model.families import Family
@@ -49,7 +49,9 @@ class Resolved:
     notices: tuple[str, ...] = ()
 
 
-def resolve(source: Source, chosen: Family, described: Described, rules: Layout, variables: Mapping[str, Any]) -> Resolved:
+def resolve(
+    source: Source, chosen: Family, described: Described, rules: Layout, variables: Mapping[str, Any]
+) -> Resolved:
     """Match `source` against `rules`. Raises PlanError with everything that does not fit."""
     config = described.config
     sizes = chosen.sizes(config)
@@ -87,9 +89,7 @@ def resolve(source: Source, chosen: Family, described: Described, rules: Layout,
     problems += _incomplete(found, chosen, described, sizes, rules, bool(source.tensors))
     if problems:
         raise PlanError(problems)
-    provisions = {
-        name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()
-    }
+    provisions = {name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()}
     notices = tuple(
         f"{axis}: {extra} padding rows of the source are left out (stored {sizes[axis] + extra}, true {sizes[axis]})"
         for axis, extra in padding.items()
@@ -146,7 +146,9 @@ def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozens
         if len(dim) != 1 or not isinstance(atom, Atom) or atom.axis not in padded:
             continue
         name = pattern.spell((0,) * len(pattern.indices))
-        stored = next((t for (_, n), t in source.tensors.items() if n == name and len(t.shape) == len(pattern.dims)), None)
+        stored = next(
+            (t for (_, n), t in source.tensors.items() if n == name and len(t.shape) == len(pattern.dims)), None
+        )
         if stored is None:
             continue
         whole = stored.shape[number] * math.prod(geometry.ranks.get(rank, 1) for rank in atom.ranks)
@@ -250,7 +252,9 @@ def _incomplete(
                     f"{name} is {'incomplete' if have < want else 'provided more than once'}{lacking}",
                     expected=f"{want} elements",
                     got=f"{have} in {', '.join(names[:2])}",
-                    cause="a rank file or shard is missing" if have < want else "two names for one tensor, both present",
+                    cause="a rank file or shard is missing"
+                    if have < want
+                    else "two names for one tensor, both present",
                 )
             )
     return problems
