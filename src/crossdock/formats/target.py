@@ -33,6 +33,7 @@ class TargetFile:
 class Request:
     """What the user asked of the target.
 
+    source_dtype   what most of the source's matrices are in; the planner fills it in
     dtype          codec name of large tensors, or "auto": as the source has them
     quantize       block codec for matrices, or None
     tokenizer      folder or file of the tokenizer; `travels`: files that the source brings along
@@ -47,6 +48,7 @@ class Request:
     max_shard_size: int = 5_000_000_000
     travels: tuple[Path, ...] = ()
     encodings: Mapping[str, str] = field(default_factory=dict)
+    source_dtype: str = "float32"
 
 
 class Wanted(NamedTuple):

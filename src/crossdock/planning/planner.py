@@ -77,17 +77,17 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     wanted, problems = _wanted(rules, geometry, present, variables)
     problems += _unplaced(wanted, family, config, sizes, target)
     extents = Extents()
-    filled: list[_Filled] = []
-    notices: list[str] = []
-    for container in wanted:
-        one = _fill(extents, checkpoint.resolved, container, rules, variables, problems)
-        if one is not None:
-            encoding = target.encoding(one.wanted, request, rules)
-            if encoding.notice:
-                notices.append(encoding.notice)
-            filled.append(replace(one, wanted=one.wanted._replace(dtype=encoding.dtype)))
+    fills = (_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted)
+    filled = [one for one in fills if one is not None]
     if problems:
         raise PlanError(problems)
+    request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
+    encodings = [target.encoding(one.wanted, request, rules) for one in filled]
+    notices = [encoding.notice for encoding in encodings if encoding.notice]
+    filled = [
+        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype))
+        for one, encoding in zip(filled, encodings, strict=True)
+    ]
     computed = list(target.computed(config))
     tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
     written = _written(rules, variables, tensors)
@@ -245,12 +245,17 @@ def _size(tensor: Wanted) -> int:
     return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
 
 
-def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Wanted]) -> dict[str, tuple[str, Any]]:
-    weights: dict[str, int] = {}
+def _main_dtype(tensors: Sequence[Wanted]) -> str:
+    """The dtype that most elements of matrices have."""
+    elements: dict[str, int] = {}
     for tensor in tensors:
         if len(tensor.shape) > 1:
-            weights[tensor.dtype] = weights.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    values = {**variables, "dtype": max(weights, key=lambda name: weights[name], default="float32")}
+            elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return max(elements, key=lambda name: elements[name], default="float32")
+
+
+def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Wanted]) -> dict[str, tuple[str, Any]]:
+    values = {**variables, "dtype": _main_dtype(tensors)}
     out: dict[str, tuple[str, Any]] = {}
     for entry in rules.write:
         try:

@@ -32,7 +32,10 @@ class HfTarget:
     single_file: bool = False
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
-        """The dtype asked for; as stored for "auto"; float32 for what the layout keeps so and for quantised sources."""
+        """The dtype asked for; as stored for "auto"; float32 for quantised sources.
+
+        Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
+        """
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
@@ -47,7 +50,8 @@ class HfTarget:
         wanted = codecs.canonical_name(request.dtype)
         if wanted not in _DTYPES:
             raise UsageError(f"hf cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
-        if any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+        wider = tensor.dtype == "float32" != request.source_dtype
+        if wider and any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
             return Encoding("float32")
         return Encoding(wanted)
 
