@@ -50,3 +50,16 @@ def test_a_folder_brings_its_tokenizer_along(
     fields = GGUFReader(out).fields
     assert fields["tokenizer.chat_template"].contents() == "{{ messages[0].content }}"
     assert fields["tokenizer.ggml.tokens"].contents()[639] == "[PAD639]"
+
+
+def test_a_folder_from_megatron_knows_where_to_stop(tmp_path: Path, crossdock: Callable[..., Answer]) -> None:
+    """Megatron's args hold no special ids: they come from the tokenizer that is given."""
+    import json
+
+    tokenizer, out = ROOT / "examples" / "tiny-kjv-tokenizer", tmp_path / "hf"
+    crossdock("export", ROOT / "examples/tiny-kjv", "--to", "hf", "--tokenizer", tokenizer, "-o", out).ok()
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((out / name).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"]) == (0, 1)
+    crossdock("verify", out, "--against", ROOT / "examples/tiny-kjv").ok()
+    crossdock("verify", out, "--against", ROOT / "examples/tiny-kjv", "--tokenizer", tokenizer).ok()

@@ -6,13 +6,13 @@ import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
-from crossdock.errors import UsageError
+from crossdock.errors import InputError, UsageError
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import SourceFile
@@ -20,6 +20,8 @@ from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, W
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -82,16 +84,19 @@ class HfTarget:
             total_size = sum(map(_size, tensors))
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
-        config_bytes = config_json({key: value for key, (_, value) in written.items()})
-        files.append(_text("config.json", config_bytes))
         travels, warnings = _travels(request)
+        config = _with_special_ids(config, travels)
+        ids = {name: getattr(config, name) for name in _IDS if name in written}
+        config_bytes = config_json({**{key: value for key, (_, value) in written.items()}, **ids})
+        files.append(_text("config.json", config_bytes))
         if "generation_config.json" not in travels:
             files.append(_text("generation_config.json", generation_config_json(config)))
         for name, path in travels.items():
             source = SourceFile.of(path)
             files.append(TargetFile(name, source.size, b"", source))
         placed = tuple(places[t.name] for t in tensors)
-        return Assembled(tuple(files), placed, warnings, json.loads(config_bytes))
+        facts = {key: value for key, value in json.loads(config_bytes).items() if key not in _IDS or value is not None}
+        return Assembled(tuple(files), placed, warnings, facts)
 
     def facts(self, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there."""
@@ -130,6 +135,26 @@ def _travels(request: Request) -> tuple[dict[str, Path], tuple[str, ...]]:
         given = tokenizers.find(request.tokenizer)
         kept = {name: path for name, path in found.items() if name == "generation_config.json"}
         found = {**kept, **dict(given.travels)}
-    if not any(name in found for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any(name in found for name in _VOCABULARIES):
         return found, ("no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER",)
     return found, ()
+
+
+def _with_special_ids(config: ModelConfig, travels: Mapping[str, Path]) -> ModelConfig:
+    """Special ids from the tokenizer where the checkpoint, like Megatron's, has none: generation stops at them."""
+    from crossdock import tokenizers
+
+    home = next((travels[name].parent for name in _VOCABULARIES if name in travels), None)
+    if home is None or any(getattr(config, name) is not None for name in _IDS):
+        return config
+    try:
+        tokenizer = tokenizers.read(home)
+    except InputError:  # a kind that crossdock does not read travels all the same
+        return config
+    ends = tokenizer.end_tokens
+    return replace(
+        config,
+        bos_token_id=tokenizer.special.get("bos"),
+        eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
+        pad_token_id=tokenizer.special.get("pad"),
+    )
