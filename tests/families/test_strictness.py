@@ -1,0 +1,143 @@
+"""Data files of families and layouts are read strictly; every complaint names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from crossdock.errors import ConfigError
+from crossdock.layout import rules
+from crossdock.layout.rules import layout
+from crossdock.model import families
+
+Add = Callable[[str, str], None]
+FAMILY = """
+[axes]
+vocab = "vocab_size"
+embed = "hidden_size"
+layer = "num_hidden_layers"
+[tensors]
+embed = "vocab embed"
+norm = "layer embed"
+"""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
+    """Writes a data file into a folder that a third party has registered: add("families/odd", text)."""
+    folders = {f"crossdock.{kind}": tmp_path / kind for kind in ("families", "layouts")}
+    for folder in folders.values():
+        folder.mkdir()
+
+    def entry_points(*, group: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(load=lambda: folders[group])] if group in folders else []
+
+    for module in (families, rules):
+        monkeypatch.setattr(module, "metadata", SimpleNamespace(entry_points=entry_points))
+
+    def forget() -> None:
+        families.families.cache_clear()
+        layout.cache_clear()
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.toml").write_text(text)
+        forget()
+
+    forget()
+    yield write
+    forget()
+
+
+def test_a_third_party_adds_a_family_and_a_layout(add: Add) -> None:
+    add("families/odd", FAMILY + "[strange.tensors]\nembed = 'E : vocab embed'")
+    add("layouts/strange", "[tensors]\nnorm = 'n.{layer} : embed'\nother = 'o : x y'")
+    chosen = families.family("odd")
+    assert {rule.tensors for rule in layout("strange", chosen).rules} == {("norm",), ("embed",)}
+    assert "llama" in families.families()
+
+
+FAMILIES = [
+    ("[axes", "not a valid TOML file"),
+    (FAMILY + 'embed = "vocab"', "not a valid TOML file"),
+    ("[tensors]\nembed = 'vocab embed'", "tensor 'embed' has the axis 'vocab', which [axes] does not define"),
+    (FAMILY + "twice = 'embed embed'", "tensor 'twice' has the axis 'embed' twice"),
+    (FAMILY + "odd = 'embed:moe'", "'embed:moe', but only the axis layer has kinds"),
+    (FAMILY + "odd = 'layer:some embed'", "layers 'some' are none of moe, dense"),
+    (FAMILY + "odd = { axis = 'embed' }", "needs axes, may have when and same_as; has ['axis']"),
+    (FAMILY + "odd = { axes = 'embed', same_as = 'nothing' }", "the same as 'nothing', which [tensors] does not define"),
+    (FAMILY + "odd = { axes = 'embed', when = 'colour' }", "names 'colour', which is no field"),
+    (FAMILY + "odd = { axes = 'embed', when = 'hidden_size +' }", "does not parse"),
+    (FAMILY + "odd = { axes = 'embed', when = 'hidden_size.real' }", "Attribute, which is not allowed"),
+    (FAMILY + "odd = 3", "[tensors] odd is of the wrong type"),
+    (FAMILY + "[fits]\ncolour = [1]", "[fits] names 'colour', which is no field"),
+    (FAMILY + "[fits]\nnorm = 'rms'", "[fits] norm is of the wrong type"),
+    ("extends = 'nothing'", "extends 'nothing': there is no such family"),
+    ("extends = 'odd'", "extends 'odd': a circle"),
+    ("colour = 1\n" + FAMILY, "unknown keys colour"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), FAMILIES, ids=[what for _, what in FAMILIES])
+def test_a_wrong_family_file(text: str, what: str, add: Add) -> None:
+    add("families/odd", text)
+    with pytest.raises(ConfigError) as caught:
+        families.families()
+    assert what in str(caught.value)
+    assert all(problem.where == "families/odd.toml" for problem in caught.value.problems)
+
+
+def test_a_family_that_exists_already(add: Add) -> None:
+    add("families/llama", FAMILY)
+    with pytest.raises(ConfigError, match=r"llama\.toml: family 'llama' is defined twice"):
+        families.families()
+
+
+def test_an_unknown_family_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        families.family("lama")
+    assert "deepseek_v3, gpt2, llama" in caught.value.problems[0].expected
+
+
+LAYOUTS = [
+    ("[tensors", "not a valid TOML file"),
+    ("[tensors]\nnorm = 'a : layer embed'\nnorm = 'b : layer embed'", "not a valid TOML file"),
+    ("colour = 1", "unknown keys colour"),
+    ("extends = 'nothing'", "there is no layout for format 'nothing'"),
+    ("extends = 'strange'", "extends 'strange': a circle"),
+    ("[tensors]\nnorm = 'a : embed'", "norm is not placed whole"),
+    ("[tensors]\nnorm = 'a.{layer} : embed vocab'", "norm is not placed whole"),
+    ("[tensors]\nnorm = 'a.{layer} : layer embed'", "axis 'layer' is placed twice"),
+    ("[tensors]\nnorm = 'a.{layer} : (embed'", "unclosed"),
+    ("[tensors]\nnorm = { to = 'a.{layer} : embed' }", "a rule has `at` and perhaps offset, when, stage, part"),
+    ("[tensors]\nnorm = { at = 'a.{layer} : embed', part = 'expert' }", "[parts] does not define 'expert'"),
+    ("[tensors]\nnorm = { at = 'a.{layer} : embed', stage = 'middle' }", "there is no stage 'middle'"),
+    ("[tensors]\n'embed norm' = 'a.{layer} : embed'", "several tensors need a bracket"),
+    ("[tensors]\nnorm = 'a.{layer} : [embed:vocab*embed norm:embed]'", "the bracket holds embed norm"),
+    ("[read]\ncolour = 'colour'", "[read] colour: no field of the configuration"),
+    ("[read]\nnorm = 'a ** b'", "BinOp, which is not allowed"),
+    ("[read]\nnorm = 1", "[read] norm is of the wrong type"),
+    ("[fits]\ncolour = [1]", "[fits] colour: no field of the configuration"),
+    ("[neutral]\ncolour = 1", "[neutral] colour is of the wrong type"),
+    ("ignored = ['colour']", "[ignored] is no table"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), LAYOUTS, ids=[what for _, what in LAYOUTS])
+def test_a_wrong_layout_file(text: str, what: str, add: Add) -> None:
+    add("families/odd", FAMILY)
+    add("layouts/strange", text)
+    with pytest.raises(ConfigError) as caught:
+        layout("strange", families.family("odd"))
+    assert what in str(caught.value)
+    assert all(problem.where.startswith("layouts/strange.toml") for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("name", sorted(families.families()))
+@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "megatron_rank"])
+def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
+    rules_of = layout(format_name, families.family(name))
+    placed = {tensor for rule in rules_of.rules for tensor in rule.tensors}
+    assert placed == set(families.family(name).tensors)
