@@ -1,7 +1,8 @@
 """Verifying: the plan is replayed with a sink that compares instead of writing.
 
 The plan is made anew from the source with the encodings that the output shows; nothing is taken from the manifest or
-the journal. Exact encodings must give equal bytes; lossy ones equal re-encoded bytes, and error figures against the source.
+the journal. Exact encodings must give equal bytes; lossy ones equal re-encoded bytes, and error figures against the
+source.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -99,7 +99,8 @@ def verify_plan(
             if progress is not None:
                 progress(sum(counts), total, "")
     problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
-    ordered = tuple(checks[t.name] for t in plan.tensors) + tuple(c for c in checks.values() if c.status == "unexpected")
+    unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
+    ordered = tuple(checks[tensor.name] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
 
@@ -161,6 +162,11 @@ def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 Problem("the output says something else", where=key, expected=_short(wanted), got=_short(facts[key]))
             )
+    # GGUF's "general" is information, and a tokenizer that nobody named is nothing to compare with
+    free = ("general.",) if any(key.startswith("tokenizer.") for key in plan.facts) else ("general.", "tokenizer.")
+    for key, value in facts.items():
+        if key not in plan.facts and value is not None and not key.startswith(free) and not key.endswith("_token_id"):
+            problems.append(Problem("the source asks for no such key in the output", where=key, got=_short(value)))
     return problems
 
 
