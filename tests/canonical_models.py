@@ -1,0 +1,111 @@
+"""Tiny models of every family as canonical tensors whose elements are all different, laid out by lenses in numpy.
+
+The values go through numpy views, not through the planner's arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.layout.boxes import steps_of
+from crossdock.layout.lenses import Container, Geometry, Lens, containers
+from crossdock.layout.rules import layout
+from crossdock.model.config import ModelConfig
+from crossdock.model.families import Family, families, family
+
+Array = NDArray[np.int64]
+SIZES: dict[str, Any] = {
+    "hidden_size": 6, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4,
+    "intermediate_size": 16, "vocab_size": 24, "max_position_embeddings": 5, "norm_eps": 1e-6,
+}  # fmt: skip
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "moe_layers": (0, 1, 2, 3),
+}  # fmt: skip
+MLA: dict[str, Any] = {
+    "q_lora_rank": 8, "kv_lora_rank": 6, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 5,
+    "num_key_value_heads": 8, "shared_expert_intermediate_size": 8, "moe_layers": (1, 2, 3), "router_bias": True,
+}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "gpt2": {"num_key_value_heads": 8, "mlp_gated": False, "tie_word_embeddings": True},
+    "llama": {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "mixtral": EXPERTS,
+    "qwen3_moe": EXPERTS | {"qk_norm": True},
+    "deepseek_v3": EXPERTS | MLA,
+    "nemotron": {"mlp_gated": False},
+}
+NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
+FAMILIES = sorted(families())
+
+
+def config_of(name: str, **changes: Any) -> ModelConfig:
+    """A small configuration of the family, with every optional tensor that it may have."""
+    return ModelConfig(family=name, **(SIZES | MORE.get(name, {}) | changes))
+
+
+def geometry_of(chosen: Family, config: ModelConfig, ranks: dict[str, int] | None = None) -> Geometry:
+    """Sizes and layers of a model, cut over `ranks`."""
+    layers = {n: ls for n, d in chosen.present(config).items() if (ls := chosen.layers_of(d, config)) is not None}
+    return Geometry(chosen.sizes(config), ranks or {}, {}, layers)
+
+
+def laid_out(
+    format_name: str, config: ModelConfig, ranks: dict[str, int] | None = None, numbers: dict[str, Any] | None = None
+) -> Iterator[tuple[int, Container]]:
+    """(which alternative, container) of everything that a model has in a format."""
+    chosen = family(config.family)
+    present, geometry = chosen.present(config), geometry_of(chosen, config, ranks)
+    for rule in layout(format_name, chosen).rules:
+        if not set(rule.tensors) <= set(present):
+            continue
+        if rule.when is not None and not rule.when.evaluate({**config.as_dict(), **NUMBERS, **(numbers or {})}):
+            continue
+        for turn, pattern in enumerate(rule.patterns):
+            for container in containers(rule, pattern, geometry):
+                yield turn, container
+
+
+def view(flat: Array, container: Container, lens: Lens) -> Array:
+    """The lens as a numpy view on the flat data of its container: one axis per canonical axis, in the lens's order."""
+    steps = steps_of(container.shape)
+    start = sum(a * b for a, b in zip(lens.starts, steps, strict=True))
+    strides = [p.step * steps[p.dim] * flat.itemsize if p.dim >= 0 else 0 for p in lens.axes]
+    shape = [p.high - p.low for p in lens.axes]
+    last = start + sum((n - 1) * s // flat.itemsize for n, s in zip(shape, strides, strict=True))
+    assert 0 <= start <= last < flat.size
+    return np.lib.stride_tricks.as_strided(flat[start:], shape, strides)
+
+
+def canonical(chosen: Family, config: ModelConfig) -> dict[str, Array]:
+    """Every canonical tensor with a number of its own in every place."""
+    sizes, count, out = chosen.sizes(config), 1, {}
+    for name, decl in chosen.present(config).items():
+        shape = [sizes[axis] for axis in decl.axes]
+        out[name] = np.arange(count, count + math.prod(shape), dtype=np.int64).reshape(shape)
+        count += math.prod(shape)
+    return out
+
+
+def box_of(chosen: Family, lens: Lens) -> tuple[slice, ...]:
+    """The canonical box of a lens, in the order of the tensor's axes."""
+    ranges = {p.axis: slice(p.low, p.high) for p in lens.axes}
+    return tuple(ranges[axis] for axis in chosen.tensors[lens.tensor].axes)
+
+
+def filled(chosen: Family, tensors: dict[str, Array], container: Container) -> Array:
+    """The container's data, put together through its lenses."""
+    flat = np.zeros(math.prod(container.shape), np.int64)
+    for lens in container.lenses:
+        order = [p.axis for p in lens.axes]
+        axes = chosen.tensors[lens.tensor].axes
+        box = tensors[lens.tensor][box_of(chosen, lens)]
+        view(flat, container, lens)[...] = np.transpose(box, [axes.index(axis) for axis in order])
+    return flat.reshape(container.shape)
+
+
