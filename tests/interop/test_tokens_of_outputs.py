@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tokenizers as hf
-
 from tests.conftest import Answer
 from tests.models import make_hf
 from tests.oracles.llama_engine import llama_tokens
+
+import tokenizers as hf
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "tokenizers"))

@@ -161,7 +161,7 @@ def _place(
     left: dict[str, tuple[int, int]],
     placed: list[Placement],
 ) -> tuple[int, int]:
-    """Place the axes of one dimension for canonical tensor `part`: the dimension's size and where `part` starts in it."""
+    """Place the axes of one dimension for `part`: the dimension's size, and where `part` starts in it."""
     extents: list[tuple[int, int, list[tuple[Atom, Range]]]] = []  # whole size, start of part, its axes
     for item in dim:
         if isinstance(item, Atom):

@@ -109,7 +109,7 @@ class Expression:
         )
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
-        """The expression's value. Raises KeyError for a name that `values` lacks, ArithmeticError/TypeError for bad ones."""
+        """The value. Raises KeyError for a name that `values` lacks, ArithmeticError and TypeError for bad ones."""
         return _value(self._tree, values)
 
     def __repr__(self) -> str:
@@ -124,8 +124,8 @@ def expression(text: str, where: str = "") -> Expression:
 
 def _check(tree: ast.expr, text: str, where: str) -> None:
     allowed = (
-        ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call, ast.Tuple, ast.List,
-        ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context, ast.Subscript,
+        ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call,
+        ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context, ast.Subscript,
     )  # fmt: skip
     for node in ast.walk(tree):
         known = isinstance(node, allowed)

@@ -79,15 +79,15 @@ def candidates(resolved: Resolved, tensor: str, lens: Lens) -> Iterator[Provisio
             yield from by_key.get(key, ())
         return
     for (its_layer, its_expert), provisions in by_key.items():
-        if layer in (None, its_layer) or its_layer is None:
-            if expert is None or its_expert is None or expert == its_expert:
-                yield from provisions
+        right_layer = layer is None or its_layer is None or layer == its_layer
+        if right_layer and (expert is None or its_expert is None or expert == its_expert):
+            yield from provisions
 
 
 def moves_for(
     extents: Extents, resolved: Resolved, tensor: str, lens: Lens, shape: tuple[int, ...]
 ) -> tuple[list[Move], int, list[Provision]]:
-    """What fills canonical `tensor` in a target container: the moves, the elements that they fill, the provisions used."""
+    """What fills canonical `tensor` in a container: the moves, how many elements they fill, the provisions used."""
     moves: list[Move] = []
     used: list[Provision] = []
     filled = 0

@@ -6,6 +6,7 @@ them in place by strides. Extents inside a torch.save blob are located when firs
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -231,7 +232,7 @@ class Gatherer:
         _strided_copy(source, piece, out)
 
     def _copy_scattered(self, extent: int, place: Place, piece: Strided, out: NDArray[Any]) -> None:
-        """A chunk whose elements do not lie in C order: element by element, the plan's indices mapped to its strides."""
+        """A chunk whose elements do not lie in C order: the plan's indices are mapped to its strides one by one."""
         assert place.strides is not None
         shape = self._plan.extents[extent].at.shape
         steps = steps_of(shape)
@@ -260,8 +261,8 @@ class Gatherer:
             real += at // step % size * stride
         order = np.unique(real)
         raw = np.empty(order.size, np.dtype((np.void, codec.block_bytes)))
-        ends = np.flatnonzero(np.diff(order, prepend=order[0] - 2) != 1).tolist() + [order.size]
-        for low, high in zip(ends, ends[1:], strict=False):
+        ends = [*np.flatnonzero(np.diff(order, prepend=order[0] - 2) != 1).tolist(), order.size]
+        for low, high in itertools.pairwise(ends):
             offset = place.offset + int(order[low]) * codec.block_bytes
             read_into(place.fd, offset, raw[low:high].view(np.uint8), self._reader.where(extent))
         picked = np.ascontiguousarray(raw[np.searchsorted(order, real.ravel())])

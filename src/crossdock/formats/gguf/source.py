@@ -25,7 +25,7 @@ def sniff(path: Path) -> bool:
 
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
-    """Open a model file. Raises NotACheckpointError for adapters and other kinds of GGUF, FormatError for broken files."""
+    """Open a model file. NotACheckpointError for adapters and other kinds, FormatError for broken files."""
     first = read_header(path)
     kind = first.metadata.get("general.type", "model")
     if kind != "model":

@@ -1,7 +1,7 @@
 """config.json of both generations: read into one set of flat keys, written so that either understands it.
 
-transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`. The flat
-keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor.
+transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
+The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -31,10 +31,10 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys of either generation in flat form; all other keys as they are. Raises ConfigError for what contradicts."""
+    """The keys of either generation in flat form; others as they are. Raises ConfigError for what contradicts."""
     if "text_config" in config and "num_hidden_layers" not in config and "n_layer" not in config:
         raise ConfigError(
-            "this is a multimodal model; crossdock delivers text models", where=where, got="text_config inside config.json"
+            "this is a multimodal model; crossdock delivers text models", where=where, got="a text_config"
         )
     out = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling", "torch_dtype", "dtype")}
     dtype = config.get("dtype", config.get("torch_dtype"))

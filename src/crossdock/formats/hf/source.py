@@ -156,7 +156,9 @@ def _index_problems(index: dict[str, str], home: dict[str, Path], folder: Path) 
     where = str(folder)
     lost = [n for n, file in index.items() if n not in home or home[n].name != file]
     extra = [n for n in home if n not in index]
-    problems = [Problem(f"the index places {n} in {index[n]}, which lacks it [index-stale]", where=where) for n in lost[:8]]
+    problems = [
+        Problem(f"the index places {n} in {index[n]}, which lacks it [index-stale]", where=where) for n in lost[:8]
+    ]
     problems += [Problem(f"{n} in {home[n].name} is not in the index [index-stale]", where=where) for n in extra[:8]]
     more = len(lost) + len(extra) - len(problems)
     if more:
