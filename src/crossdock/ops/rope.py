@@ -15,7 +15,7 @@ from crossdock.model.config import ModelConfig
 
 
 def llama3_factors(config: ModelConfig) -> NDArray[np.float32]:
-    """Divisors of the rope frequencies, float32 [rotary_dim / 2]: 1 for short waves, `factor` for long, between smooth."""
+    """Divisors of the rope frequencies, float32 [rotary_dim / 2]: 1 for short waves, `factor` for long ones."""
     scaling = config.rope_scaling
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     context = scaling["original_max_position_embeddings"]

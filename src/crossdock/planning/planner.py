@@ -26,7 +26,7 @@ from crossdock.planning.sources import Extents, moves_for
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source with its meaning: family, configuration, and where each canonical tensor lies. Headers only were read."""
+    """A source with its meaning: family, configuration, where each canonical tensor lies. Only headers were read."""
 
     source: Source
     family: Family
@@ -39,11 +39,6 @@ class Checkpoint:
     def config(self) -> ModelConfig:
         """The canonical configuration."""
         return self.described.config
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What a complete checkpoint would have and this one lacks; opening raises for what matters."""
-        return ()
 
     @property
     def unread(self) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
 """GGUF as a target: encodings, metadata with the tokenizer, one file.
 
-Rules: llama.cpp at 0c1e57098, `conversion/base.py` (which tensors stay float32, file_type) and gguf-py's `constants.py`.
+Rules: llama.cpp at 0c1e57098, `conversion/base.py` (what stays float32, file_type) and gguf-py's `constants.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GgufTarget:
     single_file: bool = True
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
-        """What was asked for; float32 for vectors and what llama.cpp keeps so; float16 where rows are no whole blocks."""
+        """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are no whole blocks."""
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
@@ -55,7 +55,7 @@ class GgufTarget:
         if tensor.shape[-1] % block:
             kind = "".join("N" if c.isdigit() else c for c in tensor.name)
             row = tensor.shape[-1]
-            return Encoding("float16", f"{kind}: rows of {row} are no whole blocks of {wanted} ({block}); kept as float16")
+            return Encoding("float16", f"{kind}: rows of {row} are no whole blocks of {block} ({wanted}); float16")
         return Encoding(wanted)
 
     def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
