@@ -21,7 +21,7 @@ SURFACE = {
         | RUNNING
         | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
     ),
-    "verify": (["out"], SOURCE | RUNNING | {"--against", "--tokenizer", "--json", "--no-progress"}),
+    "verify": (["out"], SOURCE | RUNNING | {"--against", "--tokenizer", "--tokens", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
 }
 

@@ -11,6 +11,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Target": ("to", "output", "dtype", "quantize", "tokenizer", "pre_tokenizer", "max_shard_size"),
         "Source": ("against", "format", "iteration", "family", "config", "config_b", "set"),
+        "Checks": ("tokens",),
         "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
         "Output": ("tensors", "save", "as_json", "no_progress"),
     }

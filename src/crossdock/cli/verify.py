@@ -20,12 +20,16 @@ from crossdock.cli.options import (
 )
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
+    from crossdock import Checkpoint
     from crossdock.codecs.statistics import ErrorFigures
+    from crossdock.proof.tokens import TokensReport
     from crossdock.running.verify import TensorCheck, VerifyReport
 
 MOST = 10  # tensors listed that are not as they should be
+WIDE = 100  # characters shown of a text and of its ids
 WORST = 5  # lossy tensors listed with their error
 STATUSES = ("equal", "different", "missing", "unexpected")
 
@@ -35,12 +39,14 @@ STATUSES = ("equal", "different", "missing", "unexpected")
     epilog=examples(
         "crossdock verify model.gguf --against runs/iter_0010000",
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
+        "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
     ),
 )
 @click.argument("out", type=PATH)
 @click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
 @tokenizer_option
+@click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
 @running_options
 @json_option
 @progress_option
@@ -49,6 +55,7 @@ def verify(
     against: Path,
     source: SourceFlags,
     tokenizer: Path | None,
+    tokens: bool,
     memory: int,
     workers: int | None,
     as_json: bool,
@@ -62,18 +69,45 @@ def verify(
     import crossdock
 
     checkpoint = source.open(against)
+    read = _read_text(out, tokenizer, checkpoint) if tokens else None
     with watching("verify", off=no_progress) as progress:
         report = crossdock.verify(
             out, checkpoint, tokenizer=tokenizer, memory=memory, workers=workers, progress=progress
         )
     if as_json:
-        show.print_json(report)
+        show.print_json(report if read is None else {**show.plain(report), "tokens": read})
     else:
-        _show(report, out, against)
-    return 0 if report.ok else 1
+        _show(report, read, out, against)
+    return 0 if report.ok and (read is None or read.ok) else 1
 
 
-def _show(report: VerifyReport, out: Path, against: Path) -> None:
+def _read_text(out: Path, tokenizer: Path | None, checkpoint: Checkpoint) -> TokensReport:
+    """The ids of hard texts, from llama.cpp and from the tokenizer's own library."""
+    from crossdock.proof.tokens import check_tokens
+
+    if not out.is_file():
+        raise UsageError("--tokens asks llama.cpp, which reads only GGUF files", where=str(out))
+    vocabularies = ("tokenizer.json", "tokenizer.model")
+    beside = next((path.parent for path in checkpoint.source.travels if path.name in vocabularies), None)
+    if tokenizer is None and beside is None:
+        raise UsageError("the source has no tokenizer to hold the output's against", fix="give it with --tokenizer")
+    return check_tokens(out, tokenizer or beside or out)
+
+
+def _show_tokens(read: TokensReport) -> None:
+    same = read.texts - len(read.different)
+    ties = f", {read.ties} of them in an equally likely way" if read.ties else ""
+    show.heading("Token ids")
+    show.say(f"  llama.cpp reads {same:,} of {show.counted(read.texts, 'text')} as {show.clean(read.reader)}{ties}")
+    for one in read.different[:MOST]:
+        show.say(f"\n  {repr(one.text)[:WIDE]}")
+        for who, ids in (("llama.cpp", one.engine), ("source", one.source)):
+            show.say(f"    {who:9} {' '.join(map(str, ids))[:WIDE]}")
+    if len(read.different) > MOST:
+        show.say(f"  … {len(read.different) - MOST} more; --json lists all")
+
+
+def _show(report: VerifyReport, read: TokensReport | None, out: Path, against: Path) -> None:
     _show_statuses(report.tensors)
     _show_errors(report.tensors)
     _show_wrong(report.tensors)
@@ -82,9 +116,10 @@ def _show(report: VerifyReport, out: Path, against: Path) -> None:
         for problem in report.problems:
             for line in problem.lines():
                 show.say(f"  {show.clean(line)}")
-    word = (
-        click.style("verified", fg="green", bold=True) if report.ok else click.style("NOT EQUAL", fg="red", bold=True)
-    )
+    if read is not None:
+        _show_tokens(read)
+    ok = report.ok and (read is None or read.ok)
+    word = click.style("verified", fg="green", bold=True) if ok else click.style("NOT EQUAL", fg="red", bold=True)
     took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
     show.say(f"\n{word}  {show.clean(out)} against {show.clean(against)}: {took}")
 

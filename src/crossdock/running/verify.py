@@ -171,10 +171,10 @@ def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     if isinstance(one, bytes):
         return _same(np.frombuffer(one, np.uint8), other)
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     if isinstance(one, float) and isinstance(other, float):
         return one == other or bool(np.float32(one) == np.float32(other))
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):

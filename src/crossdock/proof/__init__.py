@@ -1,0 +1,1 @@
+"""Evidence from outside: real engines and libraries held against what crossdock wrote."""
