@@ -1,0 +1,244 @@
+"""`crossdock split`: choose PowerInfer's GPU neurons; and what `verify` and `inspect` say of such an index."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossdock.cli import show
+from crossdock.cli.options import PATH, json_option, positive, size, whole
+from crossdock.cli.sections import Sectioned, examples
+
+if TYPE_CHECKING:
+    from crossdock.powerinfer.check import IndexReport
+    from crossdock.powerinfer.split import Split
+    from crossdock.powerinfer.statistics import Statistics
+    from crossdock.powerinfer.weights import ModelWeights
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=examples(
+        "crossdock split activation/ --vram-budget 8GiB --model model.gguf -o model.gguf.generated.gpuidx",
+        "crossdock split activation/ --capacity 120000 -o model.gguf.generated.gpuidx",
+        "crossdock split activation/ --capacity 120000 --plot split.svg -o out.gpuidx",
+    ),
+)
+@click.argument("activations", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, metavar="OUT", help="The index to write.")
+@click.option("--capacity", type=whole, metavar="N", help="Neurons on the GPU, at most.")
+@click.option("--vram-budget", type=size, metavar="SIZE", help="PowerInfer's VRAM budget, as 8GiB. Needs --model.")
+@click.option("--model", type=PATH, metavar="GGUF", help="The PowerInfer model: true bytes of its neurons.")
+@click.option("--ctx", type=positive, default="512", show_default=True, metavar="N", help="Context, for the KV cache.")
+@click.option(
+    "--vram-capacity",
+    type=size,
+    metavar="SIZE",
+    help="VRAM that the index asks for.  [default: what the selection needs]",
+)
+@click.option(
+    "--threshold", type=whole, default="0", show_default=True, metavar="N", help="Least neurons of a layer with any."
+)
+@click.option("--grain", type=positive, default="256", show_default=True, metavar="N", help="Neurons of a group.")
+@click.option("--plot", type=PATH, metavar="SVG", help="Also draw coverage and layers.")
+@json_option
+def split(
+    activations: Path,
+    output: Path,
+    capacity: int | None,
+    vram_budget: int | None,
+    model: Path | None,
+    ctx: int,
+    vram_capacity: int | None,
+    threshold: int,
+    grain: int,
+    plot: Path | None,
+    as_json: bool,
+) -> int:
+    """Choose the FFN neurons that PowerInfer keeps on the GPU.
+
+    ACTIVATIONS is a folder of activation_0.pt, activation_1.pt, ...: how often each neuron was active. The
+    choice covers the most activations that the budget allows, and says how that is known.
+    """
+    if (capacity is None) == (vram_budget is None):
+        raise click.UsageError("give either --capacity, or --vram-budget with --model")
+    if vram_budget is not None and model is None:
+        raise click.UsageError("--vram-budget needs --model: a neuron's bytes depend on the model's tensors")
+    if model is not None and vram_capacity is not None:
+        raise click.UsageError("--vram-capacity is for indexes made without --model")
+    from crossdock.formats import gpuidx
+    from crossdock.powerinfer.split import split as choose
+    from crossdock.powerinfer.statistics import read_statistics
+    from crossdock.powerinfer.weights import read_weights
+
+    statistics = read_statistics(activations)
+    weights = None if model is None else read_weights(model)
+    chosen = choose(
+        statistics,
+        capacity=capacity,
+        vram=None if vram_budget is None or weights is None else weights.left(vram_budget, ctx),
+        weights=weights,
+        threshold=threshold,
+        grain=grain,
+        vram_capacity=vram_capacity or 0,
+    )
+    written = gpuidx.write(output, chosen.index)
+    if plot is not None:
+        _draw(plot, chosen, statistics, weights, output.name)
+    if as_json:
+        show.print_json(_record(chosen, output, written))
+    else:
+        _show(chosen, output, written)
+    if weights is None and vram_capacity is None:
+        show.note("note: without --model or --vram-capacity, PowerInfer will take this index for any VRAM it has left")
+    return 0
+
+
+def _draw(plot: Path, chosen: Split, statistics: Statistics, weights: ModelWeights | None, title: str) -> None:
+    from crossdock.powerinfer.chart import chart
+    from crossdock.powerinfer.split import curve
+
+    costs = weights.neurons if weights is not None and chosen.unit == "bytes" else [1] * len(chosen.layers)
+    text = chart(chosen, curve(statistics, chosen.grain, costs), title)
+    partial = plot.with_name(f".{plot.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, plot)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _show(chosen: Split, output: Path, written: int) -> None:
+    _show_layers(chosen.layers)
+    show.say()
+    spent = show.nbytes if chosen.unit == "bytes" else show.number
+    share = f" ({100 * chosen.used / chosen.budget:.1f}%)" if chosen.budget else ""
+    show.facts(
+        [
+            ("covered", f"{100 * chosen.coverage:.2f}% of all activations"),
+            ("neurons", f"{sum(chosen.index.neurons):,}"),
+            (
+                "used",
+                f"{spent(chosen.used)} of {spent(chosen.budget)} {'' if chosen.unit == 'bytes' else 'neurons'}{share}",
+            ),
+            ("VRAM", "" if chosen.nbytes is None else f"{show.nbytes(chosen.nbytes)} ({chosen.nbytes:,} bytes)"),
+            ("choice", chosen.certificate),
+            ("counts", "" if chosen.exact else "fractions finer than int64 holds were rounded"),
+            ("written", f"{output}, {show.nbytes(written)}"),
+        ]
+    )
+
+
+def _show_layers(layers: Any) -> None:
+    rows = [
+        (
+            str(number),
+            show.number(layer.neurons),
+            show.number(layer.width),
+            f"{100 * layer.coverage:.2f}%",
+            "" if layer.nbytes is None else show.nbytes(layer.nbytes),
+        )
+        for number, layer in enumerate(layers)
+    ]
+    show.table(("layer", "on GPU", "of", "covered", "bytes"), rows, ">>>>>")
+
+
+def _record(chosen: Split, output: Path, written: int) -> dict[str, Any]:
+    return {
+        "output": output,
+        "written": written,
+        "layers": chosen.layers,
+        "neurons": sum(chosen.index.neurons),
+        "coverage": chosen.coverage,
+        "objective": chosen.objective / (1 << chosen.scale),
+        "bound": chosen.bound / (1 << chosen.scale),
+        "gap": chosen.gap,
+        "certificate": chosen.certificate,
+        "unit": chosen.unit,
+        "budget": chosen.budget,
+        "used": chosen.used,
+        "nbytes": chosen.nbytes,
+        "vram_capacity": chosen.index.vram_capacity,
+        "grain": chosen.grain,
+        "exact": chosen.exact,
+    }
+
+
+def verify_index(path: Path, against: Path, model: Path | None, *, as_json: bool) -> int:
+    """`crossdock verify` of an index: 0 when nothing is wrong, else 1."""
+    from crossdock.powerinfer.check import check
+
+    report = check(path, against, model)
+    if as_json:
+        show.print_json({"ok": report.ok, **show.plain(report)})
+    else:
+        _show_report(report, against)
+    return 0 if report.ok else 1
+
+
+def _show_report(report: IndexReport, against: Path) -> None:
+    _show_layers(report.layers)
+    show.say()
+    needs = "" if report.nbytes is None else f"{show.nbytes(report.nbytes)} ({report.nbytes:,} bytes)"
+    show.facts(
+        [
+            ("covered", "" if report.coverage is None else f"{100 * report.coverage:.2f}% of all activations"),
+            ("VRAM asked for", f"{show.nbytes(report.vram_capacity)} ({report.vram_capacity:,} bytes)"),
+            ("VRAM needed", needs),
+            *(("note", one) for one in report.notes),
+        ]
+    )
+    if report.problems:
+        show.heading(show.counted(len(report.problems), "problem"))
+        for problem in report.problems:
+            for line in problem.lines():
+                show.say(f"  {show.clean(line)}")
+    word = click.style("verified", fg="green", bold=True) if report.ok else click.style("WRONG", fg="red", bold=True)
+    show.say(f"\n{word}  {show.clean(report.path)} against {show.clean(against)}")
+
+
+def inspect_index(path: Path, *, as_json: bool) -> int:
+    """`crossdock inspect` of an index. Exit code 1 when flags and buckets do not agree."""
+    from crossdock.formats import gpuidx
+
+    index = gpuidx.read(path)
+    problems = gpuidx.disagreements(index)
+    widths = [len(flags) for flags in index.flags]
+    if as_json:
+        show.print_json(
+            {
+                "path": path,
+                "format": "gpuidx",
+                "vram_capacity": index.vram_capacity,
+                "layers": [{"neurons": n, "width": width} for n, width in zip(index.neurons, widths, strict=True)],
+                "neurons": sum(index.neurons),
+                "problems": [problem.as_dict() for problem in problems],
+            }
+        )
+        return 1 if problems else 0
+    total = sum(widths)
+    show.say(click.style(show.clean(path), bold=True))
+    show.facts(
+        [
+            ("format", "GPU index of PowerInfer, version 3"),
+            ("layers", f"{len(widths):,}"),
+            ("on the GPU", f"{sum(index.neurons):,} of {total:,} neurons" if total else "nothing"),
+            ("VRAM asked for", f"{show.nbytes(index.vram_capacity)} ({index.vram_capacity:,} bytes)"),
+        ]
+    )
+    show.heading("Layers")
+    rows = [
+        (str(layer), show.number(n), show.number(width), f"{100 * n / width:.1f}%" if width else "")
+        for layer, (n, width) in enumerate(zip(index.neurons, widths, strict=True))
+    ]
+    show.table(("layer", "on GPU", "of", "share"), rows, ">>>>")
+    if problems:
+        show.heading(show.counted(len(problems), "problem"))
+        for problem in problems:
+            for line in problem.lines():
+                show.say(f"  {show.clean(line)}")
+    return 1 if problems else 0
