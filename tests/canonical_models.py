@@ -107,5 +107,3 @@ def filled(chosen: Family, tensors: dict[str, Array], container: Container) -> A
         box = tensors[lens.tensor][box_of(chosen, lens)]
         view(flat, container, lens)[...] = np.transpose(box, [axes.index(axis) for axis in order])
     return flat.reshape(container.shape)
-
-

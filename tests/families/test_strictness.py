@@ -67,7 +67,10 @@ FAMILIES = [
     (FAMILY + "odd = 'embed:moe'", "'embed:moe', but only the axis layer has kinds"),
     (FAMILY + "odd = 'layer:some embed'", "layers 'some' are none of moe, dense"),
     (FAMILY + "odd = { axis = 'embed' }", "needs axes, may have when and same_as; has ['axis']"),
-    (FAMILY + "odd = { axes = 'embed', same_as = 'nothing' }", "the same as 'nothing', which [tensors] does not define"),
+    (
+        FAMILY + "odd = { axes = 'embed', same_as = 'nothing' }",
+        "the same as 'nothing', which [tensors] does not define",
+    ),
     (FAMILY + "odd = { axes = 'embed', when = 'colour' }", "names 'colour', which is no field"),
     (FAMILY + "odd = { axes = 'embed', when = 'hidden_size +' }", "does not parse"),
     (FAMILY + "odd = { axes = 'embed', when = 'hidden_size.real' }", "Attribute, which is not allowed"),

@@ -74,9 +74,7 @@ def test_ranks_hold_what_megatron_cuts(tp: int) -> None:
         k = tensors["attn_k"][layer].reshape(groups, dim, hidden)
         v = tensors["attn_v"][layer].reshape(groups, dim, hidden)
         whole = np.concatenate([q, k, v], 1).reshape(-1, hidden)
-        np.testing.assert_array_equal(
-            got[part, prefix + "self_attention.linear_qkv.weight"], part_of(whole, rank, tp)
-        )
+        np.testing.assert_array_equal(got[part, prefix + "self_attention.linear_qkv.weight"], part_of(whole, rank, tp))
         gate, up = tensors["ffn_gate"][layer], tensors["ffn_up"][layer]
         np.testing.assert_array_equal(
             got[part, prefix + "mlp.linear_fc1.weight"],

@@ -20,6 +20,7 @@ from crossdock.model.expressions import Expression, expression
 
 Table = Mapping[str, Any]
 LayerSet = Literal["all", "moe", "dense"]
+_OWN = ("axes", "tensors", "fits", "extends")  # what a family file says of itself; its other tables are formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Family:
                 got=repr(getattr(config, field)),
             )
             for field, allowed in self.fits.items()
-            if getattr(config, field) not in allowed
+            if not is_allowed(getattr(config, field), allowed)
         ]
 
 
@@ -117,23 +118,26 @@ def family(name: str) -> Family:
     return known[name]
 
 
-def merged(base: Table, over: Table) -> dict[str, Any]:
-    """`over` laid on `base`, tables key by key; an empty text in `over` removes the key."""
+def merged(base: Table, over: Table, *, keep_removals: bool = False) -> dict[str, Any]:
+    """`over` laid on `base`, tables key by key; an empty text in `over` removes the key.
+
+    keep_removals  leave the empty text in place, for a base that comes later (a family's section, laid on a layout)
+    """
     out = dict(base)
     for key, value in over.items():
-        if value == "":
+        if value == "" and not keep_removals:
             out.pop(key, None)
-        elif (
-            isinstance(value, Mapping)
-            and isinstance(out.get(key), Mapping)
-            and "at" not in value
-            and "axes" not in value
-        ):
-            out[key] = merged(out[key], value)
+        elif _mergeable(value) and isinstance(out.get(key), Mapping):
+            out[key] = merged(out[key], value, keep_removals=keep_removals)
         else:
             out.pop(key, None)  # a redefined key moves to the place of the redefinition
             out[key] = value
     return out
+
+
+def _mergeable(value: Any) -> bool:
+    """Whether a table is merged key by key: rules and tensors are replaced whole."""
+    return isinstance(value, Mapping) and "at" not in value and "axes" not in value
 
 
 def read_toml(file: Any, where: str) -> Table:
@@ -164,6 +168,11 @@ def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: 
 def _spoken(kinds: tuple[type, ...]) -> str:
     words: Mapping[type, str] = {str: "a text", list: "a list", dict: "a table", int: "a number"}
     return " or ".join(words.get(kind, kind.__name__) for kind in kinds)
+
+
+def is_allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a field may have this value: one of those listed, or any number above 0 where "positive" is listed."""
+    return value in allowed or ("positive" in allowed and isinstance(value, int | float) and value > 0)
 
 
 def constants(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -214,10 +223,8 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
     ]
     if problems:
         raise ConfigError(problems)
-    sections = {
-        k: v for k, v in table.items() if k not in ("axes", "tensors", "fits", "extends") and isinstance(v, Mapping)
-    }
-    odd = [k for k in table if k not in sections and k not in ("axes", "tensors", "fits", "extends")]
+    sections = {k: v for k, v in table.items() if k not in _OWN and isinstance(v, Mapping)}
+    odd = [k for k in table if k not in sections and k not in _OWN]
     if odd:
         raise ConfigError(f"unknown keys {', '.join(odd)}", where=where)
     return Family(name, axes, tensors, fits, sections)
@@ -233,7 +240,11 @@ def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -
     parent = _inherited(table["extends"], tables, (*chain, name))
     # `when` decides which family a source is: it is never inherited
     plain = {k: {x: y for x, y in v.items() if x != "when"} if isinstance(v, Mapping) else v for k, v in parent.items()}
-    return merged(plain, table)
+    out = merged(plain, table)
+    for name, section in table.items():
+        if name not in _OWN and isinstance(section, Mapping):
+            out[name] = merged(plain.get(name, {}), section, keep_removals=True)
+    return out
 
 
 def _decl(name: str, value: Any, where: str) -> TensorDecl:

@@ -83,10 +83,14 @@ def _sizes(config: ModelConfig) -> list[Problem]:
 
 def _rope(config: ModelConfig) -> list[Problem]:
     """What is wrong in the rope settings: a formula that lacks its numbers, numbers that no formula here knows."""
-    if config.position_embedding != "rope" or config.rope_type == "default":
-        return []
+    problems: list[Problem] = []
+    if config.position_embedding != "rope":
+        return problems
+    if not config.rope_theta > 1:
+        problems.append(Problem("no base for rope", where="rope_theta", got=str(config.rope_theta)))
+    if config.rope_type == "default":
+        return problems
     scaling, where = config.rope_scaling, "rope_scaling"
-    problems = []
     lacking = [key for key in _ROPE_NEEDS.get(config.rope_type, ()) if not isinstance(scaling.get(key), int | float)]
     if lacking:
         problems.append(
@@ -113,8 +117,6 @@ def _rope(config: ModelConfig) -> list[Problem]:
         problems.append(
             Problem("low_freq_factor is not below high_freq_factor", where=where, got=_short(dict(scaling)))
         )
-    if not config.rope_theta > 1:
-        problems.append(Problem("no base for rope", where="rope_theta", got=str(config.rope_theta)))
     return problems
 
 

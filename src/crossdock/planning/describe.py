@@ -132,6 +132,12 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
         return family(given.family)
     if given.config is not None:
         format_name, keys = "hf", dict(given.config)
+    elif not source.metadata:
+        raise ConfigError(
+            "the checkpoint carries no configuration",
+            where=str(source.root),
+            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
+        )
     found = []
     for candidate in families().values():
         text = candidate.sections.get(format_name, {}).get("when")
@@ -150,12 +156,6 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
                "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
     seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
     where = given.config_at or source.metadata_at or str(source.root)
-    if not source.metadata and given.config is None:
-        raise ConfigError(
-            "the checkpoint carries no configuration",
-            where=str(source.root),
-            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
-        )
     if not found:
         raise ConfigError(
             "no family that crossdock knows fits this model",
@@ -210,7 +210,9 @@ def _read(
             if not named:
                 origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
             elif expr.names & settings.keys():
-                origins[name] = f"--set {named}"
+                rest = ", ".join(sorted(expr.names - settings.keys() - {"keys", "tensors", "shapes"}))
+                said = ", ".join(sorted(expr.names & settings.keys()))
+                origins[name] = f"--set {said}" + (f", with {rest} in {where}" if rest else "")
             else:
                 origins[name] = f"{named} in {where}"
             break

@@ -18,7 +18,7 @@ from crossdock.formats.target import Request, Target, Wanted
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import Described, ModelConfig
-from crossdock.model.families import Family
+from crossdock.model.families import Family, is_allowed
 from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
 from crossdock.planning.sources import Extents, moves_for
@@ -133,7 +133,7 @@ def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Fami
             cause=rules.fits_reason.get(name, ""),
         )
         for name, allowed in rules.fits.items()
-        if getattr(config, name) not in allowed
+        if not is_allowed(getattr(config, name), allowed)
     ]
     values = config.as_dict()
     problems += [

@@ -1,0 +1,422 @@
+"""From a format's keys to the configuration: origins, what is missing, wrong, unknown or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import models
+from conftest import CHECKPOINTS
+from crossdock import delivery
+from crossdock.errors import ConfigError, CrossdockError, InputError, PlanError, UsageError
+from crossdock.formats import registry
+from crossdock.formats.stored import Source
+from crossdock.model.config import FIELDS, ModelConfig
+from crossdock.model.families import families
+from crossdock.planning.describe import Given, describe
+
+Megatron = Callable[[str], Path]
+Hf = Callable[[str], Path]
+ARGS: dict[str, Any] = {
+    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 8, "group_query_attention": True, "num_query_groups": 2,
+    "kv_channels": 8, "ffn_hidden_size": 160, "vocab_size": 203, "padded_vocab_size": 256, "norm_epsilon": 1e-5,
+    "max_position_embeddings": 96, "normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope",
+    "rotary_base": 500000, "add_bias_linear": False, "untie_embeddings_and_output_weights": True,
+}  # fmt: skip
+
+
+def source_of(metadata: dict[str, Any], format_name: str = "megatron") -> Source:
+    return Source(format_name, Path("/run"), (), {}, metadata, "args of common.pt")
+
+
+def described(metadata: dict[str, Any], **given: Any) -> tuple[ModelConfig, dict[str, str]]:
+    reading = describe(source_of(metadata), Given(**given))
+    return reading.described.config, dict(reading.described.origins)
+
+
+def refused(metadata: dict[str, Any], kind: type[CrossdockError] = ConfigError, **given: Any) -> CrossdockError:
+    with pytest.raises(kind) as caught:
+        describe(source_of(metadata), Given(**given))
+    return caught.value
+
+
+def without(*keys: str, **changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in (ARGS | changes).items() if key not in keys}
+
+
+def test_every_field_has_an_origin() -> None:
+    config, origins = described(ARGS, settings={"norm_eps": "1e-6", "rotary_base": "10000"})
+    assert set(origins) == set(FIELDS)
+    assert origins["family"] == "derived from args of common.pt"
+    assert origins["hidden_size"] == "hidden_size in args of common.pt"
+    assert (
+        origins["num_key_value_heads"]
+        == "group_query_attention, num_attention_heads, num_query_groups in args of common.pt"
+    )
+    assert origins["norm_eps"] == "--set"
+    assert origins["rope_theta"] == "--set rotary_base"
+    assert origins["kv_lora_rank"] == "default"
+    assert (config.norm_eps, config.rope_theta, config.num_key_value_heads) == (1e-6, 10000.0, 2)
+
+
+def test_a_default_that_matters_is_shown_as_one() -> None:
+    config, origins = described(without("rotary_base"))
+    assert (config.rope_theta, origins["rope_theta"]) == (10000.0, "default")
+
+
+def test_all_that_is_missing_is_listed_at_once() -> None:
+    error = refused(without("num_layers", "norm_epsilon", "vocab_size", "padded_vocab_size"))
+    whats = [problem.what for problem in error.problems]
+    assert whats == ["num_hidden_layers is not known", "vocab_size is not known", "norm_eps is not known"]
+    for problem, name in zip(error.problems, ("num_hidden_layers", "vocab_size", "norm_eps"), strict=True):
+        assert problem.where == "args of common.pt"
+        assert problem.fix == f"--set {name}=VALUE, or --config with the model's Hugging Face config.json"
+    assert error.problems[2].expected == "layernorm_epsilon or norm_epsilon"
+
+
+def test_settings_in_canonical_and_in_native_names() -> None:
+    for settings in ({"num_hidden_layers": "3"}, {"num_layers": "3"}):
+        assert described(ARGS, settings=settings)[0].num_hidden_layers == 3
+    assert described(ARGS, settings={"sliding_window": "none"})[0].sliding_window is None
+    assert described(ARGS, settings={"add_qkv_bias": "true", "num_query_groups": "4"})[0].family == "qwen2"
+
+
+def test_an_unknown_setting_names_its_neighbours() -> None:
+    error = refused(ARGS, UsageError, settings={"rotary_bas": "1", "zzz": "1", "num_hidden_layer": "1"})
+    assert [problem.what for problem in error.problems] == [
+        "--set rotary_bas: no such name", "--set zzz: no such name", "--set num_hidden_layer: no such name",
+    ]  # fmt: skip
+    assert error.problems[0].expected.startswith("rotary_base")
+    assert error.problems[1].expected == "a name that inspect shows"
+    assert error.problems[2].expected.startswith("num_hidden_layers")
+
+
+WRONG = [
+    ({"hidden_size": "64"}, "hidden_size", "a whole number", "it is from hidden_size in args of common.pt"),
+    ({"hidden_size": 64.5}, "hidden_size", "a whole number", "it is from hidden_size in args of common.pt"),
+    ({"num_layers": True}, "num_hidden_layers", "a whole number", "it is from num_layers in args of common.pt"),
+    ({"norm_epsilon": "small"}, "norm_eps", "a number", "it is from norm_epsilon in args of common.pt"),
+    ({"rotary_base": [1]}, "rope_theta", "a number", "it is from rotary_base in args of common.pt"),
+]
+
+
+@pytest.mark.parametrize(("change", "where", "expected", "cause"), WRONG, ids=[str(w[0]) for w in WRONG])
+def test_a_wrong_kind_of_value(change: dict[str, Any], where: str, expected: str, cause: str) -> None:
+    error = refused(ARGS | change)
+    found = [problem for problem in error.problems if problem.where == where]
+    assert [(p.what, p.expected, p.cause) for p in found] == [("wrong kind of value", expected, cause)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"moe_layers": "(0, 'a')"}, "moe_layers"),
+        ({"rope_scaling": "5"}, "rope_scaling"),
+        ({"rope_scaling": "{'factor': 'x'}"}, "rope_scaling"),
+        ({"eos_token_id": "'end'"}, "eos_token_id"),
+        ({"tie_word_embeddings": "maybe"}, "tie_word_embeddings"),
+        ({"sliding_window": "wide"}, "sliding_window"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting(settings: dict[str, str], where: str) -> None:
+    error = refused(ARGS, settings=settings)
+    assert [(p.what, p.where, p.cause) for p in error.problems] == [("wrong kind of value", where, "it is from --set")]
+
+
+IMPOSSIBLE = [
+    ({"hidden_size": 0}, "not a size that a model can have"),
+    ({"hidden_size": -8}, "not a size that a model can have"),
+    ({"hidden_size": 1 << 60}, "not a size that a model can have"),
+    ({"num_layers": 10**9}, "more layers than any model"),
+    ({"num_query_groups": 3}, "query heads are not a multiple of KV heads"),
+    ({"norm_epsilon": float("nan")}, "not a number that a model can have"),
+    ({"rotary_base": 0}, "no base for rope"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), IMPOSSIBLE, ids=[str(c) for c, _ in IMPOSSIBLE])
+def test_sizes_that_no_model_has(change: dict[str, Any], what: str) -> None:
+    assert what in [problem.what for problem in refused(ARGS | change).problems]
+
+
+def test_llama3_scaling_by_megatrons_flag() -> None:
+    config, origins = described(ARGS | {"use_rope_scaling": True, "rope_scaling_factor": 4.0})
+    assert config.rope_type == "llama3"
+    assert config.rope_scaling["factor"] == 4.0
+    assert config.rope_scaling["original_max_position_embeddings"] == 8192
+    assert origins["rope_type"] == "use_rope_scaling in args of common.pt"
+
+
+def test_a_telling_unknown_key_is_refused_and_a_harmless_one_listed() -> None:
+    error = refused(ARGS | {"attention_sink_tokens": 4, "router_moe_noise": 0.5})
+    assert [p.what for p in error.problems] == [
+        "unknown key 'attention_sink_tokens' = 4 may change what the model computes",
+        "unknown key 'router_moe_noise' = 0.5 may change what the model computes",
+    ]
+    assert error.problems[0].fix == "if it does not matter here: --set attention_sink_tokens=None"
+    reading = describe(source_of(ARGS | {"colour": "blue", "attention_sink_tokens": None, "adam_beta1": 0.9}), Given())
+    assert reading.described.ignored["colour"] == "unknown; its name does not suggest that it changes the computation"
+    assert reading.described.ignored["attention_sink_tokens"] == "not set"
+    assert reading.described.ignored["adam_beta1"] == "optimizer"
+    said = describe(source_of(ARGS | {"attention_sink_tokens": 4}), Given(settings={"attention_sink_tokens": "None"}))
+    assert said.described.ignored["attention_sink_tokens"] == "set by --set"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("moe_mlp_glu_interleave_size", 32),
+        ("moe_shared_expert_gate", True),
+        ("quick_geglu", True),
+        ("apply_residual_connection_post_layernorm", True),
+        ("mtp_num_layers", 1),
+        ("softmax_type", "off-by-one"),
+        ("rotary_interleaved", True),
+        ("no_rope_freq", 4),
+        ("qk_l2_norm", True),
+        ("heterogeneous_layers_config_path", "layers.json"),
+    ],
+)
+def test_a_key_that_changes_the_model_is_refused(key: str, value: object) -> None:
+    error = refused(ARGS | {key: value})
+    assert len(error.problems) == 1
+    assert error.problems[0].what.startswith(f"{key} = {value!r} changes the model in a way that crossdock does not")
+    assert error.problems[0].where == "args of common.pt"
+    assert described(ARGS | {key: None})[0] == described(ARGS)[0]
+
+
+def test_the_tokenizers_size_may_be_unknown() -> None:
+    """Then every stored row counts, and the user is told."""
+    reading = describe(source_of(ARGS | {"vocab_size": None}), Given())
+    assert reading.described.config.vocab_size == 256
+    assert reading.described.origins["vocab_size"] == "padded_vocab_size in args of common.pt"
+    assert [notice.split(":")[0] for notice in reading.described.notices] == [
+        "args do not say how many tokens the tokenizer has (vocab_size)"
+    ]
+    said = describe(source_of(ARGS | {"vocab_size": None}), Given(settings={"vocab_size": "203"}))
+    assert said.described.config.vocab_size == 203
+    assert said.described.notices == ()
+    assert describe(source_of(ARGS), Given()).described.notices == ()
+
+
+def test_no_configuration_at_all_asks_for_one() -> None:
+    error = refused({})
+    assert error.problems[0].what == "the checkpoint carries no configuration"
+    assert "--config" in error.problems[0].fix
+
+
+def test_a_model_of_no_family_says_what_was_seen() -> None:
+    error = refused(without("swiglu", normalization="LayerNorm"))
+    assert error.problems[0].what == "no family that crossdock knows fits this model"
+    assert "normalization='LayerNorm'" in error.problems[0].got
+    assert "position_embedding_type='rope'" in error.problems[0].got
+    assert "llama" in error.problems[0].expected
+
+
+# ---- real checkpoints
+
+
+def family_of(name: str) -> str:
+    first = name.split("-")[0]
+    return {"tiny": "llama", "deepseek": "deepseek_v3"}.get(first, first)
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, "tiny-kjv"])
+def test_the_family_of_megatron_checkpoints(name: str, megatron_checkpoint: Megatron) -> None:
+    assert delivery.open(megatron_checkpoint(name)).family.name == family_of(name)
+
+
+@pytest.mark.parametrize("recipe", models.RECIPES)
+def test_the_family_of_hugging_face_models(recipe: str, hf_model: Hf) -> None:
+    expected = "llama" if recipe == "llama3" else recipe.split("-")[0]
+    assert delivery.open(hf_model(recipe)).family.name == expected
+
+
+BY_FAMILY = {
+    "gpt2": "gpt2-v019-dist-tp2-fp32",
+    "llama": "llama-v019-dist-tp2pp2-bf16",
+    "qwen2": "qwen2-v019-legacy-tp2-fp32",
+    "qwen3": "qwen3-v019-dist-tp2pp2-fp32",
+    "mixtral": "mixtral-v019-dist-tp2ep2pp2-bf16",
+    "deepseek_v3": "deepseek-v019-dist-tp2pp2-fp32",
+    "nemotron": "nemotron-v016-dist-tp2-onep-fp32",
+}
+# a Mistral without a window is a Llama in all but name
+SAME = {("llama", "mistral")}
+# a Qwen2 is a Llama with some biases: refused only where it cannot be written as one
+NEARLY = {("qwen2", "llama")}
+
+
+@pytest.mark.parametrize("wrong", sorted(families()))
+@pytest.mark.parametrize("right", sorted(BY_FAMILY))
+def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron_checkpoint: Megatron) -> None:
+    source = registry.open_source(megatron_checkpoint(BY_FAMILY[right]))
+    if wrong == right or (right, wrong) in SAME | NEARLY:
+        checkpoint = delivery.interpret(source, Given(family=wrong))
+        assert checkpoint.family.name == wrong
+        if (right, wrong) in NEARLY:
+            with pytest.raises(PlanError, match="attention_bias means all four matrices"):
+                delivery.plan(checkpoint, "hf")
+        return
+    with pytest.raises(ConfigError) as caught:
+        delivery.interpret(source, Given(family=wrong))
+    fields = {p.where for p in caught.value.problems if p.what == f"family {wrong} does not fit"}
+    assert fields
+    assert fields <= set(FIELDS)
+    assert all(p.expected and p.got and " is from " in p.cause for p in caught.value.problems)
+
+
+@pytest.mark.parametrize("wrong", sorted(families()))
+@pytest.mark.parametrize("right", sorted(families()))
+def test_a_wrong_family_is_refused_for_hugging_face(right: str, wrong: str, hf_model: Hf) -> None:
+    source = registry.open_source(hf_model(right))
+    if wrong == right or (right, wrong) in SAME:
+        assert delivery.interpret(source, Given(family=wrong)).family.name == wrong
+        return
+    with pytest.raises((ConfigError, PlanError)) as caught:
+        delivery.interpret(source, Given(family=wrong))
+    assert all(p.where or p.expected for p in caught.value.problems)
+
+
+def test_a_wrong_size_is_explained_by_the_fields_and_their_origins(megatron_checkpoint: Megatron) -> None:
+    source = registry.open_source(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"))
+    groups = source.metadata["num_query_groups"]
+    with pytest.raises(PlanError) as caught:
+        delivery.interpret(source, Given(settings={"num_query_groups": str(groups * 2)}))
+    problem = next(p for p in caught.value.problems if "linear_qkv" in p.where)
+    assert (
+        problem.what
+        == "the shape does not fit attn_q and attn_k and attn_v = layer (group [attn_q:head attn_k: attn_v:] half pair) embed"
+    )
+    assert f"num_key_value_heads={groups * 2} (--set num_query_groups, with " in problem.cause
+    assert "hidden_size=" in problem.cause
+    assert "hidden_size in" in problem.cause
+    assert problem.fix == "correct it with --set FIELD=VALUE or --config"
+
+
+def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_path: Path) -> None:
+    """A Megatron checkpoint that lost its args is read with the exported model's config.json."""
+    checkpoint = delivery.open(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"))
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf")
+    bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
+    with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
+        delivery.interpret(bare, Given())
+    said = delivery.given(config=tmp_path / "hf")
+    again = delivery.interpret(bare, said)
+    assert again.config == checkpoint.config
+    assert again.described.origins["hidden_size"] == f"hidden_size in {tmp_path / 'hf' / 'config.json'}"
+    assert delivery.plan(again, "hf").tensors == delivery.plan(checkpoint, "hf").tensors
+
+
+def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> None:
+    folder = hf_model("llama")
+    config = models.read_config(folder)
+    config["rms_norm_eps"] = 0.125
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = delivery.open(folder, config=tmp_path)
+    assert opened.config.norm_eps == 0.125
+    origin = opened.described.origins["norm_eps"]
+    assert origin.startswith(f"rms_norm_eps in {tmp_path / 'config.json'}; overrides 1e-06 (rms_norm_eps in ")
+
+
+@pytest.mark.parametrize("recipe", models.RECIPES)
+def test_both_generations_of_config_json_say_the_same(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
+    folder = shutil.copytree(hf_model(recipe), tmp_path / "old")
+    new = delivery.open(folder).config
+    assert delivery.open(models.as_transformers4(folder)).config == new
+
+
+@pytest.mark.parametrize("recipe", models.RECIPES)
+def test_what_is_written_reads_back(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
+    """Configuration -> config.json -> configuration, all fields."""
+    checkpoint = delivery.open(hf_model(recipe))
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
+    again = delivery.open(tmp_path / "again")
+    assert again.config == checkpoint.config
+    old = models.as_transformers4(tmp_path / "again")
+    assert delivery.open(old).config == checkpoint.config
+
+
+# what a GGUF has no key for, or holds in the tokenizer
+NOT_IN_GGUF = {"dtype", "bos_token_id", "eos_token_id", "pad_token_id", "family", "sliding_window"}
+ALSO_NOT: dict[str, set[str]] = {
+    "llama3": {"rope_scaling"},
+    "mistral": {"max_position_embeddings"},
+}
+
+
+@pytest.mark.parametrize("recipe", [r for r in models.RECIPES if r not in ("qwen3_moe-mixed", "qwen3_moe-sparse-step")])
+def test_gguf_carries_the_configuration(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
+    """Configuration -> GGUF -> configuration: the fields are the same, and so is the GGUF made of it."""
+    checkpoint = delivery.open(hf_model(recipe))
+    first = delivery.plan(checkpoint, "gguf", dtype="float32")
+    delivery.run(first, tmp_path / "m.gguf")
+    config = hf_model(recipe) if recipe == "llama3" else None
+    again = delivery.open(tmp_path / "m.gguf", config=config, family=checkpoint.family.name)
+    before, after = checkpoint.config.as_dict(), again.config.as_dict()
+    lost = NOT_IN_GGUF | ALSO_NOT.get(recipe, set())
+    for name in set(before) - lost:
+        if isinstance(before[name], float):
+            assert after[name] == pytest.approx(before[name], rel=1e-6), name
+        else:
+            assert after[name] == before[name], name
+    second = delivery.plan(again, "gguf", dtype="float32")
+    assert second.files[0].header == first.files[0].header
+
+
+def test_planning_reads_no_tensor(hf_model: Hf, megatron_checkpoint: Megatron, tmp_path: Path) -> None:
+    """Every byte of the tensors is gone from the files (holes of zeros stay): the plans are the same."""
+    for root in (hf_model("qwen3"), megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32")):
+        copy = shutil.copytree(root, tmp_path / root.name)
+        plan = delivery.plan(delivery.open(copy), "gguf", quantize="q8_0")
+        assert plan.extents
+        for extent in plan.extents:
+            if extent.at.wrapping == "raw":
+                with plan.sources[extent.at.file].path.open("r+b") as file:
+                    file.seek(extent.at.offset)
+                    file.write(b"\xff" * extent.at.nbytes)
+        assert delivery.plan(delivery.open(copy), "gguf", quantize="q8_0").digest == plan.digest
+
+
+def test_making_a_plan_opens_no_weight_file(megatron_checkpoint: Megatron, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = delivery.open(megatron_checkpoint("mixtral-v019-dist-tp2ep2pp2-bf16"))
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a file was read")
+
+    for module, name in (("os", "pread"), ("os", "preadv"), ("os", "open"), ("builtins", "open")):
+        monkeypatch.setattr(f"{module}.{name}", forbidden)
+    for target, dtype in (("hf", "float32"), ("gguf", "float16")):
+        assert delivery.plan(checkpoint, target, dtype=dtype).nbytes > 0
+
+
+def test_mixed_layer_types_are_refused(hf_model: Hf, tmp_path: Path) -> None:
+    """qwen2 with a sliding window in some layers: its computation has no place in any target."""
+    config = models.read_config(hf_model("qwen2"))
+    assert set(config["layer_types"]) == {"full_attention"}
+    mixed = {
+        "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    }  # fmt: skip
+    for changes, fields in (
+        (mixed, {"sliding_window", "layer_types"}),
+        ({"layer_types": mixed["layer_types"]}, {"layer_types"}),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(InputError) as caught:
+            delivery.open(hf_model("qwen2"), config=tmp_path)
+        assert {problem.where for problem in caught.value.problems} == fields
+
+
+def test_a_window_shorter_than_the_context_is_told(hf_model: Hf) -> None:
+    plan = delivery.plan(delivery.open(hf_model("mistral")), "gguf")
+    assert any("no sliding window: results differ" in warning for warning in plan.warnings)
+    wide = delivery.plan(delivery.open(hf_model("mistral"), set={"sliding_window": "96"}), "gguf")
+    assert not any("sliding window" in warning for warning in wide.warnings)
