@@ -21,8 +21,16 @@ SURFACE = {
         | RUNNING
         | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
     ),
-    "verify": (["out"], SOURCE | RUNNING | {"--against", "--tokenizer", "--tokens", "--json", "--no-progress"}),
+    "verify": (
+        ["out"],
+        SOURCE | RUNNING | {"--against", "--tokenizer", "--model", "--tokens", "--json", "--no-progress"},
+    ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
+    "split": (
+        ["activations"],
+        {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}
+        | {"--threshold", "--grain", "--plot", "--json"},
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from crossdock.cli import diff, export, failures, inspect, plan, scan, verify
+from crossdock.cli import diff, export, failures, inspect, plan, scan, split, verify
 from crossdock.cli.sections import WithExamples, examples
 
 EXAMPLES = examples(
@@ -104,5 +104,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (inspect.inspect, scan.scan, plan.plan, export.export, verify.verify, diff.diff):
+for _command in (inspect.inspect, scan.scan, plan.plan, export.export, verify.verify, diff.diff, split.split):
     main.add_command(_command)

@@ -13,6 +13,7 @@ from crossdock.cli import show, tree
 from crossdock.cli.options import PATH, SourceFlags, json_option, source_options
 from crossdock.cli.plan import show_left_out
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.cli.split import inspect_index
 from crossdock.errors import ConfigError, CrossdockError, PlanError
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> in
     is left out, and what it would weigh as each target. If the configuration is incomplete, what is stored is
     shown all the same, then what is missing (exit code 3).
     """
+    from crossdock.formats import gpuidx
+
+    if gpuidx.sniff(path):
+        return inspect_index(path, as_json=as_json)
     stored = source.read(path)
     checkpoint: Checkpoint | None = None
     error: CrossdockError | None = None

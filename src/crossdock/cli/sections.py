@@ -9,11 +9,24 @@ import click
 
 HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "Target": ("to", "output", "dtype", "quantize", "tokenizer", "pre_tokenizer", "max_shard_size"),
-        "Source": ("against", "format", "iteration", "family", "config", "config_b", "set"),
+        "Target": (
+            "to",
+            "output",
+            "capacity",
+            "vram_budget",
+            "vram_capacity",
+            "threshold",
+            "grain",
+            "dtype",
+            "quantize",
+            "tokenizer",
+            "pre_tokenizer",
+            "max_shard_size",
+        ),
+        "Source": ("against", "format", "iteration", "family", "config", "config_b", "set", "model", "ctx"),
         "Checks": ("tokens",),
         "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
-        "Output": ("tensors", "save", "as_json", "no_progress"),
+        "Output": ("tensors", "save", "plot", "as_json", "no_progress"),
     }
 )
 LAST = "Output"  # what no heading names comes here

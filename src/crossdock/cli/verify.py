@@ -20,6 +20,7 @@ from crossdock.cli.options import (
 )
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.cli.split import verify_index
 from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
         "crossdock verify model.gguf --against runs/iter_0010000",
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
         "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
+        "crossdock verify model.gguf.generated.gpuidx --against activation/ --model model.gguf",
     ),
 )
 @click.argument("out", type=PATH)
@@ -47,6 +49,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @source_options
 @tokenizer_option
 @click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
+@click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
 @running_options
 @json_option
 @progress_option
@@ -56,6 +59,7 @@ def verify(
     source: SourceFlags,
     tokenizer: Path | None,
     tokens: bool,
+    model: Path | None,
     memory: int,
     workers: int | None,
     as_json: bool,
@@ -65,7 +69,12 @@ def verify(
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
+    A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
+    from crossdock.formats import gpuidx
+
+    if gpuidx.sniff(out):
+        return verify_index(out, against, model, as_json=as_json)
     import crossdock
 
     checkpoint = source.open(against)
