@@ -137,7 +137,7 @@ def _show_unpaired(unpaired: Sequence[TensorDiff]) -> None:
 
 
 def _show_fields(fields: Sequence[FieldDiff]) -> None:
-    for title, label in (("Configuration that differs", False), ("Names and types that differ", True)):
+    for title, label in (("Configuration that differs", False), ("Differs without effect on values", True)):
         found = [diff for diff in fields if diff.label == label]
         if found:
             show.heading(title)

@@ -18,7 +18,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.codecs.statistics import ErrorFigures, compare
-from crossdock.model.config import FIELDS
+from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_order
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import Checkpoint
@@ -63,7 +63,7 @@ class TensorDiff:
 class FieldDiff:
     """A field of the canonical configuration that differs, and where each side's value came from.
 
-    label  a name, dtype or token id: shown, but no difference between models
+    label  a name, dtype or token id, or nothing that these models compute with: shown, but no difference
     """
 
     field: str
@@ -257,8 +257,21 @@ def _fields(a: Checkpoint, b: Checkpoint) -> list[FieldDiff]:
         one, other = getattr(a.config, name), getattr(b.config, name)
         if not _alike(one, other):
             origins = a.described.origins.get(name, ""), b.described.origins.get(name, "")
-            out.append(FieldDiff(name, one, other, *origins, label=name in LABELS))
+            label = name in LABELS | (_idle(a.config) & _idle(b.config))
+            out.append(FieldDiff(name, one, other, *origins, label=label))
     return out
+
+
+def _idle(config: ModelConfig) -> set[str]:
+    """Fields that nothing computes with in this model, and that formats fill in as they like."""
+    idle: set[str] = set()
+    if not config.num_experts:
+        idle |= {"num_experts_per_tok", "moe_intermediate_size", "router_scoring", "norm_topk_prob"}
+    if len(config.moe_layers) == config.num_hidden_layers:
+        idle.add("intermediate_size")
+    if config.position_embedding != "rope":
+        idle |= {"rope_theta", "rope_type", "rope_scaling", "partial_rotary_factor"}
+    return idle
 
 
 def _alike(one: Any, other: Any) -> bool:
