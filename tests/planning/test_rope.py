@@ -1,0 +1,147 @@
+"""Rope scaling reaches llama.cpp: logits beyond the original context equal transformers', or the plan is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from crossdock import delivery
+from crossdock.errors import ConfigError, PlanError
+from crossdock.formats.stored import Source
+from crossdock.planning.describe import Given, describe
+from oracles.llama_engine import llama_logits
+from oracles.transformers_engine import transformers_logits
+
+TOKENS = np.random.default_rng(5).integers(0, 203, (1, 90))  # the original context is 24
+YARN: dict[str, Any] = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24,
+}  # fmt: skip
+LINEAR = models.ROPE_LINEAR
+LLAMA3 = models.ROPE_LLAMA3 | {"original_max_position_embeddings": 24}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-yarn": ("llama", YARN),
+    "llama-yarn-betas": ("llama", YARN | {"beta_fast": 4.0, "beta_slow": 0.5}),
+    "llama-yarn-attention-factor": ("llama", YARN | {"attention_factor": 1.3}),
+    "llama-yarn-mscale": ("llama", YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}),
+    "llama-llama3": ("llama", LLAMA3),
+    "mistral-llama3": ("mistral", LLAMA3),
+    "mixtral-linear": ("mixtral", LINEAR),
+    "qwen2-linear": ("qwen2", LINEAR),
+    "qwen2-yarn": ("qwen2", YARN),
+    "qwen3-linear": ("qwen3", LINEAR),
+    "qwen3-yarn": ("qwen3", YARN),
+    "qwen3_moe-yarn": ("qwen3_moe", YARN),
+    "deepseek-yarn": ("deepseek_v3", YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}),
+    "deepseek-yarn-other-mscale": ("deepseek_v3", YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}),
+    "deepseek-yarn-no-mscale": ("deepseek_v3", YARN),
+    "deepseek-yarn-attention-factor": ("deepseek_v3", YARN | {"attention_factor": 1.2, "mscale_all_dim": 0.4}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
+    """Also back: the GGUF read again means the same, for the next GGUF and for Hugging Face."""
+    recipe, rope = CASES[case]
+    more = {"sliding_window": None} if recipe == "mistral" else {}
+    folder = models.make_hf(recipe, tmp_path / "hf", rope_parameters=rope, **more)
+    checkpoint = delivery.open(folder)
+    plan = delivery.plan(checkpoint, "gguf", dtype="float32")
+    delivery.run(plan, tmp_path / "m.gguf")
+    expected, got = transformers_logits(folder, TOKENS), llama_logits(tmp_path / "m.gguf", TOKENS)
+    assert np.abs(got - expected).max() <= 1e-4
+    np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+    # the scaling matters: without it the logits are others
+    if "yarn" in case:
+        config = models.read_config(folder)
+        models.write_config(folder, config | {"rope_parameters": models.ROPE})
+        assert np.abs(transformers_logits(folder, TOKENS) - expected).max() > 1e-2
+        models.write_config(folder, config)
+    if recipe in ("mistral", "llama") and "llama3" in case:
+        return
+    again = delivery.open(tmp_path / "m.gguf", family=checkpoint.family.name)
+    facts = delivery.plan(again, "gguf", dtype="float32").facts
+    assert sorted(facts) == sorted(plan.facts)
+    for key, value in plan.facts.items():
+        assert facts[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
+    delivery.run(delivery.plan(again, "hf"), tmp_path / "back")
+    back = transformers_logits(tmp_path / "back", TOKENS)
+    assert np.abs(back - expected).max() <= 1e-5
+
+
+def test_a_gguf_with_llama3_rope_asks_for_the_config(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    delivery.run(delivery.plan(delivery.open(hf_model("llama3")), "gguf"), tmp_path / "m.gguf")
+    with pytest.raises(ConfigError) as caught:
+        delivery.open(tmp_path / "m.gguf")
+    (problem,) = caught.value.problems
+    assert problem.where == "rope_scaling"
+    assert problem.what.startswith("rope of type llama3 needs factor, low_freq_factor, high_freq_factor")
+    assert problem.cause == "a GGUF of llama3 rope holds only divisors, not the numbers they came from"
+    assert problem.fix == "give the model's Hugging Face config.json with --config"
+    assert delivery.open(tmp_path / "m.gguf", config=hf_model("llama3")).config.rope_scaling["factor"] == 8.0
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "qwen3-llama3": ("qwen3", LLAMA3, "family qwen3 does not fit"),
+    "qwen2-llama3": ("qwen2", LLAMA3, "family qwen2 does not fit"),
+    "nemotron-linear": ("nemotron", LINEAR, "family nemotron does not fit"),
+    "deepseek-linear": ("deepseek_v3", LINEAR, "family deepseek_v3 does not fit"),
+    "longrope": ("llama", {"rope_type": "longrope", "factor": 4.0}, "family llama does not fit"),
+    "dynamic": ("llama", {"rope_type": "dynamic", "factor": 4.0}, "family llama does not fit"),
+    "no-factor": ("llama", {"rope_type": "yarn"}, "rope of type yarn needs factor"),
+    "half-llama3": ("llama", {"rope_type": "llama3", "factor": 8.0}, "rope of type llama3 needs low_freq_factor"),
+    "unknown": ("llama", YARN | {"spiral": 2.0}, "unknown rope settings: spiral"),
+    "shrinking": ("llama", LINEAR | {"factor": 0.5}, "rope scaling by less than 1"),
+    "low-above-high": ("llama", LLAMA3 | {"low_freq_factor": 9.0}, "low_freq_factor is not below high_freq_factor"),
+    "text": ("llama", LINEAR | {"factor": "4"}, "wrong kind of value"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_scaling_that_is_unknown_or_incomplete(case: str, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe, rope, what = REFUSED[case]
+    config = models.read_config(hf_model(recipe)) | {"rope_parameters": {"rope_theta": 10000.0} | rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError) as caught:
+        delivery.open(hf_model(recipe), config=tmp_path)
+    assert what in str(caught.value)
+
+
+def test_an_unrounded_range_has_no_place_in_gguf(tmp_path: Path) -> None:
+    folder = models.make_hf("llama", tmp_path / "hf", rope_parameters=YARN | {"truncate": False})
+    checkpoint = delivery.open(folder)
+    with pytest.raises(PlanError, match="truncate = false has no place in GGUF"):
+        delivery.plan(checkpoint, "gguf")
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
+    assert models.read_config(tmp_path / "again")["rope_parameters"]["truncate"] is False
+
+
+MEGATRON: dict[str, Any] = {
+    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "group_query_attention": False, "num_query_groups": 1,
+    "kv_channels": 16, "ffn_hidden_size": 160, "vocab_size": 203, "norm_epsilon": 1e-5, "max_position_embeddings": 96,
+    "normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope", "rotary_base": 10000,
+    "add_bias_linear": False, "rotary_seq_len_interpolation_factor": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "factor"),
+    [
+        ({}, "default", None),
+        ({"rotary_seq_len_interpolation_factor": 4}, "linear", 4.0),
+        ({"rotary_seq_len_interpolation_factor": 1}, "default", None),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, "llama3", 32.0),
+        ({"use_rope_scaling": True}, "llama3", 8.0),
+        ({"use_rope_scaling": False, "rope_scaling_factor": 8.0}, "default", None),
+    ],
+    ids=["plain", "linear", "linear-by-1", "llama3", "llama3-before-the-factor", "llama3-off"],
+)
+def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | None) -> None:
+    source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
+    config = describe(source, Given()).described.config
+    assert (config.rope_type, config.rope_scaling.get("factor")) == (kind, factor)
