@@ -242,7 +242,7 @@ def _casts(a: Codec, b: Codec) -> tuple[_Cast, ...]:
 
 def _casts_to(values: Values, codec: Codec, encoded: Bytes, desk: _Desk) -> bool:
     room = desk.cast[: encoded_size(codec, values.size)]
-    convert(codecs.get("float32"), codec)(values.view(np.uint8), room, desk.workspace)
+    convert(codecs.get("float32"), codec, compiled=False)(values.view(np.uint8), room, desk.workspace)
     return np.array_equal(room, encoded)
 
 
