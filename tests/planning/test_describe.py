@@ -14,7 +14,7 @@ import pytest
 import models
 from conftest import CHECKPOINTS
 from crossdock import delivery
-from crossdock.errors import ConfigError, CrossdockError, InputError, PlanError, UsageError
+from crossdock.errors import ConfigError, CrossdockError, InputError, PlanError, TokenizerError, UsageError
 from crossdock.formats import registry
 from crossdock.formats.stored import Source
 from crossdock.model.config import FIELDS, ModelConfig
@@ -420,3 +420,42 @@ def test_a_window_shorter_than_the_context_is_told(hf_model: Hf) -> None:
     assert any("no sliding window: results differ" in warning for warning in plan.warnings)
     wide = delivery.plan(delivery.open(hf_model("mistral"), set={"sliding_window": "96"}), "gguf")
     assert not any("sliding window" in warning for warning in wide.warnings)
+
+
+TOKENIZER = Path(__file__).parents[2] / "examples/tiny-kjv-tokenizer"
+
+
+def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
+    """Fewer tokens than rows: unused rows. More tokens than rows: GGUF refuses, Hugging Face warns; both say why."""
+    root = megatron_checkpoint("tiny-kjv")
+    size = delivery.open(root).config.vocab_size
+    plan = delivery.plan(delivery.open(root), "gguf", tokenizer=TOKENIZER)
+    tokens = plan.facts["tokenizer.ggml.tokens"]
+    assert len(tokens) == size
+    assert not any(token.startswith("[PAD") for token in tokens)
+    clipped = delivery.open(root, set={"vocab_size": str(size - 3)})
+    with pytest.raises(TokenizerError) as caught:
+        delivery.plan(clipped, "gguf", tokenizer=TOKENIZER)
+    problem = caught.value.problems[0]
+    assert problem.what == "the tokenizer has 3 tokens beyond the model's embedding"
+    assert problem.where.endswith("tokenizer.json") or "tokenizer.json" in problem.where
+    assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
+    warnings = delivery.plan(clipped, "hf", tokenizer=TOKENIZER).warnings
+    assert any(f"has {size} tokens, the embedding only {size - 3} rows (vocab_size from --set)" in w for w in warnings)
+    assert not any("the embedding only" in w for w in delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER).warnings)
+
+
+def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None:
+    """A checkpoint whose args do not know the tokenizer's size keeps its padded rows, as [PAD] tokens."""
+    source = registry.open_source(megatron_checkpoint("tiny-kjv"))
+    stored = source.tensors["", "embedding.word_embeddings.weight"].shape[0]
+    lacking = dataclasses.replace(source, metadata={**source.metadata, "vocab_size": None, "padded_vocab_size": stored})
+    checkpoint = delivery.interpret(lacking, Given())
+    plan = delivery.plan(checkpoint, "gguf", tokenizer=TOKENIZER)
+    tokens, types = plan.facts["tokenizer.ggml.tokens"], plan.facts["tokenizer.ggml.token_type"]
+    size = source.metadata["vocab_size"]
+    assert stored > size
+    assert len(tokens) == stored
+    assert tokens[size:] == [f"[PAD{n}]" for n in range(size, stored)]
+    assert set(types[size:]) == {5}  # UNUSED
+    assert any(warning.startswith("args do not say how many tokens the tokenizer has") for warning in plan.warnings)

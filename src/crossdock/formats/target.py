@@ -38,6 +38,7 @@ class Request:
     quantize       block codec for matrices, or None
     tokenizer      folder or file of the tokenizer; `travels`: files that the source brings along
     max_shard_size bytes per file, for formats with shards
+    vocab_from     where the model's vocab_size comes from, for messages; the planner knows
     encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
     """
 
@@ -47,6 +48,7 @@ class Request:
     pre_tokenizer: str | None = None
     max_shard_size: int = 5_000_000_000
     travels: tuple[Path, ...] = ()
+    vocab_from: str = ""
     encodings: Mapping[str, str] = field(default_factory=dict)
     source_dtype: str = "float32"
 

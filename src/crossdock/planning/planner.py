@@ -86,7 +86,8 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     computed = list(target.computed(config))
     tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
     written = _written(rules, variables, tensors)
-    assembled = target.assemble(tensors, config, written, request)
+    told = replace(request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}")
+    assembled = target.assemble(tensors, config, written, told)
     planned = [
         TargetTensor(
             one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,

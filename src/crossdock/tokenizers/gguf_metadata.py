@@ -52,11 +52,13 @@ END_TEXTS = (
 )
 
 
-def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = None) -> list[Entry]:
+def gguf_metadata(
+    tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = None, vocab_from: str = ""
+) -> list[Entry]:
     """The keys `tokenizer.*` for a model whose embedding has `vocab_size` rows.
 
     Rows beyond the tokenizer become "[PAD{id}]" of type UNUSED. `pre` overrides the name of the
-    pre-tokenizer.
+    pre-tokenizer; `vocab_from` says in messages where `vocab_size` comes from.
 
     What is written when a role is unknown, since llama.cpp's defaults are ids of ordinary tokens (11 in
     "gpt2", 1 and 2 in "llama"): an end token is looked for among the texts at which llama.cpp stops anyway;
@@ -72,7 +74,7 @@ def gguf_metadata(tokenizer: Tokenizer, *, vocab_size: int, pre: str | None = No
     where = ", ".join(map(str, tokenizer.sources))
     tokens, types, scores = _padded(tokenizer, vocab_size)
     if len(tokenizer.tokens) > vocab_size:
-        problems.append(_beyond(tokenizer, vocab_size, where))
+        problems.append(_beyond(tokenizer, vocab_size, where, vocab_from))
     problems += _duplicates(tokens, where)
     problems += _misplaced(tokenizer, where)
     name = "default"
@@ -205,7 +207,7 @@ def _lost_ends(tokenizer: Tokenizer, ids: dict[str, int], where: str) -> list[Pr
     ]
 
 
-def _beyond(tokenizer: Tokenizer, vocab_size: int, where: str) -> Problem:
+def _beyond(tokenizer: Tokenizer, vocab_size: int, where: str, vocab_from: str) -> Problem:
     size = len(tokenizer.tokens)
     listed = ", ".join(
         f"{n} {tokenizer.tokens[n][:30]!r}" for n in range(vocab_size, min(size, vocab_size + 5))
@@ -213,7 +215,7 @@ def _beyond(tokenizer: Tokenizer, vocab_size: int, where: str) -> Problem:
     return Problem(
         f"the tokenizer has {size - vocab_size} tokens beyond the model's embedding",
         where=where,
-        expected=f"ids below {vocab_size}, the rows of the embedding",
+        expected=f"ids below {vocab_size}, the rows of the embedding" + (f" ({vocab_from})" if vocab_from else ""),
         got=f"{size} tokens: {listed}{', ...' if size > vocab_size + 5 else ''}",
         cause="the tokenizer of another model, tokens added after training, or a vocabulary clipped too far",
         fix="--tokenizer with the files the model was trained with",

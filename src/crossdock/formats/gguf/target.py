@@ -129,12 +129,12 @@ def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, s
         return _typed(tokenizers.gguf_metadata_none()), (notice,)
     tokenizer = tokenizers.read(path)
     try:
-        metadata = tokenizers.gguf_metadata(tokenizer, vocab_size=config.vocab_size, pre=request.pre_tokenizer)
+        metadata = tokenizers.gguf_metadata(
+            tokenizer, vocab_size=config.vocab_size, pre=request.pre_tokenizer, vocab_from=request.vocab_from
+        )
     except TokenizerError as error:
         if request.tokenizer is None:  # the source brought it along: say how to do without
-            raise TokenizerError(
-                [*error.problems[:-1], _with_hint(error.problems[-1])]
-            ) from None
+            raise TokenizerError([*error.problems[:-1], _with_hint(error.problems[-1])]) from None
         raise
     differences = tokenizers.gguf_differences(tokenizer, pre=request.pre_tokenizer)
     return _typed(metadata), tuple("; ".join(problem.lines()) for problem in differences)

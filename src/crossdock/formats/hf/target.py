@@ -70,11 +70,7 @@ class HfTarget:
         places: dict[str, tuple[int, int]] = {}
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards):
-            name = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-            )
+            name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
             header, offsets, total = header_bytes([(t.name, t.dtype, t.shape) for t in shard], {"format": "pt"})
             files.append(TargetFile(name, total, header))
             for tensor, offset in zip(shard, offsets, strict=True):
@@ -85,6 +81,7 @@ class HfTarget:
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
         travels, warnings = _travels(request)
+        warnings += _beyond(request, config)
         config = _with_special_ids(config, travels)
         ids = {name: getattr(config, name) for name in _IDS if name in written}
         config_bytes = config_json({**{key: value for key, (_, value) in written.items()}, **ids})
@@ -102,6 +99,24 @@ class HfTarget:
         """The keys of config.json, as they stand there."""
         found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
         return found
+
+
+def _beyond(request: Request, config: ModelConfig) -> tuple[str, ...]:
+    """A sentence when the tokenizer that was given has more tokens than the embedding has rows."""
+    from crossdock import tokenizers
+
+    if request.tokenizer is None:
+        return ()
+    try:
+        size = len(tokenizers.read(request.tokenizer).tokens)
+    except InputError:  # a kind that crossdock does not read travels all the same
+        return ()
+    if size <= config.vocab_size:
+        return ()
+    return (
+        f"the tokenizer in {request.tokenizer} has {size} tokens, the embedding only {config.vocab_size} rows "
+        f"({request.vocab_from}): the last {size - config.vocab_size} tokens cannot be computed",
+    )
 
 
 def _size(tensor: Wanted) -> int:
