@@ -123,7 +123,7 @@ def _show(chosen: Split, output: Path, written: int) -> None:
             ("neurons", f"{sum(chosen.index.neurons):,}"),
             (
                 "used",
-                f"{spent(chosen.used)} of {spent(chosen.budget)} {'' if chosen.unit == 'bytes' else 'neurons'}{share}",
+                f"{spent(chosen.used)} of {spent(chosen.budget)} {' neurons' if chosen.unit == 'neurons' else ''}{share}",
             ),
             ("VRAM", "" if chosen.nbytes is None else f"{show.nbytes(chosen.nbytes)} ({chosen.nbytes:,} bytes)"),
             ("choice", chosen.certificate),

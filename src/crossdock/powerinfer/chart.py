@@ -13,6 +13,7 @@ from crossdock.powerinfer.split import Split
 WIDTH, HEIGHT = 960, 400
 TOP, BOTTOM = 64, 52
 LEFT_PANEL, RIGHT_PANEL = (70, 450), (560, 935)
+LABEL = 150  # room for the text at the point
 INK, SOFT, LINE, POINT = "#222", "#777", "#2563a8", "#c8401e"
 
 
@@ -56,13 +57,13 @@ def _coverage(split: Split, curve: Sequence[tuple[int, float]]) -> list[str]:
     at, share = x(split.used / scale), split.coverage
     out.append(f'<path d="M{at:.1f} {bottom}V{y(share):.1f}" stroke="{POINT}" stroke-dasharray="4 3"/>')
     out.append(f'<circle cx="{at:.1f}" cy="{y(share):.1f}" r="5" fill="{POINT}"/>')
-    # below the curve there is always room: it is concave
-    side = "start" if at < (left + right) / 2 else "end"
     spent = f"{split.used / scale:.3g} {unit}" if split.unit == "bytes" else f"{split.used:,} neurons"
     text = f"{100 * share:.1f}% with {spent}"
-    out.append(
-        _text(at + (10 if side == "start" else -10), min(y(share) + 26, bottom - 8), text, anchor=side, fill=POINT)
-    )
+    if at - left < LABEL:
+        out.append(_text(at + 10, min(y(share) + 26, bottom - 8), text, fill=POINT))
+    else:  # the curve is concave: it lies above its chord, and the text below that
+        chord = y(share * (1 - LABEL / (at - left)))
+        out.append(_text(at - 10, min(chord + 24, bottom - 8), text, anchor="end", fill=POINT))
     return out
 
 

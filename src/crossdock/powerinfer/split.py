@@ -96,6 +96,8 @@ def split(
         raise UsageError(
             "--grain is larger than a layer", expected=f"1 to {max(statistics.widths):,}", got=f"{grain:,}"
         )
+    if not 0 <= vram_capacity < 1 << 64:
+        raise UsageError("the VRAM capacity is not a number of bytes", got=f"{vram_capacity:,}")
     gains = [group_gains(counts, grain) for counts in statistics.counts]
     if capacity is not None:
         costs, budget, unit = [1] * len(gains), capacity // grain, "neurons"

@@ -1,0 +1,105 @@
+"""The choice against an integer program solved by HiGHS, on random instances of every kind that the command makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from crossdock.errors import UsageError
+from crossdock.powerinfer.choose import choose, group_gains, hottest, upper_bound
+from crossdock.powerinfer.split import split
+from crossdock.powerinfer.statistics import of_arrays
+
+
+def highs(gains: Sequence[np.ndarray], costs: Sequence[int], budget: int, minimum: int) -> int:
+    """The optimum of the official model: a binary a group, one more a layer for the minimum."""
+    each = np.concatenate(gains)
+    layer = np.repeat(np.arange(len(gains)), [len(one) for one in gains])
+    count, layers = len(each), len(gains)
+    rows = np.zeros((1 + 2 * layers, count + layers))
+    rows[0, :count] = np.asarray(costs)[layer]
+    for number in range(layers):
+        mine = np.flatnonzero(layer == number)
+        rows[1 + number, mine], rows[1 + number, count + number] = -1, minimum
+        rows[1 + layers + number, mine], rows[1 + layers + number, count + number] = 1, -len(mine)
+    found = milp(
+        np.concatenate([-each.astype(float), np.zeros(layers)]),
+        constraints=LinearConstraint(rows, -np.inf, np.array([budget] + [0] * (2 * layers))),
+        integrality=np.ones(count + layers),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0},
+    )
+    assert found.status == 0, found.message
+    return round(-found.fun)
+
+
+def instance(seed: int, kind: str) -> tuple[list[np.ndarray], list[int], int, int]:
+    """Gains, costs, budget, minimum. Different widths always; ties now and then."""
+    rng = np.random.default_rng([seed, len(kind)])
+    layers = int(rng.integers(1, 6))
+    high = int(rng.choice([4, 50, 10_000]))
+    gains = [np.sort(rng.integers(0, high, int(rng.integers(1, 8))))[::-1].astype(np.int64) for _ in range(layers)]
+    own = kind.startswith("bytes")
+    costs = rng.integers(1, 12, layers).tolist() if own else [1] * layers
+    most = sum(cost * len(one) for cost, one in zip(costs, gains, strict=True))
+    minimum = int(rng.integers(2, 5)) if kind.endswith("threshold") else 0
+    return gains, costs, int(rng.integers(0, most + 3)), minimum
+
+
+@pytest.mark.parametrize("kind", ["neurons", "neurons threshold", "bytes", "bytes threshold"])
+def test_random_instances_have_the_optimum_of_highs(kind: str) -> None:
+    for seed in range(100):
+        gains, costs, budget, minimum = instance(seed, kind)
+        found = choose(gains, costs, budget, minimum)
+        assert found.gain == highs(gains, costs, budget, minimum), seed
+        assert found.gain == sum(int(one[:n].sum()) for one, n in zip(gains, found.groups, strict=True))
+        assert found.cost == sum(n * cost for n, cost in zip(found.groups, costs, strict=True)) <= budget
+        assert all(n == 0 or minimum <= n <= len(one) for n, one in zip(found.groups, gains, strict=True))
+        assert upper_bound(gains, costs, budget, minimum) >= found.gain, seed
+
+
+def test_three_costs_at_the_size_of_a_model() -> None:
+    """Bound and choice are computed independently: together they enclose the optimum."""
+    rng = np.random.default_rng(7)
+    gains = [np.sort(rng.integers(1, 1 << 30, 43))[::-1] for _ in range(32)]
+    costs = [(2304 * 3 + 4) * 256] * 20 + [(2304 * 2 + 3360 + 4) * 256] * 8 + [(4352 * 3 + 4) * 256] * 4
+    budget = 1 << 30
+    for minimum in (0, 10):
+        found = choose(gains, costs, budget, minimum)
+        bound = upper_bound(gains, costs, budget, minimum)
+        assert found.cost <= budget
+        assert found.gain <= bound <= found.gain * 1.01
+
+
+def test_sums_beyond_float64() -> None:
+    """Above 2**53 a float loses the ones that decide here."""
+    big = 1 << 58
+    gains = [np.array([big + 1, 1], np.int64), np.array([big, 3], np.int64)]
+    assert choose(gains, [1, 1], 1).groups == (1, 0)
+    assert choose(gains, [1, 1], 3).groups == (1, 2)
+    assert choose(gains, [1, 1], 2, 2).groups == (0, 2)
+
+
+def test_groups_and_ties() -> None:
+    counts = np.array([5, 1, 5, 9, 5, 0, 2], np.int64)
+    assert group_gains(counts, 2).tolist() == [14, 10, 3]
+    assert hottest(counts, 2).tolist() == [0, 3]
+    assert hottest(counts, 3).tolist() == [0, 2, 3]
+    assert hottest(counts, 7).tolist() == list(range(7))
+    assert hottest(counts, 0).tolist() == []
+
+
+def test_a_width_that_is_no_multiple_of_the_grain() -> None:
+    rng = np.random.default_rng(0)
+    found = split(of_arrays([rng.integers(0, 99, 700), rng.integers(0, 99, 300)]), capacity=10_000)
+    assert found.index.neurons == (512, 256)
+
+
+def test_too_many_costs_are_an_error_not_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossdock.powerinfer.choose.MAX_STATES", 40)
+    gains = [np.full(50, 1, np.int64) for _ in range(3)]
+    with pytest.raises(UsageError, match="too many different costs"):
+        choose(gains, [1000, 1001, 1003], 1 << 40)
