@@ -155,6 +155,12 @@ def leftover(folder: Folder) -> None:
     folder.tensors["model.layers.3.mlp.up_proj.weight"] = folder.tensors["model.layers.2.mlp.up_proj.weight"].clone()
 
 
+def other_end(folder: Folder) -> None:
+    path = folder.path / "generation_config.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"eos_token_id": 7}))
+
+
 def tokens_exchanged(model: Gguf) -> None:
     tokens = list(model.keys["tokenizer.ggml.tokens"][2])
     tokens[300], tokens[301] = tokens[301], tokens[300]
@@ -249,6 +255,7 @@ FAULTS = (
     Fault("tensor of an earlier iteration", "llama", stale_shard, ("model.layers.2.self_attn.o_proj.weight",), "hf"),
     Fault("tensor of another model left over", "llama", leftover, ("model.layers.3.mlp.up_proj.weight",), "hf"),
     Fault("sliding window dropped", "mistral", config("sliding_window"), ("sliding_window",), "hf"),
+    Fault("end token of generation changed", "tiny-kjv", other_end, ("generation_config.json: eos_token_id",), "hf"),
     Fault("sliding window added", "llama", config("sliding_window", 32), ("sliding_window",), "hf"),
     Fault("rope scaling dropped (HF)", "llama-linear", config("rope_scaling"), ("rope_scaling",), "hf"),
     Fault("activation changed", "llama", config("hidden_act", "gelu"), ("hidden_act",), "hf"),
