@@ -206,18 +206,32 @@ def _copy_file(source: SourceFile, fd: int) -> None:
 
 
 def _check_output(plan: Plan, output: Path, force: bool) -> None:
-    root = Path(os.path.abspath(plan.source_root))
-    inputs = {Path(os.path.abspath(f.path)) for f in plan.sources}
-    if output == root or output in inputs or (not plan.single_file and output in root.parents):
+    """Refuse an output that is, holds or would replace what is read, or that nobody can mean to be replaced."""
+    read = [plan.source_root, *(f.path for f in plan.sources), *(f.copy_of.path for f in plan.files if f.copy_of)]
+    inputs = {Path(at(path)) for path in read for at in (os.path.abspath, os.path.realpath)}
+    holds = not plan.single_file and any({output, output.resolve()} & set(path.parents) for path in inputs)
+    if holds or {output, output.resolve()} & inputs:
         raise UsageError("the output would overwrite the source", where=str(output), fix="choose another --output")
-    if output.is_symlink() or output.exists():
-        if not force:
-            raise UsageError(
-                "the output exists", where=str(output), fix="choose another --output, or --force to replace it when done"
-            )
-        if output.is_dir() == plan.single_file:
-            kind = "a folder" if output.is_dir() else "a file"
-            raise UsageError(f"the output is {kind}, which --force does not replace with the other", where=str(output))
+    if not output.is_symlink() and not output.exists():
+        return
+    other = "choose another --output"
+    if not force:
+        raise UsageError("the output exists", where=str(output), fix=f"{other}, or --force to replace it when done")
+    if output.exists() and not output.is_dir() and not output.is_file():
+        raise UsageError("the output is a device or a pipe, which no file replaces", where=str(output), fix=other)
+    if output.is_dir() == plan.single_file:
+        here, made = ("a folder", "a file") if output.is_dir() else ("a file", "a folder")
+        raise UsageError(f"this is {here}, which --force does not replace with {made}", where=str(output), fix=other)
+    if output.is_dir() and next(output.iterdir(), None) and not _is_a_models(output):
+        raise UsageError(
+            "--force would delete this folder, which is no exported model's", where=str(output),
+            expected=f"a config.json in it, or {manifest_path(output).name} beside it",
+            fix=f"{other}, or remove the folder yourself",
+        )  # fmt: skip
+
+
+def _is_a_models(folder: Path) -> bool:
+    return (folder / "config.json").exists() or manifest_path(folder).exists()
 
 
 def _check_disk(plan: Plan, output: Path, partial: Path) -> None:
