@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -292,8 +293,8 @@ def test_a_wrong_size_is_explained_by_the_fields_and_their_origins(megatron_chec
         delivery.interpret(source, Given(settings={"num_query_groups": str(groups * 2)}))
     problem = next(p for p in caught.value.problems if "linear_qkv" in p.where)
     assert (
-        problem.what
-        == "the shape does not fit attn_q and attn_k and attn_v = layer (group [attn_q:head attn_k: attn_v:] half pair) embed"
+        problem.what == "the shape does not fit attn_q and attn_k and attn_v = "
+        "layer (group [attn_q:head attn_k: attn_v:] half pair) embed"
     )
     assert f"num_key_value_heads={groups * 2} (--set num_query_groups, with " in problem.cause
     assert "hidden_size=" in problem.cause
@@ -442,7 +443,8 @@ def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
     assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
     warnings = delivery.plan(clipped, "hf", tokenizer=TOKENIZER).warnings
     assert any(f"has {size} tokens, the embedding only {size - 3} rows (vocab_size from --set)" in w for w in warnings)
-    assert not any("the embedding only" in w for w in delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER).warnings)
+    fitting = delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER)
+    assert not any("the embedding only" in warning for warning in fitting.warnings)
 
 
 def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None:
@@ -459,3 +461,45 @@ def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None
     assert tokens[size:] == [f"[PAD{n}]" for n in range(size, stored)]
     assert set(types[size:]) == {5}  # UNUSED
     assert any(warning.startswith("args do not say how many tokens the tokenizer has") for warning in plan.warnings)
+
+
+ODD: list[Any] = [
+    None, True, -1, 0, 1, 3, 1 << 33, 10**30, 0.5, float("nan"), float("inf"), "", "8", "silu", [], [1], [None], {},
+    {"a": 1}, [[0]], "x" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("format_name", ["megatron", "hf", "gguf"])
+def test_any_values_give_a_configuration_or_an_error(
+    format_name: str, seed: int, hf_model: Hf, megatron_checkpoint: Megatron, tmp_path: Path
+) -> None:
+    """Odd values under known keys: never another exception, never much memory."""
+    roots = {
+        "megatron": lambda: megatron_checkpoint(
+            "deepseek-v019-dist-tp2pp2-fp32" if seed % 2 else "qwen3-v019-dist-tp2pp2-fp32"
+        ),
+        "hf": lambda: hf_model(("qwen3_moe", "deepseek_v3", "llama3", "gpt2")[seed % 4]),
+    }
+    if format_name == "gguf":
+        delivery.run(delivery.plan(delivery.open(roots["hf"]()), "gguf"), tmp_path / "m.gguf")
+        source = registry.open_source(tmp_path / "m.gguf")
+    else:
+        source = registry.open_source(roots[format_name]())
+    rng = random.Random(f"{format_name}{seed}")
+    reads = delivery.interpret(
+        source, delivery.given(config=roots["hf"]() if format_name == "gguf" else None)
+    ).rules.read
+    known = {name for group in reads.values() for one in group for name in one.names}
+    keys = sorted(key for key in source.metadata if key in known)
+    assert len(keys) > 5
+    refusals = 0
+    for _ in range(60):
+        changed = {key: rng.choice(ODD) for key in rng.sample(keys, rng.choice([1, 1, 2, 5]))}
+        try:
+            opened = delivery.interpret(dataclasses.replace(source, metadata={**source.metadata, **changed}), Given())
+            for target in ("hf", "gguf"):
+                delivery.plan(opened, target)
+        except (InputError, UsageError):
+            refusals += 1
+    assert refusals > 30

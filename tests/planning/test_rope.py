@@ -145,3 +145,30 @@ def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | Non
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
     config = describe(source, Given()).described.config
     assert (config.rope_type, config.rope_scaling.get("factor")) == (kind, factor)
+
+
+@pytest.mark.parametrize(
+    ("mscale", "all_dim", "magnitude"),
+    [
+        (1.0, 0.0, None),
+        (1.0, 1.0, None),
+        (0.7, 1.0, None),
+        (0.5, 0.0, 1 + 0.05 * np.log(40)),
+        (0.0, 1.0, 1 / (1 + 0.1 * np.log(40))),
+    ],
+)
+def test_megatrons_yarn_magnitude(mscale: float, all_dim: float, magnitude: float | None) -> None:
+    """_yarn_get_concentration_factor: mscale's over mscale_all_dim's; transformers has no word for it if one is 0."""
+    mla = {
+        "multi_latent_attention": True, "rope_type": "yarn", "use_rope_scaling": False, "rotary_scaling_factor": 40,
+        "mscale": mscale,
+        "mscale_all_dim": all_dim, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_head_dim": 8, "qk_pos_emb_head_dim": 8, "v_head_dim": 8,
+        "num_experts": 4, "moe_ffn_hidden_size": 32, "moe_router_topk": 2, "moe_layer_freq": 1,
+        "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True,
+        "moe_router_load_balancing_type": "none", "moe_router_num_groups": None, "moe_router_group_topk": None,
+    }  # fmt: skip
+    config = describe(Source("megatron", Path("/run"), (), {}, MEGATRON | mla, "args"), Given()).described.config
+    assert (config.family, config.rope_type) == ("deepseek_v3", "yarn")
+    assert config.rope_scaling["mscale"] == mscale
+    assert config.rope_scaling.get("attention_factor") == (None if magnitude is None else pytest.approx(magnitude))

@@ -1,4 +1,4 @@
-"""From values by field name to a `ModelConfig`: kinds, ranges, and what must hold between fields. Finds all that is wrong.
+"""From values by field name to a `ModelConfig`: kinds, ranges, what must hold between fields. Finds all that is wrong.
 
 Knows no format and no tensor. What rope scaling needs: transformers 5.23, `modeling_rope_utils.py`.
 """
@@ -37,7 +37,7 @@ def of_kind(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             raise ConfigError(f"a layout reads {name!r}, which is no name of the configuration")
         try:
             clean[name] = _coerced(_KINDS[name], value)
-        except (TypeError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             problems.append(
                 Problem("wrong kind of value", where=name, expected=_spoken(_KINDS[name]), got=_short(value))
             )
@@ -107,13 +107,11 @@ def _rope(config: ModelConfig) -> list[Problem]:
     unknown = [key for key in scaling if key not in _ROPE_KNOWS]
     if unknown:
         problems.append(Problem(f"unknown rope settings: {', '.join(sorted(unknown))}", where=where))
-    if not lacking and scaling["factor"] < 1:
+    if lacking or config.rope_type not in _ROPE_NEEDS:
+        return problems  # no family has another type
+    if not scaling["factor"] >= 1:
         problems.append(Problem("rope scaling by less than 1", where=where, got=str(scaling["factor"])))
-    if (
-        not lacking
-        and config.rope_type == "llama3"
-        and not 0 < scaling["low_freq_factor"] < scaling["high_freq_factor"]
-    ):
+    if config.rope_type == "llama3" and not 0 < scaling["low_freq_factor"] < scaling["high_freq_factor"]:
         problems.append(
             Problem("low_freq_factor is not below high_freq_factor", where=where, got=_short(dict(scaling)))
         )

@@ -1,4 +1,4 @@
-"""From a format's own configuration keys to the canonical one, by the tables of the layout; every field with its origin.
+"""From a format's own configuration keys to the canonical one, by the layout's tables; every field with its origin.
 
 Nothing is guessed: a field comes from the checkpoint's keys, from `--config`, from `--set`, or is a stated default.
 All that is missing, contradictory or unknown is collected and raised once.
@@ -24,8 +24,8 @@ from crossdock.planning.checked import build, of_kind
 LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
 _TELLING = (
     "interleave", "layout", "permut", "transpos", "glu", "rope", "rotary", "norm", "attention", "attn", "scal", "bias",
-    "softmax", "moe", "expert", "mup", "window", "sink", "softcap", "mamba", "hybrid", "residual", "embedding", "act_fn",
-    "activation", "head", "lora", "multiplier", "sparse", "mtp", "parallel_block",
+    "softmax", "moe", "expert", "mup", "window", "sink", "softcap", "mamba", "hybrid", "residual", "embedding",
+    "act_fn", "activation", "head", "lora", "multiplier", "sparse", "mtp", "parallel_block",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Given:
-    """Configuration given by the user: `--family`, `--set`, and the keys of a `--config` file in Hugging Face's terms."""
+    """What the user says: `--family`, `--set`, and the keys of a `--config` file in Hugging Face's terms."""
 
     family: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,10 @@ class Given:
 
 
 def describe(source: Source, given: Given) -> Reading:
-    """The canonical configuration of `source`. Raises ConfigError with all problems, UsageError for unknown `--set` keys."""
+    """The canonical configuration of `source`.
+
+    Raises ConfigError with all problems, UsageError for unknown `--set` keys.
+    """
     format_name = LAYOUT_OF.get(source.format, source.format)
     keys = _keys(source)
     settings = {key: _literal(text) for key, text in given.settings.items()}
@@ -152,8 +155,8 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             continue
     if len(found) == 1:
         return found[0]
-    telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type", "num_experts",
-               "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
+    telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type",
+               "num_experts", "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
     seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
     where = given.config_at or source.metadata_at or str(source.root)
     if not found:
