@@ -31,6 +31,10 @@ SURFACE = {
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}
         | {"--threshold", "--grain", "--plot", "--json"},
     ),
+    "activations": (
+        ["model"],
+        {"--text", "-o", "--output", "--window", "--drelu", "--json", "--no-progress"},
+    ),
 }
 
 

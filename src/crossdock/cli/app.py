@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from crossdock.cli import diff, export, failures, inspect, plan, scan, split, verify
+from crossdock.cli import activations, diff, export, failures, inspect, plan, scan, split, verify
 from crossdock.cli.sections import WithExamples, examples
 
 EXAMPLES = examples(
@@ -104,5 +104,14 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (inspect.inspect, scan.scan, plan.plan, export.export, verify.verify, diff.diff, split.split):
+for _command in (
+    inspect.inspect,
+    scan.scan,
+    plan.plan,
+    export.export,
+    verify.verify,
+    diff.diff,
+    split.split,
+    activations.activations,
+):
     main.add_command(_command)

@@ -23,9 +23,21 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "pre_tokenizer",
             "max_shard_size",
         ),
-        "Source": ("against", "format", "iteration", "family", "config", "config_b", "set", "model", "ctx"),
+        "Source": (
+            "against",
+            "format",
+            "iteration",
+            "family",
+            "config",
+            "config_b",
+            "set",
+            "model",
+            "ctx",
+            "text",
+            "drelu",
+        ),
         "Checks": ("tokens",),
-        "Running": ("memory", "workers", "force", "hash", "fail_on", "dry_run"),
+        "Running": ("memory", "window", "workers", "force", "hash", "fail_on", "dry_run"),
         "Output": ("tensors", "save", "plot", "as_json", "no_progress"),
     }
 )

@@ -115,7 +115,7 @@ def _draw(plot: Path, chosen: Split, statistics: Statistics, weights: ModelWeigh
 def _show(chosen: Split, output: Path, written: int) -> None:
     _show_layers(chosen.layers)
     show.say()
-    spent = show.nbytes if chosen.unit == "bytes" else show.number
+    spent, noun = (show.nbytes, "") if chosen.unit == "bytes" else (show.number, " neurons")
     share = f" ({100 * chosen.used / chosen.budget:.1f}%)" if chosen.budget else ""
     show.facts(
         [
@@ -123,7 +123,7 @@ def _show(chosen: Split, output: Path, written: int) -> None:
             ("neurons", f"{sum(chosen.index.neurons):,}"),
             (
                 "used",
-                f"{spent(chosen.used)} of {spent(chosen.budget)} {' neurons' if chosen.unit == 'neurons' else ''}{share}",
+                f"{spent(chosen.used)} of {spent(chosen.budget)}{noun}{share}",
             ),
             ("VRAM", "" if chosen.nbytes is None else f"{show.nbytes(chosen.nbytes)} ({chosen.nbytes:,} bytes)"),
             ("choice", chosen.certificate),
