@@ -161,6 +161,11 @@ def other_end(folder: Folder) -> None:
     path.write_text(json.dumps(found | {"eos_token_id": 7}))
 
 
+def half_a_norm(model: Gguf) -> None:
+    name = "blk.1.attn_norm.weight"
+    model.tensors[name] = [model.array(name).astype(np.float16), gguf.GGMLQuantizationType.F16]
+
+
 def tokens_exchanged(model: Gguf) -> None:
     tokens = list(model.keys["tokenizer.ggml.tokens"][2])
     tokens[300], tokens[301] = tokens[301], tokens[300]
@@ -229,6 +234,7 @@ FAULTS = (
           tuple(f"blk.{i}.{n}.weight" for i in (0, 1) for n in BLOCK)),
     Fault("attention's and mlp's norm swapped", "llama", swapped("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"),
           ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight")),
+    Fault("norm in half precision", "llama", half_a_norm, ("blk.1.attn_norm.weight",)),
     Fault("q norm and k norm swapped", "qwen3", swapped("blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"),
           ("blk.0.attn_k_norm.weight", "blk.0.attn_q_norm.weight")),
     Fault("a q8_0 block corrupted", "llama", changed("blk.0.ffn_down.weight", scale_flipped),

@@ -39,14 +39,15 @@ class GgufTarget:
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are no whole blocks."""
         fixed = request.encodings.get(tensor.name)
-        if fixed is not None:
-            return Encoding(fixed)
+        if fixed is not None:  # llama.cpp's operators on vectors want float32, whatever a file says
+            return Encoding("float32" if len(tensor.shape) < 2 else fixed)
         wanted = codecs.canonical_name(request.quantize or request.dtype) if _asks(request) else tensor.dtype
         if wanted not in FILE_TYPES or (_asks(request) and not codecs.get(wanted).encodes):
             if _asks(request):
                 raise UsageError(
                     f"gguf cannot be written as {wanted}",
-                    expected="f32, f16, bf16, or -q q8_0, q4_0, q4_1, q5_0, q5_1",
+                    expected="f32, f16, bf16, or -q q8_0, q5_1, q5_0, q4_1, q4_0",
+                    fix="export f16 or bf16, and let llama-quantize make the rest",
                 )
             wanted = "float32"
         if len(tensor.shape) < 2 or _stays_float32(tensor.name, rules):
