@@ -109,7 +109,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     _show_skipped(source)
     if checkpoint is not None:
         unread = {name: why for name, why in checkpoint.unread.items() if name not in source.skipped}
-        show_left_out(unread, checkpoint.described.ignored)
+        show_left_out(unread, checkpoint.described.ignored, every_key=True)
         show.heading("As a target")
         rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
         show.table((), rows, "<<>")

@@ -29,6 +29,7 @@ UNITS: Mapping[str, int] = MappingProxyType(
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
 LARGEST = 1 << 60
+WRITTEN = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"  # for messages: what the targets take
 PATH = click.Path(path_type=Path)
 
 
@@ -36,7 +37,9 @@ def size(text: str) -> int:
     """Bytes: "5GB" is 5 * 10**9, "256MiB" is 256 * 2**20."""
     match = SIZE.fullmatch(text.strip()) if len(text) < 40 else None
     out = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
-    if not 0 < out <= LARGEST:
+    if match and not 0 < out <= LARGEST:
+        raise click.BadParameter(f"{text} is too {'large' if out else 'small'}")
+    if not match:
         raise click.BadParameter(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
     return out
 
@@ -50,9 +53,10 @@ def whole(text: str) -> int:
 
 def positive(text: str) -> int:
     """A number of at least one."""
-    if number := whole(text):
-        return number
-    raise click.BadParameter("it must be at least 1")
+    number = 0 if text.removeprefix("-").isdecimal() and text.startswith("-") else whole(text)
+    if number < 1:
+        raise click.BadParameter(f"{text} is too small; it must be at least 1")
+    return number
 
 
 def dtype(text: str) -> str:
@@ -63,7 +67,8 @@ def dtype(text: str) -> str:
         return canonical_name(text)
     except UsageError as error:
         problem = error.problems[0]
-        raise click.BadParameter(f"{problem.what}, expected {problem.expected}") from None
+        near = "" if problem.expected.startswith("one of") else f"; did you mean {problem.expected}?"
+        raise click.BadParameter(f"{problem.what}{near or f'; choose one of {WRITTEN}'}") from None
 
 
 def dtype_or_auto(text: str) -> str:

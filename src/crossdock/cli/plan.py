@@ -100,12 +100,19 @@ def show_warnings(warnings: Iterable[str]) -> None:
             show.say(f"  {click.style('!', fg='yellow')} {show.clean(text)}")
 
 
-def show_left_out(tensors: Mapping[str, str], keys: Mapping[str, str]) -> None:
-    """What is in the source and not in the target, by reason."""
-    left = [("tensors", *pair) for pair in show.reasons(tensors)] + [("keys", *pair) for pair in show.reasons(keys)]
-    if left:
-        show.heading("Left out")
-        show.table(("", "why", "which"), left, "<<<")
+def show_left_out(tensors: Mapping[str, str], keys: Mapping[str, str], *, every_key: bool = False) -> None:
+    """What is in the source and not in the target: tensors by reason, keys in all; `inspect` gives each a reason."""
+    if tensors:
+        show.heading("Tensors left out")
+        show.table(("why", "which"), show.reasons(tensors), "<<")
+    if not keys:
+        return
+    if every_key:
+        show.heading("Keys left out")
+        show.table(("why", "which"), show.reasons(keys), "<<")
+    else:
+        say = f"{show.counted(len(keys), 'configuration key')} left out, for a reason each: see inspect, or --json"
+        show.say(f"\n{say}")
 
 
 def _tensors_left_out(plan: Plan) -> dict[str, str]:

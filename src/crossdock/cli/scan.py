@@ -68,6 +68,8 @@ def _show(path: Path, findings: list[Finding], looked_at: int) -> None:
     show.say(f"\n{show.counted(len(findings), 'finding')} in {len(by_file)} of {files}: {kinds}")
     if counts["call"] or counts["import"]:
         show.say("Do not open these files with torch.load(weights_only=False) or pickle.")
+    elif path.is_file() and counts["broken"] == len(findings):
+        show.say("It may be no pickle at all: GGUF and safetensors files hold none.")
 
 
 def _looked_at(path: Path) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from crossdock.codecs.codec import Values
 
-RUN = 16384
+RUN = 32768
 SMALL, LARGE = 1e-12, 1e12  # the largest of a run within these: its squares neither vanish nor overflow in float32
 
 

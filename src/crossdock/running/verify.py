@@ -103,7 +103,7 @@ def verify_plan(
             if result is not None:
                 checks[result.name] = result
             if progress is not None:
-                progress(sum(counts), total, "")
+                progress(sum(counts), total, "" if result is None else result.name)
     problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
     unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
     ordered = tuple(checks[tensor.name] for tensor in plan.tensors) + unexpected
