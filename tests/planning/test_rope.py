@@ -172,3 +172,25 @@ def test_megatrons_yarn_magnitude(mscale: float, all_dim: float, magnitude: floa
     assert (config.family, config.rope_type) == ("deepseek_v3", "yarn")
     assert config.rope_scaling["mscale"] == mscale
     assert config.rope_scaling.get("attention_factor") == (None if magnitude is None else pytest.approx(magnitude))
+
+
+def test_rope_over_whole_heads_is_said_where_the_default_is_half(tmp_path: Path) -> None:
+    """NemotronConfig's partial_rotary_factor is 0.5 unless config.json says otherwise."""
+    folder = models.make_hf("nemotron", tmp_path / "hf", rope_parameters=models.ROPE, partial_rotary_factor=1.0)
+    checkpoint = delivery.open(folder)
+    assert checkpoint.config.partial_rotary_factor == 1.0
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
+    np.testing.assert_array_equal(transformers_logits(tmp_path / "again", TOKENS), transformers_logits(folder, TOKENS))
+
+
+def test_wide_heads_have_no_place_in_llama_cpps_qwen2(tmp_path: Path) -> None:
+    checkpoint = delivery.open(models.make_hf("qwen2", tmp_path / "hf", head_dim=16))
+    with pytest.raises(PlanError, match="qwen2 has heads of hidden_size / num_attention_heads"):
+        delivery.plan(checkpoint, "gguf")
+
+
+def test_llama_cpps_deepseek_needs_a_compressed_query(tmp_path: Path) -> None:
+    checkpoint = delivery.open(models.make_hf("deepseek_v3", tmp_path / "hf", q_lora_rank=None))
+    with pytest.raises(PlanError, match="deepseek2 has a q_lora_rank, but for DeepSeek-V2-Lite's"):
+        delivery.plan(checkpoint, "gguf")
+    assert delivery.plan(checkpoint, "hf").tensors

@@ -64,10 +64,9 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         out["torch_dtype"] = out["dtype"]
     if "rope_theta" in out:
         kind, scaling = out.pop("rope_type", "default"), dict(out.pop("rope_scaling", {}) or {})
-        partial = out.pop("partial_rotary_factor", 1.0)
         parameters = {**scaling, "rope_theta": out["rope_theta"], "rope_type": kind}
-        if partial != 1.0:
-            parameters["partial_rotary_factor"] = out["partial_rotary_factor"] = partial
+        if "partial_rotary_factor" in out:
+            parameters["partial_rotary_factor"] = out["partial_rotary_factor"]
         out["rope_parameters"] = parameters
         out["rope_scaling"] = {**scaling, "rope_type": kind} if kind != "default" else None
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
