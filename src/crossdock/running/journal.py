@@ -58,15 +58,10 @@ class Journal:
         except OSError as error:
             raise EnvironmentProblem(f"cannot write here: {error.strerror}", where=str(folder)) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise EnvironmentProblem(
-                "another run is writing this output", where=str(folder), fix="wait for it, or choose another --output"
-            ) from None
-        try:
+            _lock(fd, folder)
             wanted = identity(plan, hash_name)
-            header, finished = _read(fd)
+            header, finished, good = _read(fd)
+            os.ftruncate(fd, good)
             if header is not None and header != wanted:
                 if not restart:
                     raise UsageError(_mismatch(header, wanted, folder))
@@ -77,10 +72,33 @@ class Journal:
                         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 os.ftruncate(fd, 0)
                 _append(fd, [wanted])
+            there = {i: done for i, done in finished.items() if _holds(folder, plan, i)}
+            if len(there) != len(finished):
+                # a file that is gone will be made anew, full of zeros: what was journaled of it must go before
+                os.ftruncate(fd, 0)
+                _append(fd, [wanted, *map(asdict, there.values())])
+                finished = there
             return cls(folder, fd, finished)
         except BaseException:
             os.close(fd)
             raise
+
+    @staticmethod
+    def peek(folder: Path, plan: Plan, hash_name: str) -> Mapping[int, Done] | None:
+        """The finished tensors in a journal of this very plan; None without one. Changes nothing.
+
+        Raises EnvironmentProblem when another run holds it.
+        """
+        try:
+            fd = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            _lock(fd, folder)
+            header, finished, _ = _read(fd)
+        finally:
+            os.close(fd)
+        return finished if header == identity(plan, hash_name) else None
 
     def add(self, done: Iterable[Done]) -> None:
         """Record finished tensors whose bytes are already flushed."""
@@ -90,9 +108,25 @@ class Journal:
         """Release the lock."""
         os.close(self._fd)
 
-    def remove(self) -> None:
-        """Delete the journal, once the output is in place."""
-        (self.folder / NAME).unlink(missing_ok=True)
+
+def _lock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise EnvironmentProblem(
+            "another run is writing this output", where=str(folder), fix="wait for it, or choose another --output"
+        ) from None
+
+
+def _holds(folder: Path, plan: Plan, tensor: int) -> bool:
+    """Whether `tensor` is in the plan, and its file in the folder at full size."""
+    if not 0 <= tensor < len(plan.tensors):
+        return False
+    file = plan.files[plan.tensors[tensor].file]
+    try:
+        return (folder / file.name).stat().st_size == file.size
+    except OSError:
+        return False
 
 
 def _append(fd: int, records: list[dict[str, Any]]) -> None:
@@ -104,8 +138,8 @@ def _append(fd: int, records: list[dict[str, Any]]) -> None:
     os.fdatasync(fd)
 
 
-def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done]]:
-    """Header and finished tensors; a torn last line is cut off."""
+def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
+    """Header, finished tensors, and the bytes that are whole lines: a torn last line is not believed."""
     size = os.fstat(fd).st_size
     lines = os.pread(fd, size, 0).split(b"\n")
     header: dict[str, Any] | None = None
@@ -121,9 +155,7 @@ def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done]]:
         except (ValueError, KeyError, TypeError):
             break
         good += len(line) + 1
-    if good != size:
-        os.ftruncate(fd, good)
-    return header, finished
+    return header, finished, good
 
 
 def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> list[Problem]:

@@ -21,8 +21,9 @@ from crossdock.planning.plan import Plan
 from crossdock.running import hashing, twins
 from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
-from crossdock.running.journal import NAME, Done, Journal
+from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
+from crossdock.running.placing import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult
 
@@ -54,9 +55,19 @@ def run(
     share = share_of(memory, workers)
     hashing.new(hash)
     output = Path(os.path.abspath(output))
-    _check_output(plan, output, force)
     partial = output.with_name(output.name + ".partial")
-    _check_disk(plan, output, partial)
+    manifest = manifest_path(output)
+    try:
+        placed = end_placement(plan, partial, output, hash)
+        if placed is None:
+            _check_output(plan, output, force)
+            _check_disk(plan, output, partial)
+    except OSError as error:
+        raise _disk_problem(error, output) from error
+    if placed is not None:
+        tensors = tuple(_result(plan, placed[i]) for i in range(len(plan.tensors)))
+        seconds = time.monotonic() - started
+        return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, plan.warnings)
     journal = Journal.open(partial, plan, hash, force)
     try:
         finished = dict(journal.finished)
@@ -64,9 +75,8 @@ def run(
         _check_sources(plan)
         tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
         _check_findings(tensors, fail_on)
-        manifest = manifest_path(output)
-        (partial / (NAME + "-manifest")).write_bytes(manifest_bytes(plan, tensors, hash))
-        _put_in_place(plan, partial, output, force)
+        _check_output(plan, output, force)  # again: it may have come meanwhile
+        put_in_place(plan, partial, output, manifest_bytes(plan, tensors, hash))
     except OSError as error:
         raise _disk_problem(error, partial) from error
     finally:
@@ -278,29 +288,6 @@ def _check_findings(tensors: Sequence[TensorResult], fail_on: frozenset[str]) ->
             problems.append(Problem(f"{census.overflow} values overflow {tensor.dtype}", where=tensor.name))
     if problems:
         raise CheckFailed(problems)
-
-
-def _put_in_place(plan: Plan, partial: Path, output: Path, force: bool) -> None:
-    manifest = partial / (NAME + "-manifest")
-    if plan.single_file:
-        os.replace(partial / plan.files[0].name, output)
-        os.replace(manifest, manifest_path(output))
-        shutil.rmtree(partial)
-    else:
-        staged = output.with_name(f"{output.name}.manifest.json.new")
-        os.replace(manifest, staged)
-        (partial / NAME).unlink()
-        old = output.with_name(f"{output.name}.replaced-{os.getpid()}")
-        if force and output.exists():
-            os.rename(output, old)
-        os.rename(partial, output)
-        os.replace(staged, manifest_path(output))
-        shutil.rmtree(old, ignore_errors=True)
-    fd = os.open(output.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:

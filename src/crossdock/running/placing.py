@@ -1,0 +1,100 @@
+"""Putting a whole output under its final name, by renames that a kill between any two of them leaves recoverable.
+
+A journal without its files, or one inside the output, says that a placement was cut short: the next run ends it.
+Nothing here reads or writes tensor bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from crossdock.planning.plan import Plan
+from crossdock.running.journal import NAME, Done, Journal
+from crossdock.running.manifest import manifest_path
+
+MANIFEST = NAME + "-manifest"
+
+
+def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> None:
+    """Rename the whole, flushed `partial` to `output`, its manifest beside it. What was there goes when it is."""
+    _write_flushed(partial / MANIFEST, manifest)
+    _flush(partial)
+    if plan.single_file:
+        os.replace(partial / plan.files[0].name, output)
+    else:
+        old = _replaced(output)
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a kill after its successor was in place
+            os.rename(output, old)
+        os.rename(partial, output)
+    _flush(output.parent)
+    _tidy(plan, partial, output)
+
+
+def end_placement(plan: Plan, partial: Path, output: Path, hash_name: str) -> Mapping[int, Done] | None:
+    """End the placement of this very plan that a kill cut short; None when there is none.
+
+    Raises EnvironmentProblem when another run is at it.
+    """
+    if plan.single_file:
+        # the file left the folder only by being renamed: nothing else leaves a manifest and every tensor journaled
+        file = plan.files[0]
+        cut = (
+            (partial / MANIFEST).exists()
+            and not (partial / file.name).exists()
+            and output.is_file()
+            and output.stat().st_size == file.size
+        )
+        folder = partial
+    else:
+        cut = (output / NAME).exists() and (output / MANIFEST).exists()
+        folder = output
+    if not cut:
+        if not plan.single_file and (output / NAME).exists():
+            (output / NAME).unlink()  # the last step but one was the last
+        return None
+    journal = Journal.peek(folder, plan, hash_name)
+    if journal is None or len(journal) != len(plan.tensors):
+        return None
+    _tidy(plan, partial, output)
+    return journal
+
+
+def _tidy(plan: Plan, partial: Path, output: Path) -> None:
+    """What follows the rename. The private copy of the manifest goes last, so that a kill in between is seen."""
+    folder = partial if plan.single_file else output
+    staged = output.with_name(f"{output.name}.manifest.json.new")
+    _write_flushed(staged, (folder / MANIFEST).read_bytes())
+    os.replace(staged, manifest_path(output))
+    if plan.single_file:
+        _flush(output.parent)
+        (folder / MANIFEST).unlink()
+        shutil.rmtree(partial)
+    else:
+        shutil.rmtree(_replaced(output), ignore_errors=True)
+        _flush(output.parent)
+        (folder / MANIFEST).unlink()
+        (folder / NAME).unlink()
+    _flush(output.parent)
+
+
+def _replaced(output: Path) -> Path:
+    return output.with_name(f"{output.name}.crossdock-replaced")
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
