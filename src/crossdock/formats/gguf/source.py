@@ -29,7 +29,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     first = read_header(path)
     kind = first.metadata.get("general.type", "model")
     if kind != "model":
-        raise NotACheckpointError(f"this GGUF is a {kind}, not a model [adapter-unmerged]", where=str(path))
+        raise NotACheckpointError(f"this GGUF is not a model but of type {kind!r} [adapter-unmerged]", where=str(path))
     parts: tuple[GgufFile, ...] = read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,)
     metadata = parts[0].metadata
     arch = metadata.get("general.architecture")

@@ -43,7 +43,12 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
             where=str(folder),
             fix="merge it into its base model first, and give the merged folder",
         )
-    metadata, where = read_config(folder)
+    if path.is_file() and (name := _SHARD.match(path.name)) and int(name[2]) > 1:
+        raise NotACheckpointError(
+            "this is one of several shards of a model", where=str(path), fix=f"give the folder: {folder}"
+        )
+    # weights alone are a source too: `--config` may say what they are
+    metadata, where = read_config(folder) if (folder / "config.json").is_file() else ({}, "")
     quantised = metadata.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -51,9 +56,11 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
             f"the weights are quantised ({method}), which crossdock does not read", where=where,
             fix="give the folder of the unquantised model",
         )  # fmt: skip
-    files, index, notes = ([path], None, {}) if path.is_file() else _weight_files(folder)
+    files, index, total = ([path], None, None) if path.is_file() else _weight_files(folder)
+    notes = {"files": str(len(files))}
     tensors: dict[tuple[str, str], StoredTensor] = {}
     home: dict[str, Path] = {}
+    broken: set[str] = set()
     problems: list[Problem] = []
     for number, file in enumerate(files):
         try:
@@ -66,10 +73,14 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
                 tensors["", tensor.name] = tensor
         except FormatError as error:
             problems += error.problems
+            broken.add(file.name)
     if index is not None:
-        problems += _index_problems(index, home, folder)
+        problems += _index_problems(index, home, broken, folder)
     if problems:
         raise FormatError(problems)
+    stored = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
+    if total is not None and total != stored:
+        notes["total_size of the index"] = f"{str(total)[:40]}; the tensors have {stored} bytes"
     return Source(
         format="hf",
         root=path,
@@ -78,7 +89,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         metadata=metadata,
         metadata_at=where,
         travels=tuple(_travels(folder)),
-        notes={"files": str(len(files)), **notes},
+        notes=notes,
     )
 
 
@@ -94,8 +105,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     return flattened(parse(data, str(file)), str(file)), str(file)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, dict[str, str]]:
-    """Weight files in order, the index's tensor → file map where there is one, and notes."""
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]:
+    """Weight files in order, and where there is an index its tensor → file map and what it says of their size."""
     for name in _INDEXES:
         index = folder / name
         if not index.is_file():
@@ -118,10 +129,10 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, dict
                 cause="an unfinished download or copy",
             )
         total = found.get("metadata", {}).get("total_size") if isinstance(found.get("metadata"), dict) else None
-        return [folder / n for n in names], weight_map, {"total_size of the index": str(total)} if total else {}
+        return [folder / n for n in names], weight_map, total
     for name in _WHOLE:
         if (folder / name).is_file():
-            return [folder / name], None, {}
+            return [folder / name], None, None
     shards = sorted(f for f in folder.iterdir() if _SHARD.match(f.name))
     if not shards:
         raise NotACheckpointError(
@@ -133,7 +144,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, dict
     if len(counts) != 1 or len(shards) != counts.pop():
         raise FormatError("shards are missing and there is no index [half-checkpoint]", where=str(folder),
                           got=", ".join(f.name for f in shards[:8]))  # fmt: skip
-    return shards, None, {"index": "none; every shard is there"}
+    return shards, None, None
 
 
 def _tensors(file: Path, number: int) -> Iterator[StoredTensor]:
@@ -151,10 +162,10 @@ def _tensors(file: Path, number: int) -> Iterator[StoredTensor]:
         yield StoredTensor(name, ref.shape, ref.dtype, (extent,))
 
 
-def _index_problems(index: dict[str, str], home: dict[str, Path], folder: Path) -> list[Problem]:
-    """Where index and shards disagree [index-stale]."""
+def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:
+    """Where index and shards disagree [index-stale]; of broken shards nothing is known."""
     where = str(folder)
-    lost = [n for n, file in index.items() if n not in home or home[n].name != file]
+    lost = [n for n, file in index.items() if file not in broken and (n not in home or home[n].name != file)]
     extra = [n for n in home if n not in index]
     problems = [
         Problem(f"the index places {n} in {index[n]}, which lacks it [index-stale]", where=where) for n in lost[:8]

@@ -1,0 +1,95 @@
+"""The data files against each other: every tensor placed with exactly its axes, every checkpoint of one family only."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from crossdock.layout.rules import layout
+from crossdock.model.config import REQUIRED
+from crossdock.model.expressions import Expression
+from crossdock.model.families import families, family
+
+NAMES = sorted(families())
+ARGS = {
+    "normalization": ("RMSNorm", "LayerNorm", None),
+    "swiglu": (True, False),
+    "squared_relu": (True, False),
+    "position_embedding_type": ("rope", "learned_absolute", None),
+    "add_qkv_bias": (True, False),
+    "qk_layernorm": (True, False),
+    "num_experts": (8, None),
+    "multi_latent_attention": (True, False),
+    "window_size": ((128, 0), None),
+}
+PLAIN: dict[str, object] = {
+    "normalization": "RMSNorm", "swiglu": True, "squared_relu": False, "position_embedding_type": "rope",
+    "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
+    "window_size": None,
+}  # fmt: skip
+MEGATRON: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"window_size": (128, 0)},
+    "qwen2": {"add_qkv_bias": True},
+    "qwen3": {"qk_layernorm": True},
+    "mixtral": {"num_experts": 8},
+    "qwen3_moe": {"qk_layernorm": True, "num_experts": 8},
+    "deepseek_v3": {"multi_latent_attention": True, "num_experts": 8, "qk_layernorm": True},
+    "gpt2": {"normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute"},
+    "nemotron": {"normalization": "LayerNorm", "swiglu": False, "squared_relu": True},
+}
+
+
+def fitting(format_name: str, keys: dict[str, object]) -> list[str]:
+    """The families that say they are meant."""
+    found = []
+    for name in NAMES:
+        text = family(name).sections.get(format_name, {}).get("when")
+        if text is not None and Expression(text).evaluate(keys):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "megatron_rank"])
+def test_every_tensor_is_placed_with_exactly_its_axes(name: str, format_name: str) -> None:
+    chosen = family(name)
+    for rule in layout(format_name, chosen).rules:
+        for pattern in rule.patterns:
+            for tensor in rule.tensors:
+                placed = sorted(atom.axis for atom in pattern.atoms(tensor if pattern.parts else ""))
+                assert placed == sorted(chosen.tensors[tensor].axes), pattern.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_gives_what_a_configuration_needs(name: str) -> None:
+    for format_name in ("hf", "gguf", "megatron"):
+        assert set(REQUIRED) - {"family"} <= set(layout(format_name, family(name)).read)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model_type_names_one_family(name: str) -> None:
+    assert fitting("hf", {"model_type": name}) == [name]
+    (written,) = (w for w in layout("hf", family(name)).write if w.key == "model_type")
+    assert written.value.evaluate({}) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_architecture_names_one_family(name: str) -> None:
+    """What a family writes is read as this family; a GGUF cannot tell a Mistral from a Llama."""
+    (written,) = (w for w in layout("gguf", family(name)).write if w.key == "general.architecture")
+    experts = 8 if "exp_up" in family(name).tensors else None
+    keys = {"general_architecture": written.value.evaluate({}), "expert_count": experts}
+    assert fitting("gguf", keys) == ["llama" if name == "mistral" else name]
+
+
+@pytest.mark.parametrize("name", MEGATRON)
+def test_args_of_megatron_name_their_family(name: str) -> None:
+    assert fitting("megatron", PLAIN | MEGATRON[name]) == [name]
+
+
+def test_args_of_megatron_never_fit_two_families() -> None:
+    for values in itertools.product(*ARGS.values()):
+        keys: dict[str, object] = dict(zip(ARGS, values, strict=True))
+        assert len(fitting("megatron", keys)) <= 1, keys
