@@ -101,6 +101,8 @@ def carried_out(plan: Plan, data: Data) -> dict[str, Array]:
 
 def small(name: str, **changes: Any) -> ModelConfig:
     sizes = {"hidden_size": 4, "vocab_size": 8, "num_hidden_layers": 4}
+    if name == "qwen2":  # llama.cpp's has heads of hidden_size / num_attention_heads
+        sizes |= {"hidden_size": 16, "head_dim": 2}
     return config_of(name, **(sizes | changes))
 
 
