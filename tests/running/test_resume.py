@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import crossdock
+from crossdock.errors import CrossdockError, UsageError
+from crossdock.running.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "examples" / "tiny-kjv"
@@ -20,6 +22,9 @@ TOKENIZER = ROOT / "examples" / "tiny-kjv-tokenizer"
 KILLED = """
 import os, signal, sys
 import crossdock
+import crossdock.running.run
+module = sys.modules["crossdock.running.run"]
+module._FLUSH_SECONDS = -1.0  # every tensor: the model is small
 calls = 0
 def progress(done, total, name):
     global calls
@@ -50,7 +55,7 @@ def test_killed_at_random_points(to: str, tmp_path: Path) -> None:
     chosen = random.Random(to)
     kills = 0
     for _ in range(3):
-        words = [CHECKPOINT, to, output, str(chosen.randint(3, 9)), TOKENIZER]
+        words: list[str | Path] = [CHECKPOINT, to, output, str(chosen.randint(3, 9)), TOKENIZER]
         kills += subprocess.run([sys.executable, "-c", KILLED, *words], env=environment).returncode == -signal.SIGKILL
         assert not output.exists()
     assert kills == 3
@@ -70,7 +75,7 @@ def shuffled(seed: int) -> Callable[[Sequence[int]], Sequence[int]]:
 def test_any_order_workers_and_memory(seed: int, workers: int, memory: int, tmp_path: Path) -> None:
     expected = straight("gguf", tmp_path / "straight")
     plan = crossdock.plan(crossdock.open(CHECKPOINT), "gguf", tokenizer=TOKENIZER)
-    crossdock.run(plan, tmp_path / "other", workers=workers, memory=memory, order=shuffled(seed))
+    run(plan, tmp_path / "other", workers=workers, memory=memory, order=shuffled(seed))
     assert contents(tmp_path / "other") == expected
 
 
@@ -79,9 +84,9 @@ def test_an_unfinished_output_of_another_plan_is_not_continued(tmp_path: Path) -
         raise KeyboardInterrupt
 
     checkpoint = crossdock.open(CHECKPOINT)
-    with pytest.raises((KeyboardInterrupt, crossdock.CrossdockError)):
+    with pytest.raises((KeyboardInterrupt, CrossdockError)):
         crossdock.run(crossdock.plan(checkpoint, "gguf"), tmp_path / "out", progress=stop)
-    with pytest.raises(crossdock.UsageError, match="another|other"):
+    with pytest.raises(UsageError, match=r"another|other"):
         crossdock.run(crossdock.plan(checkpoint, "gguf", quantize="q8_0"), tmp_path / "out")
 
 
@@ -98,6 +103,6 @@ def test_force_deletes_nothing_that_is_no_output(kind: str, tmp_path: Path) -> N
         (tmp_path / "tok" / file.name).write_bytes(file.read_bytes())
     before = sorted(tmp_path.rglob("*"))
     plan = crossdock.plan(crossdock.open(tmp_path / "link"), to, tokenizer=tmp_path / "tok")
-    with pytest.raises(crossdock.UsageError, match="device or a pipe|overwrite the source|would delete"):
+    with pytest.raises(UsageError, match=r"device or a pipe|overwrite the source|would delete"):
         crossdock.run(plan, tmp_path / output, force=True)
     assert sorted(tmp_path.rglob("*")) == before
