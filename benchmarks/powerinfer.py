@@ -2,7 +2,7 @@
 
 The official method is rebuilt from its published description (the model that powerinfer-py states, with its dense
 matrix, its bound of a million and its limit of 30 s): an integer program with one binary a group and one a layer,
-given to GLPK through cvxopt, then a stable descending sort a layer. Reading files is in neither time. Run with `cvxopt` installed:
+given to GLPK through cvxopt, then a stable descending sort a layer. Reading files is in neither time. Needs `cvxopt`:
 
     python benchmarks/powerinfer.py [--big]
 """
@@ -27,15 +27,15 @@ from crossdock.powerinfer.choose import choose, group_gains, hottest, upper_boun
 GRAIN = 256
 LIMIT_MS = 30_000
 MUCH = 1_000_000.0  # the official model's bound on a layer's groups
-SHARE = 0.3  # of all neurons fit the GPU
 
 
-def counts(layers: int, width: int) -> list[np.ndarray]:
-    """Power laws whose steepness grows with the layer, in random order, all different."""
+def counts(layers: int, width: int, alike: bool) -> list[np.ndarray]:
+    """Power laws in random order, all counts different; `alike`: of one steepness, else steeper with the layer."""
     rng = np.random.default_rng(0)
     out = []
     for layer in range(layers):
-        hot = 1e8 * np.arange(1, width + 1) ** -(0.3 + 0.6 * layer / layers)
+        steepness = 0.8 if alike else 0.3 + 0.6 * layer / layers
+        hot = 1e8 * np.arange(1, width + 1) ** -steepness * rng.uniform(0.95, 1.05)
         out.append((hot.astype(np.int64) * width + np.arange(width))[rng.permutation(width)])
     return out
 
@@ -113,12 +113,16 @@ def main() -> None:
     """One JSON line a case."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     arguments.add_argument("--big", action="store_true", help="also 80 layers of 28672")
-    cases = [(32, 11008, 0), (32, 11008, 2560)]
+    cases = [
+        (32, 11008, threshold, share, alike)
+        for threshold, share in ((0, 0.3), (2560, 0.3), (2560, 0.1))
+        for alike in (False, True)
+    ]
     if arguments.parse_args().big:
-        cases.append((80, 28672, 0))
-    for layers, width, threshold in cases:
-        data = counts(layers, width)
-        capacity = int(SHARE * layers * width)
+        cases += [(80, 28672, 0, 0.3, False), (80, 28672, 0, 0.3, True)]
+    for layers, width, threshold, share, alike in cases:
+        data = counts(layers, width, alike)
+        capacity = int(share * layers * width)
         ours, (mine, gain) = timed(lambda d=data, c=capacity, t=threshold: crossdock(d, c, t), 7)
         theirs, (_, other) = timed(lambda d=data, c=capacity, t=threshold: official(d, c, t), 1)
         bound = upper_bound(
@@ -129,6 +133,8 @@ def main() -> None:
             "layers": layers,
             "width": width,
             "threshold": threshold,
+            "share": share,
+            "layers_alike": alike,
             "neurons": sum(mine),
             "crossdock_s": round(ours, 5),
             "official_s": round(theirs, 3),
