@@ -1,7 +1,7 @@
 """What a neuron weighs in a PowerInfer model, and what of a VRAM budget is left for neurons: from the GGUF's header.
 
 PowerInfer's own estimate uses the FFN width where the hidden size belongs; here each layer's tensors are asked.
-Facts from PowerInfer at d3ebd7c (llama.cpp: llm_load_sparse_model_tensors, llama_vram_... budget arithmetic).
+Facts from PowerInfer at d3ebd7c (llama.cpp: what it loads before any neuron, and its budget arithmetic).
 """
 
 from __future__ import annotations
