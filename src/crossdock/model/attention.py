@@ -1,0 +1,77 @@
+"""Causal attention: grouped heads (MHA, GQA, MQA) and DeepSeek's multi-head latent attention.
+
+Formulas: arXiv 1706.03762, 2305.13245 and 2405.04434 (MLA, keys and values unfolded). Knows no files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crossdock.model.config import ModelConfig
+from crossdock.model.rope import Rotation, magnitude_of, rotate
+from crossdock.model.tensors import Array, Weights, linear, rms_norm, softmax
+
+
+def attention(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
+    """What attention of `layer` adds to the residual stream, for normed x [n, hidden_size]."""
+    inner = _latent if config.kv_lora_rank else _grouped
+    y = inner(weights, config, layer, x, by).reshape(len(x), -1)
+    return linear(weights, y, "attn_o", layer, bias=config.attn_out_bias)
+
+
+def _grouped(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
+    n, dim, groups = len(x), config.head_dim, config.num_key_value_heads
+    bias = config.qkv_bias
+    q = linear(weights, x, "attn_q", layer, bias=bias, outputs=4).reshape(n, -1, dim)
+    k = linear(weights, x, "attn_k", layer, bias=bias, outputs=3).reshape(n, groups, dim)
+    v = linear(weights, x, "attn_v", layer, bias=bias, outputs=3).reshape(n, groups, dim)
+    if config.qk_norm:
+        q = rms_norm(q, weights.whole("attn_q_norm", layer).reshape(-1), config.norm_eps)
+        k = rms_norm(k, weights.whole("attn_k_norm", layer).reshape(-1), config.norm_eps)
+    if by is not None:
+        q, k = rotate(q, by), rotate(k, by)
+    return _attend(q, k, v, _visible(config, layer, n), dim**-0.5)
+
+
+def _latent(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
+    assert by is not None
+    n, heads, nope = len(x), config.num_attention_heads, config.qk_nope_head_dim
+    if config.q_lora_rank:
+        low = linear(weights, x, "attn_q_a", layer)
+        low = rms_norm(low, weights.whole("attn_q_a_norm", layer), config.norm_eps)
+        q = linear(weights, low, "attn_q_b", layer, outputs=2)
+    else:
+        q = linear(weights, x, "attn_q_full", layer, outputs=2)
+    q = q.reshape(n, heads, -1)
+    kv = linear(weights, x, "attn_kv_a", layer)
+    latent, shared = kv[:, : config.kv_lora_rank], kv[:, None, config.kv_lora_rank :]
+    latent = rms_norm(latent, weights.whole("attn_kv_a_norm", layer), config.norm_eps)
+    k = linear(weights, latent, "attn_k_b", layer, outputs=2).reshape(n, heads, nope)
+    v = linear(weights, latent, "attn_v_b", layer, outputs=2).reshape(n, heads, -1)
+    q = np.concatenate([q[..., :nope], rotate(q[..., nope:], by)], axis=-1)
+    turned = np.broadcast_to(rotate(shared, by), (n, heads, config.qk_rope_head_dim))
+    k = np.concatenate([k, turned], axis=-1)
+    scale = q.shape[-1] ** -0.5
+    if config.rope_type == "yarn" and config.rope_scaling.get("mscale_all_dim"):
+        scale *= magnitude_of(config.rope_scaling["factor"], config.rope_scaling["mscale_all_dim"]) ** 2
+    return _attend(q, k, v, _visible(config, layer, n), scale)
+
+
+def _visible(config: ModelConfig, layer: int, n: int) -> np.ndarray:
+    """[query, key]: the keys that a query sees."""
+    back = np.arange(n)[:, None] - np.arange(n)
+    sliding = not config.layer_types or config.layer_types[layer] == "sliding_attention"
+    if config.sliding_window is not None and sliding:
+        return (back >= 0) & (back < config.sliding_window)
+    return back >= 0
+
+
+def _attend(q: Array, k: Array, v: Array, visible: np.ndarray, scale: float) -> Array:
+    """q [n, heads, d], k [n, groups, d], v [n, groups, e] -> [n, heads, e], one head's scores at a time."""
+    per_group = q.shape[1] // k.shape[1]
+    out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
+    for head in range(q.shape[1]):
+        group = head // per_group
+        scores = q[:, head] @ k[:, group].T * np.float32(scale)
+        out[:, head] = softmax(np.where(visible, scores, np.float32(-np.inf))) @ v[:, group]
+    return out

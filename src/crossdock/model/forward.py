@@ -1,0 +1,38 @@
+"""The reference forward: what a canonical configuration and canonical tensors compute, in float32 with numpy.
+
+It is the definition of what the fields of `ModelConfig` mean. It reads no file: `Weights` hands it the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crossdock.errors import UsageError
+from crossdock.model.attention import attention
+from crossdock.model.config import ModelConfig
+from crossdock.model.mlp import mlp
+from crossdock.model.rope import rotation
+from crossdock.model.tensors import Array, Weights, linear, norm
+
+
+def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
+    """Logits, float32 [n, vocab_size], of one sequence of n token ids at positions 0 to n - 1.
+
+    Raises UsageError for an empty sequence, one longer than learned positions, an id outside the vocabulary.
+    """
+    ids = np.asarray(tokens, np.int64)
+    learned = config.position_embedding == "learned"
+    if not ids.size or ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise UsageError("no token ids of this model", expected=f"0 to {config.vocab_size - 1}", got=str(tokens)[:80])
+    if learned and ids.size > config.max_position_embeddings:
+        raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
+    x = weights.rows("embed", ids)
+    if learned:
+        x = x + weights.rows("pos_embed", np.arange(ids.size))
+    by = None if learned else rotation(config, ids.size)
+    for layer in range(config.num_hidden_layers):
+        x = x + attention(weights, config, layer, norm(weights, config, x, "attn_norm", layer), by)
+        x = x + mlp(weights, config, layer, norm(weights, config, x, "ffn_norm", layer))
+    return linear(weights, norm(weights, config, x, "norm"), "head")

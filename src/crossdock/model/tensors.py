@@ -1,0 +1,77 @@
+"""What the reference forward asks of weights, and the two steps that every layer takes: a linear map and a norm.
+
+Weights come as float32 in canonical axes, large ones in blocks of output rows, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.model.config import ModelConfig
+
+Array = NDArray[np.float32]
+
+
+class Weights(Protocol):
+    """Canonical tensors by name. A tied head is found under its own name."""
+
+    def whole(self, name: str, layer: int | None = None) -> Array:
+        """A small tensor, float32 in its canonical axes."""
+        ...
+
+    def blocks(self, name: str, layer: int | None = None, expert: int | None = None) -> Iterator[Array]:
+        """A large tensor in blocks along its first axis (after layer and expert), in order, each [rows, ...]."""
+        ...
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> Array:
+        """The rows `numbers` of a tensor outside the layers, float32 [len(numbers), ...]."""
+        ...
+
+
+def linear(
+    weights: Weights,
+    x: Array,
+    name: str,
+    layer: int | None = None,
+    expert: int | None = None,
+    *,
+    bias: bool = False,
+    outputs: int = 1,
+) -> Array:
+    """x [n, inputs] times the tensor transposed, plus `name`_bias: [n, all output axes in one].
+
+    outputs  how many leading axes of the tensor (after layer and expert) are outputs
+    """
+    parts = []
+    for block in weights.blocks(name, layer, expert):
+        rows = int(np.prod(block.shape[:outputs]))
+        parts.append(x @ block.reshape(rows, -1).T)
+    y = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    if bias:
+        y += weights.whole(f"{name}_bias", layer).reshape(-1)
+    return y
+
+
+def rms_norm(x: Array, gamma: Array, eps: float) -> Array:
+    """x / sqrt(mean(x²) + eps) · gamma over the last axis."""
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * gamma)
+
+
+def norm(weights: Weights, config: ModelConfig, x: Array, name: str, layer: int | None = None) -> Array:
+    """The model's norm with the effective gamma (and beta) `name`."""
+    gamma = weights.whole(name, layer)
+    if config.norm == "rms":
+        return rms_norm(x, gamma, config.norm_eps)
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    y = rms_norm(centred, gamma, config.norm_eps)  # the variance is the mean square of what is centred
+    return y + weights.whole(f"{name}_bias", layer) if config.norm_bias else y
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
