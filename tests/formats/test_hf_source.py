@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import crossdock
 import models
-from crossdock.errors import ConfigError, CrossdockError, FormatError, NotACheckpointError
+from crossdock.errors import ConfigError, CrossdockError, FormatError, NotACheckpointError, PlanError
 from crossdock.formats.hf.config import config_json, flattened, generation_config_json
 from crossdock.formats.hf.source import open_source, read_config, sniff
 from crossdock.formats.stored import Source
@@ -126,6 +127,24 @@ def test_sniff(hf_model: Made, tmp_path: Path) -> None:
 def test_what_travels(hf_model: Made, tmp_path: Path) -> None:
     folder = copied(hf_model("llama"), tmp_path / "m")
     assert [f.name for f in open_source(folder).travels] == ["generation_config.json"]
+
+
+@pytest.mark.parametrize("number", [61, 62])
+def test_the_layer_for_multi_token_prediction_is_left_out(number: int, tmp_path: Path) -> None:
+    """Layer 61 of DeepSeek-V3 is beyond its 61 layers and ignored by transformers; any other would be lost."""
+    from safetensors.numpy import save_file
+
+    folder = models.make_hf(
+        "deepseek_v3", tmp_path / "m", num_hidden_layers=61, n_routed_experts=4, n_group=2, num_experts_per_tok=2
+    )
+    extra = {f"model.layers.{number}.{name}": np.zeros(64, np.float32) for name in ("enorm.weight", "x")}
+    save_file(extra, folder / "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    if number == 61:
+        assert extra.keys() <= crossdock.open(folder).resolved.unread.keys()
+        return
+    with pytest.raises(PlanError, match=r"layers\.62\.enorm\.weight: nothing reads this tensor"):
+        crossdock.open(folder)
 
 
 # --- damage: what is done to a folder of shards, and what must be said about it ---------------------------------------
