@@ -20,7 +20,7 @@ from oracles.transformers_engine import transformers_logits
 
 MEMORY = 8 << 20
 # Megatron's own float32 is further than 1e-5 from the same forward in float64: 1.3e-5 for tiny-kjv, whose logits reach
-# 16, and 1.36e-5 for deepseek (one position; its angles are float32, ours are rounded after the cosine)
+# 16, and 1.36e-5 for deepseek (one position of 48; with rope angles in float32 it is 1.13e-5)
 ROUNDING = {"tiny-kjv": 2e-5, "deepseek-v019-dist-tp2pp2-fp32": 1.5e-5}
 
 
