@@ -95,17 +95,13 @@ def sentencepiece_model() -> bytes:
     pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
     pieces += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
     letters = "▁" + "".join(map(chr, range(33, 127)))
-    words = [a + b for a in letters for b in letters] + [
-        "▁" + a + b for a in letters[1:] for b in letters[1:]
-    ]
+    words = [a + b for a in letters for b in letters] + ["▁" + a + b for a in letters[1:] for b in letters[1:]]
     words += [a + b + c for a in letters[60:90] for b in letters[60:90] for c in letters[60:90]]
     unique = list(dict.fromkeys(words))[: VOCAB - len(pieces) - len(letters)]
     pieces += [(word, -float(rank), NORMAL) for rank, word in enumerate([*unique, *letters])]
     if len(pieces) != VOCAB:
         raise ValueError(f"{len(pieces)} pieces, {VOCAB} wanted")
-    out = b"".join(
-        field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces
-    )
+    out = b"".join(field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
     trainer = field(3, 2) + field(4, VOCAB) + field(35, 1)  # BPE, vocab_size, byte_fallback
     normalizer = field(1, b"identity") + field(3, 1) + field(4, 0) + field(5, 1)
     return out + field(2, trainer) + field(3, normalizer)
@@ -113,9 +109,7 @@ def sentencepiece_model() -> bytes:
 
 def main() -> None:
     """Write config, tokenizer and weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--shards", type=int, default=5)
@@ -158,9 +152,7 @@ def main() -> None:
     (out / "tokenizer.model").write_bytes(sentencepiece_model())
     shapes = tensor_shapes(given.layers)
     write_shards(out, shapes, given.shards)
-    print(
-        f"{out}: {sum(math.prod(shape) for shape in shapes.values()):,} parameters in {given.shards} shards"
-    )
+    print(f"{out}: {sum(math.prod(shape) for shape in shapes.values()):,} parameters in {given.shards} shards")
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ def vocabulary(key: str, model: dict[str, Any], stage: int, tp: int) -> Tensor:
     return Tensor(key, "bfloat16", (model["vocab"], model["hidden"]), chunks)
 
 
-def experts(
-    key: str, shape: tuple[int, ...], cut: int, model: dict[str, Any], layers: int, tp: int
-) -> Tensor:
+def experts(key: str, shape: tuple[int, ...], cut: int, model: dict[str, Any], layers: int, tp: int) -> Tensor:
     """[layer, expert, ...]: every expert is its own chunk, again cut over tensor parallel ranks."""
     chunks = []
     for layer in range(layers):

@@ -140,9 +140,7 @@ def goals_of(runs: dict[str, list[Run]]) -> list[Goal]:
         theirs = runs.get(f"converter {kind}")
         if theirs:
             own = runs[f"hf → gguf {kind}"]
-            goals.append(
-                Goal(f"hf → gguf {kind}: wall against the converter", ratio(own, theirs, "wall"), 0.25, "×")
-            )
+            goals.append(Goal(f"hf → gguf {kind}: wall against the converter", ratio(own, theirs, "wall"), 0.25, "×"))
     for name in [name for name in runs if name.endswith("100,000 chunks")]:
         goals.append(Goal(f"{name}: CPU", median(runs[name]).cpu, 12, "s"))
         goals.append(Goal(f"{name}: peak RSS", median(runs[name]).rss / MB, 500, "MB"))
@@ -160,9 +158,7 @@ def table(jobs: list[Job], runs: dict[str, list[Run]], goals: list[Goal]) -> str
     lines += ["", "| goal | measured | at most | |", "|---|---|---|---|"]
     for goal in goals:
         verdict = "met" if goal.met else "MISSED"
-        lines.append(
-            f"| {goal.what} | {goal.measured:.2f} {goal.unit} | {goal.limit} {goal.unit} | {verdict} |"
-        )
+        lines.append(f"| {goal.what} | {goal.measured:.2f} {goal.unit} | {goal.limit} {goal.unit} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -179,12 +175,8 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     """Run the groups asked for; exit 1 when a goal is missed, 2 when a job fails."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for sources and outputs, about 12 GB"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for sources and outputs, about 12 GB")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("torch_dist", "hf", "chunks"), action="append")
@@ -210,9 +202,7 @@ def main() -> int:
             return 2
     goals = goals_of(runs)
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
-    sources = {
-        name: tree_size(given.work / name) for name in ("torch_dist", "hf") if (given.work / name).exists()
-    }
+    sources = {name: tree_size(given.work / name) for name in ("torch_dist", "hf") if (given.work / name).exists()}
     print("\n".join(f"source {name}: {size / MB:.0f} MB" for name, size in sources.items()), end="\n\n")
     print(table(jobs, runs, goals))
     if given.json:

@@ -46,9 +46,7 @@ class Saving:
     parts     files per rank, filled in turn
     """
 
-    def __init__(
-        self, folder: Path, data_of: Callable[[Tensor, Chunk], bytes] | None, parts: int = 1
-    ) -> None:
+    def __init__(self, folder: Path, data_of: Callable[[Tensor, Chunk], bytes] | None, parts: int = 1) -> None:
         self._folder, self._data_of, self._parts = folder, data_of, parts
         self._files: dict[str, BinaryIO] = {}
         self._sizes: dict[str, int] = defaultdict(int)

@@ -22,9 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 TESTS = Path(__file__).parent
-CHECKPOINTS = tuple(
-    sorted(f.name.removesuffix(".tar.xz") for f in (TESTS / "data/checkpoints").glob("*.tar.xz"))
-)
+CHECKPOINTS = tuple(sorted(f.name.removesuffix(".tar.xz") for f in (TESTS / "data/checkpoints").glob("*.tar.xz")))
 
 
 @dataclass(frozen=True)

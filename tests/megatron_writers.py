@@ -122,9 +122,7 @@ def write_ranks(root: Path, state: State, args: Any, how: Ranks) -> Path:
             saved: dict[str, Any] = {"args": namespace, "checkpoint_version": 3.0, "iteration": 10}
             for turn, layers in enumerate(of_stage):
                 ends = (stage == 0 and turn == 0, stage == pipeline - 1 and turn == chunks - 1)
-                part = dict(
-                    _rank_part(names, args, how, (tensor_rank, expert_rank, number % how.etp), layers, ends)
-                )
+                part = dict(_rank_part(names, args, how, (tensor_rank, expert_rank, number % how.etp), layers, ends))
                 saved["model" if chunks == 1 else f"model{turn}"] = _as_torch(part, views=how.views)
             target = root / "iter_0000010" / folder
             target.mkdir(parents=True, exist_ok=True)
@@ -174,9 +172,7 @@ def _rank_part(
             elif how.experts == "te":
                 yield f"{expert[1]}{expert[3]}.weight{number}", part
             else:
-                grouped.setdefault(
-                    expert[1] + ("weight1" if expert[3].endswith("1") else "weight2"), []
-                ).append(part)
+                grouped.setdefault(expert[1] + ("weight1" if expert[3].endswith("1") else "weight2"), []).append(part)
     for name, parts in grouped.items():
         # GroupedMLP keeps [experts, in, out] in one matrix: weight1 [hidden, ...], weight2 [..., hidden]
         memory = np.stack([part.T for part in parts])

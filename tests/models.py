@@ -211,9 +211,7 @@ def as_bin(folder: Path, *, legacy: bool = False, shards: int = 1) -> Path:
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         own = names[shard::shards]
-        file = folder / (
-            "pytorch_model.bin" if shards == 1 else f"pytorch_model-{shard + 1:05d}-of-{shards:05d}.bin"
-        )
+        file = folder / ("pytorch_model.bin" if shards == 1 else f"pytorch_model-{shard + 1:05d}-of-{shards:05d}.bin")
         tensors = {name: state[name] for name in own}
         torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
         weight_map |= dict.fromkeys(own, file.name)

@@ -16,9 +16,7 @@ from crossdock.errors import NotACheckpointError
 from crossdock.formats.pickles.scan import Finding, scan
 
 ROOT = Path(__file__).parents[2]
-REAL = sorted(
-    file.name.removesuffix(".tar.xz") for file in (ROOT / "tests/data/checkpoints").glob("*.tar.xz")
-)
+REAL = sorted(file.name.removesuffix(".tar.xz") for file in (ROOT / "tests/data/checkpoints").glob("*.tar.xz"))
 
 
 @pytest.mark.parametrize("name", [*REAL, "tiny-kjv"])
@@ -83,9 +81,7 @@ def test_a_call_in_metadata_and_in_a_blob(megatron_checkpoint: Callable[[str], P
     (folder / ".metadata").unlink()
     assert {finding.name for finding in scan(folder)} == {"torch._utils._rebuild_tensor_vX"}
     shutil.copy(source / ".metadata", folder)
-    (folder / ".metadata").write_bytes(
-        (source / ".metadata").read_bytes().replace(b"_get_layout", b"_get_shells")
-    )
+    (folder / ".metadata").write_bytes((source / ".metadata").read_bytes().replace(b"_get_layout", b"_get_shells"))
     assert "torch.serialization._get_shells" in {finding.name for finding in scan(folder)}
 
 

@@ -50,22 +50,17 @@ def test_cast_equals_torch(source: str, target: str) -> None:
     kind = f"u{b.block_bytes}"
     # nans are nans on both sides, their payloads may differ
     nan, ours_nan = (
-        torch.from_numpy(x.copy()).view(getattr(torch, target)).to(torch.float32).isnan().numpy()
-        for x in (theirs, out)
+        torch.from_numpy(x.copy()).view(getattr(torch, target)).to(torch.float32).isnan().numpy() for x in (theirs, out)
     )
     assert np.array_equal(nan, ours_nan)
     different = (out.view(kind) != theirs.view(kind)) & ~nan
     assert not different.any(), np.flatnonzero(different)[:5]
 
 
-@pytest.mark.parametrize(
-    "name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
-)
+@pytest.mark.parametrize("name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"])
 def test_integers_are_read_and_copied_but_never_made(name: str) -> None:
     codec, bfloat16 = registry.get(name), registry.get("bfloat16")
-    values = (
-        np.array([0, 1, 1, 0]) if name == "bool" else np.array([0, 1, 100, 2 ** (8 * codec.block_bytes - 2)])
-    )
+    values = np.array([0, 1, 1, 0]) if name == "bool" else np.array([0, 1, 100, 2 ** (8 * codec.block_bytes - 2)])
     raw = values.astype(name).view(np.uint8)
     out = np.empty(4, np.float32)
     codec.decode(raw, out)

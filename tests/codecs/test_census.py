@@ -112,9 +112,7 @@ def test_figures_of_parts_add_up_to_those_of_the_whole() -> None:
     assert whole.max_reference == np.abs(reference).max()
     assert whole.rms == pytest.approx(np.sqrt(np.mean(difference**2)), rel=1e-6)
     assert parts.rms == pytest.approx(whole.rms, rel=1e-6)
-    assert whole.relative_rms == pytest.approx(
-        np.linalg.norm(difference) / np.linalg.norm(reference), rel=1e-6
-    )
+    assert whole.relative_rms == pytest.approx(np.linalg.norm(difference) / np.linalg.norm(reference), rel=1e-6)
     assert whole + ErrorFigures() == whole
 
 

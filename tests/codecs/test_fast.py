@@ -65,9 +65,7 @@ def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fast.available("q8_0")
 
 
-@pytest.mark.parametrize(
-    ("target", "off", "imported"), [("q8_0", "", True), ("q8_0", "1", False), ("bf16", "", False)]
-)
+@pytest.mark.parametrize(("target", "off", "imported"), [("q8_0", "", True), ("q8_0", "1", False), ("bf16", "", False)])
 def test_numba_is_imported_only_when_it_is_used(target: str, off: str, imported: bool) -> None:
     program = (
         "import sys, numpy as np\n"
@@ -79,7 +77,5 @@ def test_numba_is_imported_only_when_it_is_used(target: str, off: str, imported:
         "print('numba' in sys.modules)"
     )
     env = {"PYTHONPATH": ":".join(sys.path), fast.OFF: off, "HOME": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == str(imported)

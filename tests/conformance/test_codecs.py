@@ -55,9 +55,7 @@ def test_survives_pickling(codec: Codec) -> None:
 def test_decodes_any_bytes_alike_whole_or_in_blocks(codec: Codec) -> None:
     raw = np.random.default_rng(10).integers(0, 256, 7 * codec.block_bytes, dtype=np.uint8)
     whole = decode(codec, raw)
-    parts = [
-        decode(codec, raw[i : i + codec.block_bytes].copy()) for i in range(0, raw.size, codec.block_bytes)
-    ]
+    parts = [decode(codec, raw[i : i + codec.block_bytes].copy()) for i in range(0, raw.size, codec.block_bytes)]
     assert np.array_equal(whole, np.concatenate(parts), equal_nan=True)
 
 

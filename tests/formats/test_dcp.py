@@ -149,9 +149,7 @@ def test_safetensors_serialisation(tmp_path: Path) -> None:
     torch_dcp.save(state(), storage_writer=writer, no_dist=True)
     meta = dcp.read_metadata(tmp_path)
     stored = dcp.stored_tensors(meta, tmp_path)
-    assert {extent.wrapping for tensor in stored.tensors.values() for extent in tensor.extents} == {
-        "safetensors"
-    }
+    assert {extent.wrapping for tensor in stored.tensors.values() for extent in tensor.extents} == {"safetensors"}
     for name, value in state().items():
         if isinstance(value, torch.Tensor):
             np.testing.assert_array_equal(content(tmp_path, name, stored), oracle(value))

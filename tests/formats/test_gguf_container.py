@@ -50,9 +50,7 @@ TENSORS: list[Entry] = [
 ]
 
 
-def write(
-    path: Path, pairs: list[Pair] = PAIRS, tensors: list[Entry] = TENSORS, alignment: int = 32
-) -> bytes:
+def write(path: Path, pairs: list[Pair] = PAIRS, tensors: list[Entry] = TENSORS, alignment: int = 32) -> bytes:
     """A complete file with random data, and the bytes of its header."""
     header, offsets, total = container.header_bytes(pairs, tensors, alignment)
     data = bytearray(np.random.default_rng(0).integers(0, 256, total, dtype=np.uint8).tobytes())
@@ -177,9 +175,7 @@ def u32(number: int) -> bytes:
 
 
 def info(name: str, dims: list[int], kind: int, start: int) -> bytes:
-    return raw_header(name)[24 : 32 + len(name)] + struct.pack(
-        f"<I{len(dims)}QIQ", len(dims), *dims, kind, start
-    )
+    return raw_header(name)[24 : 32 + len(name)] + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, start)
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -324,9 +320,7 @@ def test_tensors_that_gguf_cannot_hold_are_all_named() -> None:
     assert len(caught.value.problems) == 6
 
 
-def split(
-    folder: Path, change: Callable[[int, list[Pair]], list[Pair]] = lambda number, pairs: pairs
-) -> list[Path]:
+def split(folder: Path, change: Callable[[int, list[Pair]], list[Pair]] = lambda number, pairs: pairs) -> list[Path]:
     """A model in three files of two tensors each."""
     paths = [folder / f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
     for number, path in enumerate(paths):
@@ -382,9 +376,7 @@ def test_broken_splits_are_refused(tmp_path: Path) -> None:
         container.read_split(renamed)
 
 
-@pytest.mark.parametrize(
-    "count", [("ARRAY[INT32]", [3]), ("STRING", "three"), ("INT32", -1), ("FLOAT32", 2.5)]
-)
+@pytest.mark.parametrize("count", [("ARRAY[INT32]", [3]), ("STRING", "three"), ("INT32", -1), ("FLOAT32", 2.5)])
 def test_a_split_count_that_is_none_is_refused(tmp_path: Path, count: tuple[str, Any]) -> None:
     paths = split(tmp_path, lambda number, pairs: [pairs[0], ("split.count", *count), pairs[2]])
     with pytest.raises(FormatError, match=r"split\.count is not a count"):

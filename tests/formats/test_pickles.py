@@ -127,8 +127,7 @@ def test_errors_name_file_opcode_and_byte() -> None:
     with pytest.raises(UnsafePickleError) as raised:
         pickles.load(b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.", where="activation_0.pt: data.pkl")
     assert raised.value.text().splitlines() == [
-        "activation_0.pt: data.pkl: byte 24 of the pickle: "
-        "the pickle wants to call posix.system (opcode REDUCE)",
+        "activation_0.pt: data.pkl: byte 24 of the pickle: the pickle wants to call posix.system (opcode REDUCE)",
         "  to do: run `crossdock scan PATH` to list every call in this checkpoint",
     ]
 
@@ -160,9 +159,7 @@ def test_stop_before_leaves_the_rest_unread() -> None:
     assert pickles.attributes(loaded) == {"first": [1, 2], "version": "1.0"}
     assert pickles.attributes(pickles.load(data, where="x", stop_before="never")) == vars(value)
     named = argparse.Namespace(first=1, version="late", more=[2])  # a value, not a name
-    assert pickles.attributes(pickles.load(pickle.dumps(named, 4), where="x", stop_before="late")) == vars(
-        named
-    )
+    assert pickles.attributes(pickles.load(pickle.dumps(named, 4), where="x", stop_before="late")) == vars(named)
 
 
 def test_opcode_table_is_pythons() -> None:

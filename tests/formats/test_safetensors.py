@@ -47,9 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     header, offsets, _ = write(path)
     read = ours.read_header(path)
-    assert {name: (t.codec, t.shape) for name, t in read.tensors.items()} == {
-        n: (c, s) for n, c, s in TENSORS
-    }
+    assert {name: (t.codec, t.shape) for name, t in read.tensors.items()} == {n: (c, s) for n, c, s in TENSORS}
     assert [read.tensors[name].begin for name, _, _ in TENSORS] == offsets
     assert read.metadata == METADATA
     assert read.data_start == len(header)

@@ -86,9 +86,7 @@ def exported(
 
 def own_keys(file: GgufFile) -> dict[str, tuple[str, Any]]:
     """The keys that describe the model: neither general.* nor tokenizer.*."""
-    return {
-        name: entry for name, entry in file.keys.items() if not name.startswith(("general.", "tokenizer."))
-    }
+    return {name: entry for name, entry in file.keys.items() if not name.startswith(("general.", "tokenizer."))}
 
 
 def same_keys(got: dict[str, tuple[str, Any]], expected: dict[str, tuple[str, Any]]) -> None:
@@ -106,9 +104,7 @@ def test_tensors_and_keys_are_the_converters(
 ) -> None:
     file, config = read_gguf(exported(recipe, "f32")), models.read_config(hf_model(recipe))
     expected = gguf_rules.gguf_tensors(hf_state(hf_model(recipe)), config)
-    assert {name: t.shape for name, t in file.tensors.items()} == {
-        name: t.shape for name, t in expected.items()
-    }
+    assert {name: t.shape for name, t in file.tensors.items()} == {name: t.shape for name, t in expected.items()}
     assert {t.type for t in file.tensors.values()} == {"F32"}
     different = [name for name, t in expected.items() if file.tensors[name].raw != t.tobytes()]
     assert not different
@@ -184,9 +180,7 @@ def test_llama_cpp_computes_transformers_logits(
 def test_what_llama_cpp_has_no_place_for_is_refused(
     recipe: str, tmp_path: Path, crossdock: Callable[..., Answer], hf_model: Recipe
 ) -> None:
-    answer = crossdock(
-        "export", hf_model(recipe), "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32"
-    )
+    answer = crossdock("export", hf_model(recipe), "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32")
     assert answer.code == 3
     assert "mlp_only_layers" in answer.stderr or "decoder_sparse_step" in answer.stderr
     assert list(tmp_path.iterdir()) == []
@@ -258,9 +252,7 @@ def test_there_and_back_again(
     source, back = hf_model(recipe), tmp_path / "back"
     # Llama 3.1's scaling is in the file only as divisors, so the config has to come along
     config = ("--config", source / "config.json") if recipe == "llama3" else ()
-    crossdock(
-        "export", exported(recipe, "f32"), "--to", "hf", "-o", back, "--dtype", "bfloat16", *config
-    ).ok()
+    crossdock("export", exported(recipe, "f32"), "--to", "hf", "-o", back, "--dtype", "bfloat16", *config).ok()
     before, after = hf_hashes(source), hf_hashes(back)
     assert sorted(before) == sorted(after)
     narrow = {name: entry for name, entry in before.items() if entry[0] == "bfloat16"}

@@ -98,9 +98,7 @@ def test_llama_cpp_computes_megatrons_logits(
 
 
 @pytest.mark.parametrize("twins", TWINS, ids=lambda twins: twins[0].split("-")[0])
-def test_every_layout_of_the_same_weights_gives_the_same_bytes(
-    twins: tuple[str, ...], exported: Export
-) -> None:
+def test_every_layout_of_the_same_weights_gives_the_same_bytes(twins: tuple[str, ...], exported: Export) -> None:
     hashes = {name: hf_hashes(exported(name, "hf")) for name in twins}
     first = hashes[twins[0]]
     assert all(one == first for one in hashes.values())
@@ -108,9 +106,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_bytes(
     assert all(one == stored[twins[0]] for one in stored.values())
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "tiny-kjv"]
-)
+@pytest.mark.parametrize("name", ["llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "tiny-kjv"])
 def test_auto_keeps_the_stored_dtype(
     name: str,
     tmp_path: Path,

@@ -51,9 +51,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 def hf_state(folder: Path) -> dict[str, Array]:
     """All tensors of a Hugging Face folder as float32, by the safetensors library."""
-    return {
-        name: np.asarray(tensor.float().numpy(), np.float32) for name, tensor in _hf_tensors(folder).items()
-    }
+    return {name: np.asarray(tensor.float().numpy(), np.float32) for name, tensor in _hf_tensors(folder).items()}
 
 
 def hf_hashes(folder: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:

@@ -125,9 +125,7 @@ def _split(name: str) -> tuple[int, str, str]:
 def rope_pairs(tensor: Array, heads: int) -> Array:
     """Rows of each head from [first halves, second halves] to adjacent pairs: ggml's "norm" rope order."""
     rows = tensor.shape[0] // heads
-    order = [
-        h * rows + half * rows // 2 + i for h in range(heads) for i in range(rows // 2) for half in (0, 1)
-    ]
+    order = [h * rows + half * rows // 2 + i for h in range(heads) for i in range(rows // 2) for half in (0, 1)]
     return np.take(tensor, order, axis=0)
 
 

@@ -46,9 +46,7 @@ def llama_logits(model: Path, tokens: Tokens, *, timeout: float = 120) -> Logits
         return np.asarray(np.load(got), dtype=np.float32)
 
 
-def llama_tokens(
-    model: Path, texts: list[str], *, add_special: bool = False, timeout: float = 120
-) -> list[list[int]]:
+def llama_tokens(model: Path, texts: list[str], *, add_special: bool = False, timeout: float = 120) -> list[list[int]]:
     """Token ids for each text; special tokens in the text are parsed. AssertionError with its log if it
     fails."""
     with tempfile.TemporaryDirectory() as folder:
@@ -103,9 +101,7 @@ class _Llama:
         self.get_logits = self._bind("llama_get_logits", ctypes.POINTER(ctypes.c_float), pointer)
         self.vocab = self._bind("llama_model_get_vocab", pointer, pointer)
         self.vocab_size = self._bind("llama_vocab_n_tokens", i32, pointer)
-        self.tokenize = self._bind(
-            "llama_tokenize", i32, pointer, text, i32, ints, i32, ctypes.c_bool, ctypes.c_bool
-        )
+        self.tokenize = self._bind("llama_tokenize", i32, pointer, text, i32, ints, i32, ctypes.c_bool, ctypes.c_bool)
         self._bind("llama_backend_init", None)()
 
     def _bind(self, name: str, result: Any, *arguments: Any) -> Any:

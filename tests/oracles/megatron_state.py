@@ -104,9 +104,7 @@ def _torch_dist(folder: Path) -> tuple[State, Any]:
         state |= {f"{prefix}experts.{e}.{part}": tensor[e] for e in range(len(tensor))}
     common = folder / "common.pt"
     args = (
-        _torch_load(common)["args"]
-        if common.exists()
-        else _torch_load(blob("common_state/shard_0_1", ()))[0]["args"]
+        _torch_load(common)["args"] if common.exists() else _torch_load(blob("common_state/shard_0_1", ()))[0]["args"]
     )
     return state, args
 
@@ -141,9 +139,7 @@ def _rank_files(folder: Path) -> tuple[State, Any]:
                     pieces[f"{layer}experts.{number}.{layer_part[0]}.weight"] = {0: _numpy(tensor)}
                 else:
                     pieces.setdefault(whole, {})[tensor_rank] = _numpy(tensor)
-    return {
-        key: _join(key, [ranks[r] for r in sorted(ranks)], args.swiglu) for key, ranks in pieces.items()
-    }, args
+    return {key: _join(key, [ranks[r] for r in sorted(ranks)], args.swiglu) for key, ranks in pieces.items()}, args
 
 
 def _join(key: str, ranks: list[Array], swiglu: bool) -> Array:

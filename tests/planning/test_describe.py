@@ -52,10 +52,10 @@ def test_settings_in_canonical_and_in_native_names() -> None:
 def test_an_unknown_setting_names_its_neighbours() -> None:
     error = refused(ARGS, UsageError, settings={"rotary_bas": "1", "zzz": "1", "num_hidden_layer": "1"})
     assert [problem.what for problem in error.problems] == [
-        "--set rotary_bas: no such name", "--set zzz: no such name", "--set num_hidden_layer: no such name",
+        "--set rotary_bas: no such field", "--set zzz: no such field", "--set num_hidden_layer: no such field",
     ]  # fmt: skip
     assert error.problems[0].expected.startswith("rotary_base")
-    assert error.problems[1].expected == "a name that inspect shows"
+    assert error.problems[1].expected == "a field that inspect shows"
     assert error.problems[2].expected.startswith("num_hidden_layers")
 
 

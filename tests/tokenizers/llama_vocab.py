@@ -21,9 +21,7 @@ from typing import Any
 
 import gguf
 
-VOCAB_ONLY = (
-    72  # byte offset in llama_model_params; check_tensors (false) and use_extra_bufts (true) follow it
-)
+VOCAB_ONLY = 72  # byte offset in llama_model_params; check_tensors (false) and use_extra_bufts (true) follow it
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ class _Llama:
         self.tokenize = self.function(
             "llama_tokenize", int32, pointer, ctypes.c_char_p, int32, tokens, int32, flag, flag
         )
-        self.piece = self.function(
-            "llama_token_to_piece", int32, pointer, int32, ctypes.c_char_p, int32, int32, flag
-        )
+        self.piece = self.function("llama_token_to_piece", int32, pointer, int32, ctypes.c_char_p, int32, int32, flag)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         found = getattr(self.library, name)
@@ -138,9 +134,7 @@ class _Llama:
         return found
 
 
-def _answer(
-    llama: _Llama, path: str, texts: list[str], add_special: bool, parse_special: bool
-) -> dict[str, Any]:
+def _answer(llama: _Llama, path: str, texts: list[str], add_special: bool, parse_special: bool) -> dict[str, Any]:
     llama.log.clear()
     parameters = llama.defaults()
     assert list(parameters.bytes[VOCAB_ONLY : VOCAB_ONLY + 5]) == [0, 0, 1, 0, 0], (

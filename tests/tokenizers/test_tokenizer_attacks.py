@@ -41,9 +41,7 @@ def field(number: int, payload: bytes) -> bytes:
 
 
 def piece(text: bytes, score: float = 0.0, kind: int = 1) -> bytes:
-    return field(
-        1, field(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind)
-    )
+    return field(1, field(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind))
 
 
 MODEL = piece(b"<unk>", kind=2) + piece(b"a") + field(2, varint(3 << 3) + varint(2))
@@ -201,9 +199,7 @@ JSON_VALUES = st.recursive(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | st.tuples(st.integers(0, len(MODEL) - 1), st.integers(0, 255)))
 def test_any_bytes_as_a_model(tmp_path: Path, noise: bytes | tuple[int, int]) -> None:
-    content = (
-        noise if isinstance(noise, bytes) else MODEL[: noise[0]] + bytes([noise[1]]) + MODEL[noise[0] + 1 :]
-    )
+    content = noise if isinstance(noise, bytes) else MODEL[: noise[0]] + bytes([noise[1]]) + MODEL[noise[0] + 1 :]
     save(tmp_path, tokenizer_model=content)
     try:
         tokenizers.read(tmp_path)

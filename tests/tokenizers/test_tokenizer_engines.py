@@ -30,9 +30,7 @@ LLAMA3 = {row.name: row for row in table().rows}["llama-bpe"].stages[0][0]
 QWEN2 = {row.name: row for row in table().rows}["qwen2"].stages[0][0]
 
 
-def in_llama(
-    folder: Path, texts: list[str], vocab_size: int | None = None, **flags: bool
-) -> llama_vocab.Vocab:
+def in_llama(folder: Path, texts: list[str], vocab_size: int | None = None, **flags: bool) -> llama_vocab.Vocab:
     """Our keys for the tokenizer in `folder`, loaded by llama.cpp, with `texts` tokenized."""
     read = tokenizers.read(folder)
     size = vocab_size or len(read.tokens)
@@ -69,9 +67,7 @@ def test_byte_level_bpe(tmp_path: Path, stages: list[dict[str, Any]], ignore_mer
     assert differing(texts, answer.ids, by_hf(tmp_path, texts)) == []
     pieces = [b"".join(answer.pieces[token] for token in ids).decode() for ids in answer.ids]
     assert pieces == texts
-    keys = {
-        key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=1024)
-    }
+    keys = {key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=1024)}
     assert keys["tokenizer.ggml.pre"] == name
     assert len(answer.pieces) == 1024
     assert answer.special["eos"] == 702
@@ -384,9 +380,7 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
 
 def test_sentencepiece_bpe_without_byte_tokens(tmp_path: Path) -> None:
     """llama.cpp ends its process at a character outside such a vocabulary; we say so."""
-    model = train_sentencepiece(
-        model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False
-    )
+    model = train_sentencepiece(model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False)
     read = tokenizers.read(save(tmp_path, tokenizer_model=model))
     path = llama_vocab.write_vocab(tmp_path / "v.gguf", tokenizers.gguf_metadata(read, vocab_size=960))
     assert llama_vocab.ask(path, ["light"]).ids == by_sentencepiece(model, ["light"])

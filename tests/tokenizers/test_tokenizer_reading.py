@@ -19,15 +19,11 @@ from crossdock.tokenizers.pre_tokenizers import table
 
 @pytest.fixture(scope="module")
 def gpt2() -> dict[str, Any]:
-    return train_bpe(
-        [byte_level(use_regex=True)], size=400, special=("<|endoftext|>", "<|im_end|>", "<stop>")
-    )
+    return train_bpe([byte_level(use_regex=True)], size=400, special=("<|endoftext|>", "<|im_end|>", "<stop>"))
 
 
 def metadata(tokenizer: tokenizers.Tokenizer, vocab_size: int, pre: str | None = None) -> dict[str, Any]:
-    return {
-        key: value for key, _, value in tokenizers.gguf_metadata(tokenizer, vocab_size=vocab_size, pre=pre)
-    }
+    return {key: value for key, _, value in tokenizers.gguf_metadata(tokenizer, vocab_size=vocab_size, pre=pre)}
 
 
 def test_all_that_travels(tmp_path: Path, gpt2: dict[str, Any]) -> None:
@@ -115,9 +111,7 @@ def test_qwen2_class_of_vocab_json(tmp_path: Path, gpt2: dict[str, Any]) -> None
         "merges_txt": "\n".join(m if isinstance(m, str) else " ".join(m) for m in gpt2["model"]["merges"]),
     }
     config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": {"400": {"content": "<|im_end|>"}}}
-    read = tokenizers.read(
-        save(tmp_path, tokenizer_config_json={**config, "eos_token": "<|im_end|>"}, **files)
-    )
+    read = tokenizers.read(save(tmp_path, tokenizer_config_json={**config, "eos_token": "<|im_end|>"}, **files))
     assert metadata(read, 512)["tokenizer.ggml.pre"] == "qwen2"
     assert (read.tokens[400], read.types[400], read.end_tokens) == ("<|im_end|>", 3, (400,))
     save(tmp_path, tokenizer_config_json={"tokenizer_class": "OwnTokenizer"})
@@ -264,19 +258,14 @@ def test_the_structure_counts_not_the_spelling(
     tmp_path: Path, gpt2: dict[str, Any], parts: list[dict[str, Any]], expected: str
 ) -> None:
     one = {**gpt2, "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
-    assert (
-        metadata(tokenizers.read(save(tmp_path, tokenizer_json=one)), 448)["tokenizer.ggml.pre"] == expected
-    )
+    assert metadata(tokenizers.read(save(tmp_path, tokenizer_json=one)), 448)["tokenizer.ggml.pre"] == expected
 
 
 def test_ignore_merges_decides_between_equal_patterns(tmp_path: Path) -> None:
     """A token that merging cannot reach makes the difference, and then the other name is taken."""
     pattern = next(row for row in table().rows if row.name == "llama-bpe").stages[0][0]
     trained = train_bpe([component(pattern), byte_level()], size=400)
-    assert (
-        metadata(tokenizers.read(save(tmp_path, tokenizer_json=trained)), 448)["tokenizer.ggml.pre"]
-        == "llama-bpe"
-    )
+    assert metadata(tokenizers.read(save(tmp_path, tokenizer_json=trained)), 448)["tokenizer.ggml.pre"] == "llama-bpe"
     trained["model"]["vocab"] |= {"qqqq": 400}
     trained["added_tokens"][0]["id"] = 401
     read = tokenizers.read(save(tmp_path, tokenizer_json=trained))
@@ -300,9 +289,7 @@ def test_ignore_merges_decides_between_equal_patterns(tmp_path: Path) -> None:
         ({"pre_tokenizer": None, "decoder": None}, "neither byte-level nor in SentencePiece's style"),
     ],
 )
-def test_what_cannot_be_carried_over(
-    tmp_path: Path, gpt2: dict[str, Any], change: dict[str, Any], said: str
-) -> None:
+def test_what_cannot_be_carried_over(tmp_path: Path, gpt2: dict[str, Any], change: dict[str, Any], said: str) -> None:
     with pytest.raises(TokenizerError, match=said):
         tokenizers.read(save(tmp_path, tokenizer_json={**gpt2, **change}))
 
@@ -338,9 +325,7 @@ def test_named_tokens_that_do_not_exist(tmp_path: Path, gpt2: dict[str, Any]) ->
 
 
 def test_a_model_configuration_with_infinity(tmp_path: Path, gpt2: dict[str, Any]) -> None:
-    save(
-        tmp_path, tokenizer_json=gpt2, config_json='{"time_step_limit": [0.0, Infinity], "eos_token_id": 402}'
-    )
+    save(tmp_path, tokenizer_json=gpt2, config_json='{"time_step_limit": [0.0, Infinity], "eos_token_id": 402}')
     assert tokenizers.read(tmp_path).end_tokens == (402,)
 
 

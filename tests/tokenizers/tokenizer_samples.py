@@ -13,7 +13,6 @@ from crossdock.tokenizers.hard_texts import HARD_TEXTS, around
 CORPUS = Path(__file__).parents[1] / "data" / "tokenizers" / "corpus.txt"
 
 
-
 def hard_texts(special: tuple[str, ...] = ()) -> list[str]:
     """The hard texts, the lines of the corpus, and special tokens within text."""
     within = [text for s in special for text in around(s)]

@@ -155,9 +155,7 @@ def stored_tensors(meta: DcpMetadata, root: Path, keep: Callable[[str], bool] = 
                 try:
                     sources.append(SourceFile.of(root / chunk.path))
                 except OSError as error:
-                    raise FormatError(
-                        f"cannot be read: {error.strerror}", where=str(root / chunk.path)
-                    ) from None
+                    raise FormatError(f"cannot be read: {error.strerror}", where=str(root / chunk.path)) from None
             end = meta.ends.get((chunk.path, chunk.offset))
             wrapping: Wrapping = "torch_zip" if end is None else "safetensors"
             nbytes = chunk.length if end is None else end - chunk.offset

@@ -111,9 +111,7 @@ def check_wrappings(
                     head = read_exact(fd, chunk.offset, min(9, sizes[chunk.path] - chunk.offset), str(path))
                 forms[chunk.path] = head[8:] == b"{"
                 if head[8:] != b"{" and not head.startswith(b"PK\3\4"):
-                    problems.add(
-                        f"no tensor starts at byte {chunk.offset}", at=chunk.path, got=repr(head[:8])
-                    )
+                    problems.add(f"no tensor starts at byte {chunk.offset}", at=chunk.path, got=repr(head[:8]))
             if not forms[chunk.path]:
                 continue
             if where not in headers:
@@ -129,9 +127,7 @@ def check_wrappings(
     return {where: header.end for where, header in headers.items()}
 
 
-def _check_named(
-    name: str, tensor: DcpTensor, chunk: Chunk, header: SafetensorsHeader, problems: Problems
-) -> None:
+def _check_named(name: str, tensor: DcpTensor, chunk: Chunk, header: SafetensorsHeader, problems: Problems) -> None:
     found = header.tensors.get(name)
     if found is None:
         problems.add(f"the tensor is not in the safetensors blob of {printable(chunk.path)}", at=name)
@@ -147,13 +143,7 @@ def _check_named(
 def is_inside(path: str) -> bool:
     """True for a path that stays inside the folder that it is relative to."""
     parts = PurePosixPath(path).parts
-    return (
-        bool(parts)
-        and not path.startswith("/")
-        and ".." not in parts
-        and "\0" not in path
-        and "\\" not in path
-    )
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path and "\\" not in path
 
 
 def _file_size(path: Path) -> int:

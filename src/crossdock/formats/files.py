@@ -24,9 +24,7 @@ def reading(path: Path) -> Iterator[int]:
     except FileNotFoundError as error:
         raise NotACheckpointError("there is no such file", where=str(path)) from error
     except OSError as error:
-        raise EnvironmentProblem(
-            f"the file cannot be opened: {error.strerror or error}", where=str(path)
-        ) from error
+        raise EnvironmentProblem(f"the file cannot be opened: {error.strerror or error}", where=str(path)) from error
     try:
         if not os.path.isfile(fd):
             raise NotACheckpointError("this is not a regular file", where=str(path))
@@ -78,9 +76,7 @@ def _pread(fd: int, nbytes: int, offset: int, where: str) -> bytes:
 
 
 def _unreadable(where: str, offset: int, error: OSError) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"reading failed: {error.strerror or error}", where=f"{where} at byte {offset:,}"
-    )
+    return EnvironmentProblem(f"reading failed: {error.strerror or error}", where=f"{where} at byte {offset:,}")
 
 
 def _truncated(where: str, offset: int, nbytes: int, size: int) -> FormatError:

@@ -125,9 +125,7 @@ def header_bytes(
         if name in seen:
             problems.append(Problem(f"the tensor {name!r} is given twice, or reserved"))
         if codec not in _BY_CODEC:
-            problems.append(
-                Problem(f"safetensors has no dtype for {codec}", name, fix="choose bf16, f16 or f32")
-            )
+            problems.append(Problem(f"safetensors has no dtype for {codec}", name, fix="choose bf16, f16 or f32"))
         seen.add(name)
     if problems:
         raise PlanError(problems)
@@ -141,9 +139,7 @@ def header_bytes(
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     if len(text) > MAX_HEADER:
-        raise PlanError(
-            "the safetensors header would be too large", expected="100 MB", got=f"{len(text):,} bytes"
-        )
+        raise PlanError("the safetensors header would be too large", expected="100 MB", got=f"{len(text):,} bytes")
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, [start + begin for begin in begins], start + end
 
@@ -154,9 +150,7 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
         raise FormatError("the header is not a JSON object", where=where, expected="'{'", got=repr(text[:16]))
     items = text.count(b",") + text.count(b"[") + text.count(b"{")
     if items > MAX_ITEMS:
-        raise FormatError(
-            "the header has too many values", where=where, expected=f"{MAX_ITEMS:,}", got=f"{items:,}"
-        )
+        raise FormatError("the header has too many values", where=where, expected=f"{MAX_ITEMS:,}", got=f"{items:,}")
     try:
         entries = json.loads(
             text.decode(),
@@ -211,9 +205,7 @@ def _place(
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
             if tensor.begin != at:
                 what = "leaves a hole before itself" if tensor.begin > at else "overlaps another tensor"
-                problems.append(
-                    Problem(f"tensor {name!r} {what}", where, f"begin {at:,}", f"{tensor.begin:,}")
-                )
+                problems.append(Problem(f"tensor {name!r} {what}", where, f"begin {at:,}", f"{tensor.begin:,}"))
             at = tensor.end
         if at > limit:
             problems.append(

@@ -19,9 +19,7 @@ def tiling_error(shape: tuple[int, ...], boxes: Sequence[Box]) -> str:
     for offsets, sizes in boxes:
         if len(offsets) != len(shape) or len(sizes) != len(shape):
             return f"a chunk has {len(offsets)} offsets and {len(sizes)} sizes for {len(shape)} dimensions"
-        if any(
-            at < 0 or size < 0 or at + size > end for at, size, end in zip(offsets, sizes, shape, strict=True)
-        ):
+        if any(at < 0 or size < 0 or at + size > end for at, size, end in zip(offsets, sizes, shape, strict=True)):
             return f"the chunk at {list(offsets)} of size {list(sizes)} lies outside the tensor {list(shape)}"
         if _volume(sizes):
             filled.append((offsets, sizes))

@@ -6,6 +6,7 @@ Third parties add folders of such files by the entry point group `crossdock.fami
 
 from __future__ import annotations
 
+import difflib
 import functools
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from crossdock.errors import ConfigError, Problem
+from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.model.expressions import Expression, expression
 
@@ -109,11 +110,14 @@ def families() -> Mapping[str, Family]:
 
 
 def family(name: str) -> Family:
-    """The family called `name`. Raises ConfigError that lists the known ones."""
+    """The family called `name`. Raises UsageError that lists the known ones."""
     known = families()
     if name not in known:
-        raise ConfigError(
-            f"there is no family {name!r}", expected=", ".join(known), fix="give one of these to --family"
+        near = difflib.get_close_matches(name, known, 1)
+        raise UsageError(
+            f"there is no family {name!r}",
+            expected=", ".join(known),
+            fix=f"did you mean --family {near[0]}?" if near else "give one of these to --family",
         )
     return known[name]
 

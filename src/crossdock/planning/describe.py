@@ -186,7 +186,7 @@ def _split_settings(
         else:
             near = difflib.get_close_matches(key, [*FIELDS, *readable], 3)
             problems.append(
-                Problem(f"--set {key}: no such name", expected=" or ".join(near) or "a name that inspect shows")
+                Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows")
             )
     if problems:
         raise UsageError(problems)

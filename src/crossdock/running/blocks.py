@@ -21,6 +21,7 @@ from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
+TRANSPOSED = 8 << 20  # the same where source rows become target columns: each block reads a strip of every row
 SMALLEST = 64 << 10
 _BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the codec
 
@@ -40,10 +41,10 @@ class Share:
     """One worker's memory: buffers that are reused for every block. Never shared between threads."""
 
     def __init__(self, nbytes: int) -> None:
-        self.block = min(LARGEST, nbytes // _BUFFERS // 4096 * 4096)
+        self.block = min(TRANSPOSED, nbytes // _BUFFERS // 4096 * 4096)
         self.gathered = np.empty(self.block, np.uint8)
         self.encoded = np.empty(self.block, np.uint8)
-        self.hull = np.empty(min(4 * LARGEST, max(self.block, nbytes - 5 * self.block)), np.uint8)
+        self.hull = np.empty(min(max(4 * LARGEST, self.block), max(self.block, nbytes - 5 * self.block)), np.uint8)
         self.workspace = Workspace()
         self._values: Values = np.empty(0, np.float32)
 
@@ -95,7 +96,9 @@ def blocks(
     from_values = convert(codecs.get("float32"), target, compiled)
     whole = math.lcm(source.block, target.block)
     widest = max(source.block_bytes / source.block, target.block_bytes / target.block, 4 if adding else 0)
-    per_block = max(1, int(share.block / widest) // whole) * whole
+    transposed = any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
+    room = share.block if transposed else min(share.block, LARGEST)
+    per_block = max(1, int(room / widest) // whole) * whole
     per_block = per_block if most is None else min(per_block, most)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull)
     for start in range(0, elements, per_block):

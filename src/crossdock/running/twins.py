@@ -16,9 +16,7 @@ def check(plan: Plan, reader: Reader, share: Share) -> None:
     for twin in plan.twins:
         one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
         second = Share(len(share.gathered) * 6)
-        for mine, like in zip(
-            blocks(plan, one, reader, share), blocks(plan, other, reader, second), strict=True
-        ):
+        for mine, like in zip(blocks(plan, one, reader, share), blocks(plan, other, reader, second), strict=True):
             if not np.array_equal(mine.encoded, like.encoded):
                 problems.append(
                     Problem(
@@ -36,5 +34,3 @@ def check(plan: Plan, reader: Reader, share: Share) -> None:
 def _imaginary(moves: tuple[Move, ...], elements: int) -> TargetTensor:
     nbytes = 4 * elements
     return TargetTensor("", 0, 0, nbytes, (elements,), "float32", moves)
-
-

@@ -131,9 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise FormatError("nested too deeply for JSON", where=str(path)) from None
     except ValueError as error:
-        raise FormatError(
-            f"not valid JSON: {error}", where=str(path), cause="truncated or edited file"
-        ) from None
+        raise FormatError(f"not valid JSON: {error}", where=str(path), cause="truncated or edited file") from None
     if not isinstance(value, dict):
         raise FormatError("not a JSON object", where=str(path), got=type(value).__name__)
     return value

@@ -84,9 +84,7 @@ def gguf_metadata(
         except TokenizerError as error:
             problems += error.problems
     elif pre is not None:
-        problems.append(
-            Problem(f"only byte-level BPE has a pre-tokenizer, {pre!r} has no meaning here", where=where)
-        )
+        problems.append(Problem(f"only byte-level BPE has a pre-tokenizer, {pre!r} has no meaning here", where=where))
     ids = _role_ids(tokenizer, tokens, types)
     if "eos" not in ids:
         problems.append(_no_end(where))
@@ -171,9 +169,7 @@ def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int])
         found = {text: number for number, text in enumerate(tokens) if types[number] == TokenType.CONTROL}
         eos = next((found[text] for text in END_TEXTS if text in found), None)
     if eos is None:
-        eos = next(
-            (number for number in reversed(range(len(types))) if types[number] == TokenType.UNUSED), None
-        )
+        eos = next((number for number in reversed(range(len(types))) if types[number] == TokenType.UNUSED), None)
     ids = {"bos": special.get("bos", eos), "eos": eos}
     # The further end tokens: those that llama.cpp does not know by their text need the two places first.
     unknown = [number for number in ends[1:] if number < len(tokens) and tokens[number] not in END_TEXTS]
@@ -190,11 +186,7 @@ def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int])
 def _lost_ends(tokenizer: Tokenizer, ids: dict[str, int], where: str) -> list[Problem]:
     written = {ids.get(role) for role in ("eos", "eot", "eom")}
     size = len(tokenizer.tokens)
-    lost = [
-        n
-        for n in tokenizer.end_tokens
-        if n < size and n not in written and tokenizer.tokens[n] not in END_TEXTS
-    ]
+    lost = [n for n in tokenizer.end_tokens if n < size and n not in written and tokenizer.tokens[n] not in END_TEXTS]
     if not lost:
         return []
     return [
@@ -209,9 +201,7 @@ def _lost_ends(tokenizer: Tokenizer, ids: dict[str, int], where: str) -> list[Pr
 
 def _beyond(tokenizer: Tokenizer, vocab_size: int, where: str, vocab_from: str) -> Problem:
     size = len(tokenizer.tokens)
-    listed = ", ".join(
-        f"{n} {tokenizer.tokens[n][:30]!r}" for n in range(vocab_size, min(size, vocab_size + 5))
-    )
+    listed = ", ".join(f"{n} {tokenizer.tokens[n][:30]!r}" for n in range(vocab_size, min(size, vocab_size + 5)))
     return Problem(
         f"the tokenizer has {size - vocab_size} tokens beyond the model's embedding",
         where=where,

@@ -31,11 +31,7 @@ def merge(word: str, ranks: Mapping[str, int]) -> list[str]:
     """The symbols that `word` ends up as: the lowest-ranked pair is merged first, the leftmost of equals."""
     symbols = list(word)
     while len(symbols) > 1:
-        found = [
-            (rank, at)
-            for at in range(len(symbols) - 1)
-            if (rank := ranks.get(_pair(symbols, at))) is not None
-        ]
+        found = [(rank, at) for at in range(len(symbols) - 1) if (rank := ranks.get(_pair(symbols, at))) is not None]
         if not found:
             return symbols
         _, at = min(found)

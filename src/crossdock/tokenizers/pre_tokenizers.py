@@ -132,9 +132,7 @@ def choose(tokenizer: Tokenizer, override: str | None = None) -> str:
         )
     if rows[0].ignore_merges == tokenizer.ignore_merges:
         return rows[0].name
-    normal = [
-        text for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True) if kind == TokenType.NORMAL
-    ]
+    normal = [text for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True) if kind == TokenType.NORMAL]
     lost = unreached(normal, tokenizer.merges)
     if not lost:
         return rows[0].name

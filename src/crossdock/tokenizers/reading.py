@@ -79,26 +79,17 @@ def read(path: Path) -> Tokenizer:
             continue
         # A text that the vocabulary's own files made special stays so.
         old = tokens.get(number)
-        if (
-            old is None
-            or old.text != token.text
-            or token.type == TokenType.CONTROL
-            or old.type == TokenType.NORMAL
-        ):
+        if old is None or old.text != token.text or token.type == TokenType.CONTROL or old.type == TokenType.NORMAL:
             tokens[number] = token
     if not tokens:
         raise FormatError("the vocabulary is empty", where=str(files.travels[0][1]))
     special, missing = _special(vocabulary, tokens, configuration, files)
     _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
-    dense = [
-        tokens.get(number, Token(f"[PAD{number}]", TokenType.UNUSED, PAD_SCORE)) for number in range(size)
-    ]
+    dense = [tokens.get(number, Token(f"[PAD{number}]", TokenType.UNUSED, PAD_SCORE)) for number in range(size)]
     ends = dict.fromkeys([*([special["eos"]] if "eos" in special else []), *model_ids(configuration, "eos")])
     prefix = (
-        flag(configuration, "add_prefix_space")
-        if vocabulary.kind == "spm" and TOKENIZER_MODEL in sources
-        else None
+        flag(configuration, "add_prefix_space") if vocabulary.kind == "spm" and TOKENIZER_MODEL in sources else None
     )
     add_bos, add_eos = flag(configuration, "add_bos_token"), flag(configuration, "add_eos_token")
     return Tokenizer(
@@ -152,9 +143,7 @@ def _is_byte_level(data: Mapping[str, object]) -> bool:
     return False
 
 
-def _agreeing(
-    vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path, as_model: Path
-) -> Vocabulary:
+def _agreeing(vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path, as_model: Path) -> Vocabulary:
     """The SentencePiece vocabulary with the added tokens of tokenizer.json over it. Raises TokenizerError."""
     model = data.get("model")
     if not isinstance(model, Mapping):

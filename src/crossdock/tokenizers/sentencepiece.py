@@ -168,9 +168,7 @@ def _differences(model: _Model, path: Path) -> tuple[Problem, ...]:
     found = []
     user_defined = any(piece.type == TokenType.USER_DEFINED for piece in model.pieces)
     if user_defined and model.normalizer["add_dummy_prefix"]:
-        what = (
-            "llama.cpp cuts text at user-defined tokens and puts a space before each part, not only the first"
-        )
+        what = "llama.cpp cuts text at user-defined tokens and puts a space before each part, not only the first"
         found.append(difference(what, path))
     if model.trainer["model_type"] == BPE:
         if model.normalizer["precompiled_charsmap"]:

@@ -94,9 +94,7 @@ def additional_special(configuration: Configuration) -> list[str]:
     for source in (configuration.tokenizer, configuration.special_tokens):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             listed = source.get(key)
-            entries = (
-                listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else ()
-            )
+            entries = listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else ()
             found += [text for entry in entries if (text := text_of(entry)) is not None]
     return found
 
@@ -125,18 +123,12 @@ def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[
         templates["default"] = given
     elif isinstance(given, list):
         for entry in given:
-            name, text = (
-                (entry.get("name"), entry.get("template")) if isinstance(entry, Mapping) else (None, None)
-            )
+            name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, Mapping) else (None, None)
             if not isinstance(name, str) or not isinstance(text, str):
-                raise FormatError(
-                    "a chat template without name and template", where=str(where), got=repr(entry)[:80]
-                )
+                raise FormatError("a chat template without name and template", where=str(where), got=repr(entry)[:80])
             templates[name] = text
     elif given is not None:
-        raise FormatError(
-            "chat_template is neither text nor a list", where=str(where), got=type(given).__name__
-        )
+        raise FormatError("chat_template is neither text nor a list", where=str(where), got=type(given).__name__)
     for name, path in files.travels:
         if name == CHAT_TEMPLATE:
             templates["default"] = read_text(path)

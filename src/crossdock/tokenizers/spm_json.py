@@ -80,12 +80,8 @@ def _normalizer(data: Mapping[str, Any], path: Path) -> bool:
         kind = part.get("type")
         if kind == "Prepend" and part.get("prepend") == SPACE:
             prefix = True
-        elif not (
-            kind == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == SPACE
-        ):
-            raise refuse(
-                "llama.cpp changes no text before SentencePiece BPE, this tokenizer does", path, got=str(kind)
-            )
+        elif not (kind == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == SPACE):
+            raise refuse("llama.cpp changes no text before SentencePiece BPE, this tokenizer does", path, got=str(kind))
     return prefix
 
 
@@ -100,16 +96,11 @@ def _pre_tokenizer(data: Mapping[str, Any], texts: Mapping[int, str], path: Path
         kind = part.get("type")
         if kind == "Metaspace" and part.get("replacement", SPACE) == SPACE:
             meta = True
-            prefix = (
-                part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
-                != "never"
-            )
+            prefix = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never") != "never"
             if part.get("split", True):
                 _demand_word_tokens(texts, path)
         elif not (kind == "Split" and part.get("pattern") == {"String": " "} and spaces_gone):
-            raise refuse(
-                "llama.cpp splits no text before SentencePiece BPE, this tokenizer does", path, got=str(kind)
-            )
+            raise refuse("llama.cpp splits no text before SentencePiece BPE, this tokenizer does", path, got=str(kind))
     if not meta:
         raise refuse(
             "a BPE model that is neither byte-level nor in SentencePiece's style",

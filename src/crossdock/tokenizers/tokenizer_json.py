@@ -45,15 +45,11 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     if not isinstance(model, dict):
         raise FormatError("no model in it", where=str(path), fix="is this the tokenizer.json of a tokenizer?")
     # Files from before tokenizers 0.10 have no model type.
-    kind = model.get("type") or (
-        "BPE" if "merges" in model else "Unigram" if "unk_id" in model else "WordPiece"
-    )
+    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else "WordPiece")
     if kind == "Unigram":
         return _unigram(data, model, path)
     if kind != "BPE":
-        raise refuse(
-            "this kind of model cannot be carried over", path, expected="BPE or Unigram", got=str(kind)
-        )
+        raise refuse("this kind of model cannot be carried over", path, expected="BPE or Unigram", got=str(kind))
     for option in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise refuse(f"llama.cpp has no {option} in BPE", path, got=repr(model[option])[:80])
@@ -63,9 +59,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     ]
     if any(part.get("type") == "ByteLevel" for part in parts):
         return _byte_level(data, model, path)
-    return spm_json.vocabulary(
-        data, texts_of(model, path), merges_of(model, path), added_of(data, "spm", path), path
-    )
+    return spm_json.vocabulary(data, texts_of(model, path), merges_of(model, path), added_of(data, "spm", path), path)
 
 
 def texts_of(model: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -85,11 +79,7 @@ def merges_of(model: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ..
     pairs = []
     for rank, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(half, str) and half for half in pair)
-        ):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) and half for half in pair):
             raise FormatError(f"merge {rank} is not a pair", where=str(path), got=repr(merge)[:80])
         pairs.append((pair[0], pair[1]))
     check_texts((half for pair in pairs for half in pair), path, "merge")
@@ -137,9 +127,7 @@ def _byte_level(data: Mapping[str, Any], model: Mapping[str, Any], path: Path) -
     found = [*_normalizer_differences(data, path), *around.differences, *added_differences(data, path)]
     if prefix_space:
         found.append(
-            difference(
-                "llama.cpp puts no space before the text; this tokenizer does (add_prefix_space)", path
-            )
+            difference("llama.cpp puts no space before the text; this tokenizer does (add_prefix_space)", path)
         )
     if model.get("dropout"):
         found.append(difference("llama.cpp merges without dropout; this tokenizer has some", path))
@@ -160,12 +148,8 @@ def _byte_level(data: Mapping[str, Any], model: Mapping[str, Any], path: Path) -
 def _normalizer_differences(data: Mapping[str, Any], path: Path) -> list[Problem]:
     names = [str(part.get("type")) for part in flatten(data.get("normalizer"), "normalizers", path)]
     if strange := [name for name in names if name not in ("NFC", "NFKC", "NFD", "NFKD")]:
-        raise refuse(
-            "llama.cpp does not change text before byte-level BPE, this tokenizer does", path, got=strange[0]
-        )
-    return [
-        difference(f"llama.cpp does not normalize text; this tokenizer does ({name})", path) for name in names
-    ]
+        raise refuse("llama.cpp does not change text before byte-level BPE, this tokenizer does", path, got=strange[0])
+    return [difference(f"llama.cpp does not normalize text; this tokenizer does ({name})", path) for name in names]
 
 
 def added_differences(data: Mapping[str, Any], path: Path) -> list[Problem]:
@@ -186,12 +170,7 @@ def _unigram(data: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> V
     unknown = model.get("unk_id")
     tokens: dict[int, Token] = {}
     for number, entry in enumerate(vocab):
-        if (
-            not isinstance(entry, list)
-            or len(entry) != 2
-            or not isinstance(entry[0], str)
-            or not _is_score(entry[1])
-        ):
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str) or not _is_score(entry[1]):
             raise FormatError(f"entry {number} is not [text, score]", where=str(path), got=repr(entry)[:80])
         kind = TokenType.NORMAL
         if number == unknown:
@@ -235,9 +214,7 @@ def _unigram_normalizer(data: Mapping[str, Any], path: Path) -> tuple[bytes, boo
             except (binascii.Error, TypeError, ValueError):
                 raise FormatError("precompiled_charsmap is not base64", where=str(path)) from None
         elif (
-            kind == "Replace"
-            and part.get("pattern") == {"Regex": " {2,}"}
-            and part.get("content") in (" ", SPACE)
+            kind == "Replace" and part.get("pattern") == {"Regex": " {2,}"} and part.get("content") in (" ", SPACE)
         ) or kind == "Strip":
             collapse = True
         else:
@@ -261,9 +238,7 @@ def _metaspace(data: Mapping[str, Any], path: Path) -> tuple[bool, bool]:
         else:
             raise refuse("llama.cpp splits no text before Unigram, this tokenizer does", path, got=str(kind))
     if not seen:
-        raise refuse(
-            "llama.cpp writes spaces as ▁ before Unigram, this tokenizer does not", path, expected="Metaspace"
-        )
+        raise refuse("llama.cpp writes spaces as ▁ before Unigram, this tokenizer does not", path, expected="Metaspace")
     return prefix, drops
 
 

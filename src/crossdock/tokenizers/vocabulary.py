@@ -21,9 +21,7 @@ PAD_SCORE = -10000.0
 
 # Facts about llama.cpp that more than one reader has to tell.
 NO_BYTE_TOKENS = "llama.cpp aborts on characters outside the vocabulary: this one has no byte tokens for them"
-NO_BYTE_FALLBACK = (
-    "llama.cpp has no byte fallback for Unigram: characters outside the vocabulary become unknown tokens"
-)
+NO_BYTE_FALLBACK = "llama.cpp has no byte fallback for Unigram: characters outside the vocabulary become unknown tokens"
 
 
 class Token(NamedTuple):

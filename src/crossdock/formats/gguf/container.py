@@ -103,14 +103,10 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
     for number, file in enumerate(files):
         said = _number(file, "split.no", number), _number(file, "split.count", 0)
         if said != (number, count):
-            problems.append(
-                Problem("wrong place in the split", str(file.path), f"{(number, count)}", f"{said}")
-            )
+            problems.append(Problem("wrong place in the split", str(file.path), f"{(number, count)}", f"{said}"))
         for tensor in file.tensors:
             if tensor.name in seen:
-                problems.append(
-                    Problem(f"tensor {tensor.name!r} is also in {seen[tensor.name].name}", str(file.path))
-                )
+                problems.append(Problem(f"tensor {tensor.name!r} is also in {seen[tensor.name].name}", str(file.path)))
             seen[tensor.name] = file.path
     total = _number(first, "split.tensors.count", len(seen))
     if total != len(seen):
@@ -164,19 +160,13 @@ def header_bytes(
 def _read_version(cursor: Cursor) -> int:
     magic = cursor.take(4, "the magic number")
     if magic != MAGIC:
-        hint = (
-            "GGML files from before 2023-08 must be made anew" if magic in (b"tjgg", b"lmgg", b"fmgg") else ""
-        )
+        hint = "GGML files from before 2023-08 must be made anew" if magic in (b"tjgg", b"lmgg", b"fmgg") else ""
         raise cursor.error("this is not a GGUF file", 0, expected=repr(MAGIC), got=repr(magic), fix=hint)
     version = cursor.u32("the version")
     if version and not version & 0xFFFF:
-        raise cursor.error(
-            "a big-endian GGUF file", 4, fix="turn it round with gguf-py's gguf_convert_endian"
-        )
+        raise cursor.error("a big-endian GGUF file", 4, fix="turn it round with gguf-py's gguf_convert_endian")
     if version not in (2, 3):
-        raise cursor.error(
-            "a GGUF version that crossdock does not read", 4, expected="2 or 3", got=str(version)
-        )
+        raise cursor.error("a GGUF version that crossdock does not read", 4, expected="2 or 3", got=str(version))
     return version
 
 
@@ -195,9 +185,7 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str
 def _read_alignment(cursor: Cursor, metadata: Mapping[str, Any], types: Mapping[str, str]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if types.get("general.alignment", "UINT32") != "UINT32" or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.error(
-            "general.alignment is not a power of two", expected="UINT32 32", got=repr(alignment)
-        )
+        raise cursor.error("general.alignment is not a power of two", expected="UINT32 32", got=repr(alignment))
     return int(alignment)
 
 
@@ -235,18 +223,14 @@ def _read_info(cursor: Cursor) -> _Info:
     return _Info(at, name, tuple(reversed(shape)), TYPES_BY_NUMBER[number], start)
 
 
-def _place(
-    where: str, infos: Sequence[_Info], data_start: int, alignment: int, size: int
-) -> tuple[GgufTensor, ...]:
+def _place(where: str, infos: Sequence[_Info], data_start: int, alignment: int, size: int) -> tuple[GgufTensor, ...]:
     """Check names, shapes and places; absolute offsets. Collects all problems."""
     tensors: list[GgufTensor] = []
     problems: list[Problem] = []
     names: set[str] = set()
 
     def refuse(info: _Info, what: str, expected: str = "", got: str = "", cause: str = "") -> None:
-        problems.append(
-            Problem(f"tensor {info.name!r} {what}", f"{where} at byte {info.at:,}", expected, got, cause)
-        )
+        problems.append(Problem(f"tensor {info.name!r} {what}", f"{where} at byte {info.at:,}", expected, got, cause))
 
     for info in infos:
         if info.name in names:
@@ -254,9 +238,7 @@ def _place(
         names.add(info.name)
         block = info.kind.block
         if block > 1 and (not info.shape or info.shape[-1] % block):
-            refuse(
-                info, f"has rows that are no whole {info.kind.codec} blocks of {block}", got=f"{info.shape}"
-            )
+            refuse(info, f"has rows that are no whole {info.kind.codec} blocks of {block}", got=f"{info.shape}")
             continue
         nbytes = prod(info.shape) // block * info.kind.block_bytes
         offset = data_start + info.start
@@ -291,22 +273,16 @@ def _check_written(
     wrong = [Problem(f"the GGUF key {key!r} is given twice") for key in _repeated(keys)]
     said = dict(zip(keys, (value for _, _, value in pairs), strict=True)).get("general.alignment", alignment)
     if alignment < 8 or alignment & (alignment - 1) or said != alignment:
-        wrong.append(
-            Problem("general.alignment", expected="a power of two, 8 or more", got=f"{said}, {alignment}")
-        )
+        wrong.append(Problem("general.alignment", expected="a power of two, 8 or more", got=f"{said}, {alignment}"))
     if wrong:
         raise ConfigError(wrong)
     problems = [Problem(f"the tensor {name!r} is given twice") for name in _repeated(names)]
     for name, shape, codec in tensors:
         kind = TYPES_BY_CODEC.get(codec)
         if kind is None:
-            problems.append(
-                Problem(f"GGUF has no type for {codec}", name, fix="choose f32, bf16, f16 or q8_0")
-            )
+            problems.append(Problem(f"GGUF has no type for {codec}", name, fix="choose f32, bf16, f16 or q8_0"))
         elif kind.block > 1 and (not shape or shape[-1] % kind.block):
-            problems.append(
-                Problem(f"rows are no whole {codec} blocks of {kind.block}", name, got=f"{shape}")
-            )
+            problems.append(Problem(f"rows are no whole {codec} blocks of {kind.block}", name, got=f"{shape}"))
         if not 1 <= len(shape) <= MAX_DIMENSIONS_WRITTEN:
             problems.append(Problem("GGUF tensors have 1 to 4 dimensions", name, got=f"{shape}"))
         if len(name.encode()) > MAX_NAME_WRITTEN:

@@ -86,6 +86,4 @@ _TABLE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 
 NAMES: Final[Mapping[int, str]] = MappingProxyType({ord(op): name for op, (name, _) in _TABLE.items()})
-ARGUMENTS: Final[Mapping[int, str]] = MappingProxyType(
-    {ord(op): argument for op, (_, argument) in _TABLE.items()}
-)
+ARGUMENTS: Final[Mapping[int, str]] = MappingProxyType({ord(op): argument for op, (_, argument) in _TABLE.items()})

@@ -49,9 +49,7 @@ class Run:
 
     __slots__ = ("at", "budget", "data", "globals", "limits", "persistent", "tuple_keys", "where")
 
-    def __init__(
-        self, data: bytes, where: str, limits: Limits, persistent: Callable[[object], object] | None
-    ) -> None:
+    def __init__(self, data: bytes, where: str, limits: Limits, persistent: Callable[[object], object] | None) -> None:
         self.data = data
         self.where = where
         self.limits = limits
@@ -245,9 +243,7 @@ class Run:
         raw, end = self.raw(start, length)
         return int.from_bytes(raw, "little", signed=True), end
 
-    def rare(
-        self, op: int, pos: int, stack: list[object], outer: list[list[object]]
-    ) -> tuple[list[object], int]:
+    def rare(self, op: int, pos: int, stack: list[object], outer: list[list[object]]) -> tuple[list[object], int]:
         """Opcodes that are allowed but seldom used. Returns the stack to go on with and the next offset."""
         data = self.data
         if op == 0x80:  # PROTO

@@ -138,9 +138,7 @@ class TensorRef:
         return True
 
 
-def tensor_ref(
-    storage: object, dtype: str, itemsize: int, first: object, shape: object, strides: object
-) -> TensorRef:
+def tensor_ref(storage: object, dtype: str, itemsize: int, first: object, shape: object, strides: object) -> TensorRef:
     """A checked `TensorRef`. Raises ValueError with a sentence when it would reach outside its storage."""
     if type(storage) is not StorageRef:
         raise ValueError("a tensor without a storage")
@@ -157,9 +155,7 @@ def tensor_ref(
         last += (size - 1) * stride
         elements *= size
     if elements and (last + 1) * itemsize > storage.nbytes:
-        raise ValueError(
-            f"a tensor reaches to byte {(last + 1) * itemsize} of its storage, which has {storage.nbytes}"
-        )
+        raise ValueError(f"a tensor reaches to byte {(last + 1) * itemsize} of its storage, which has {storage.nbytes}")
     if elements * itemsize > max(storage.nbytes, BROADCAST_BYTES):
         raise ValueError(f"a tensor claims {elements} elements over a storage of {storage.nbytes} bytes")
     return TensorRef(storage, dtype, shape, strides, first, itemsize)

@@ -80,9 +80,7 @@ class Archive:
         offset, size = self.locate(name)
         where = f"{self.where}: {printable(name)}"
         if size > limit:
-            raise UnsafePickleError(
-                "the entry is too large", where=where, expected=f"at most {limit}", got=str(size)
-            )
+            raise UnsafePickleError("the entry is too large", where=where, expected=f"at most {limit}", got=str(size))
         return read_exact(self.fd, offset, size, where)
 
 
@@ -132,9 +130,7 @@ def _counts(fd: int, offset: int, tail: bytes, base: int, at: int, where: str) -
         narrow = ((here, 0xFFFF), (count, 0xFFFF), (size, 0xFFFFFFFF), (start, 0xFFFFFFFF))
         signature, _, _, _, disk, first_disk, here, count, size, start = _END64.unpack(raw)
         wide = (here, count, size, start)
-        if signature != b"PK\6\6" or any(
-            a not in (b, full) for (a, full), b in zip(narrow, wide, strict=True)
-        ):
+        if signature != b"PK\6\6" or any(a not in (b, full) for (a, full), b in zip(narrow, wide, strict=True)):
             _broken(where, "the two end records of the archive contradict each other")
         end = end64
     if disk or first_disk or here != count:
@@ -199,8 +195,7 @@ def _zip64(extra: bytes, size: int, stored_size: int, header: int, where: str) -
         if sum(wanted) <= len(values):
             taken = iter(values)
             size, stored_size, header = (
-                next(taken) if want else value
-                for want, value in zip(wanted, (size, stored_size, header), strict=True)
+                next(taken) if want else value for want, value in zip(wanted, (size, stored_size, header), strict=True)
             )
             return size, stored_size, header
     return _broken(where, "an entry of more than 4 GiB without its zip64 sizes")
