@@ -115,7 +115,7 @@ def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget:
         (llama, "gguf", "auto", "q8_0", 32),
         (llama, "hf", "float32", "", 8),
         (gpt2, "gguf", "float16", "", 8),
-        (gpt2, "gguf", "auto", "q4_0", 16),
+        (gpt2, "gguf", "auto", "q4_0", 64),
     ],
 )
 def test_peak(make: Any, to: str, dtype: str, quantize: str, budget: int, tmp_path: Path) -> None:
