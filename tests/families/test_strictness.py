@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from crossdock.errors import ConfigError
+from crossdock.errors import ConfigError, UsageError
 from crossdock.layout import rules
 from crossdock.layout.rules import layout
 from crossdock.model import families
@@ -99,7 +99,7 @@ def test_a_family_that_exists_already(add: Add) -> None:
 
 
 def test_an_unknown_family_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UsageError, match="did you mean --family llama") as caught:
         families.family("lama")
     assert "deepseek_v3, gpt2, llama" in caught.value.problems[0].expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,3 +34,19 @@ class RunReport:
     resumed: int
     tensors: tuple[TensorResult, ...]
     warnings: tuple[str, ...]
+
+
+def repeated(tensors: Sequence[TensorResult]) -> list[str]:
+    """A sentence for every group of matrices with equal bytes: experts or layers that overwrote each other in training
+    or on the way [experts-duplicated]. Experts that a target stacks into one tensor cannot be told apart here.
+    """
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and not tensor.census.all_zero:
+            groups.setdefault((tensor.hash, tensor.dtype, tensor.nbytes), []).append(tensor.name)
+    sentences = []
+    for names in groups.values():
+        if len(names) > 1:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            sentences.append(f"{len(names)} tensors have equal bytes: {shown} [experts-duplicated]")
+    return sentences

@@ -25,7 +25,7 @@ from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.placing import end_placement, put_in_place
 from crossdock.running.reader import Reader
-from crossdock.running.results import RunReport, TensorResult
+from crossdock.running.results import RunReport, TensorResult, repeated
 
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
@@ -67,7 +67,8 @@ def run(
     if placed is not None:
         tensors = tuple(_result(plan, placed[i]) for i in range(len(plan.tensors)))
         seconds = time.monotonic() - started
-        return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, plan.warnings)
+        warnings = (*plan.warnings, *repeated(tensors))
+        return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
     journal = Journal.open(partial, plan, hash, force)
     try:
         finished = dict(journal.finished)
@@ -83,7 +84,7 @@ def run(
         journal.close()
     return RunReport(
         output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - len(journal.finished),
-        len(journal.finished), tensors, plan.warnings,
+        len(journal.finished), tensors, (*plan.warnings, *repeated(tensors)),
     )  # fmt: skip
 
 
