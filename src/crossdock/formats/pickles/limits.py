@@ -22,7 +22,7 @@ class Limits:
     """
 
     bytes: int = 1 << 28
-    opcodes: int = 4_000_000
+    opcodes: int = 2_500_000
     stack: int = 100_000
     marks: int = 512
     tuple_nest: int = 16
