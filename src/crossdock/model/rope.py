@@ -52,16 +52,31 @@ def magnitude_of(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
+def llama3_divisors(config: ModelConfig, dim: int) -> NDArray[np.float64]:
+    """What Llama 3.1 divides the frequencies by, [dim / 2]: 1 for short waves, `factor` for long ones."""
+    scaling = config.rope_scaling
+    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    context = scaling["original_max_position_embeddings"]
+    divisors = []
+    for i in range(0, dim, 2):
+        wave = 2 * math.pi * config.rope_theta ** (i / dim)
+        if wave < context / high:
+            divisors.append(1.0)
+        elif wave > context / low:
+            divisors.append(factor)
+        else:
+            smooth = (context / wave - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors)
+
+
 def _frequencies(config: ModelConfig, dim: int) -> tuple[NDArray[np.float64], float]:
     frequencies = config.rope_theta ** (-np.arange(0, dim, 2) / dim)
     scaling = config.rope_scaling
     if config.rope_type == "linear":
         return frequencies / scaling["factor"], 1.0
     if config.rope_type == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        return frequencies * (kept + (1 - kept) / scaling["factor"]), 1.0
+        return frequencies / llama3_divisors(config, dim), 1.0
     if config.rope_type == "yarn":
         return _yarn(config, frequencies, dim), _yarn_magnitude(config)
     return frequencies, 1.0
