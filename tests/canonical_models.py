@@ -32,6 +32,7 @@ MLA: dict[str, Any] = {
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"num_key_value_heads": 8, "mlp_gated": False, "tie_word_embeddings": True},
+    "starcoder": {"num_key_value_heads": 4, "mlp_gated": False, "tie_word_embeddings": True},
     "llama": {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},

@@ -81,6 +81,8 @@ NEMOTRON = LLAMA | {
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2),
     "gpt2-default-inner": ("GPT2Config", GPT2 | {"n_inner": None}),
+    "starcoder": ("GPTBigCodeConfig", GPT2),
+    "starcoder-heads": ("GPTBigCodeConfig", GPT2 | {"multi_query": False, "n_inner": None}),
     "llama": ("LlamaConfig", LLAMA | {"rope_parameters": ROPE}),
     "llama-unaligned": (
         "LlamaConfig",

@@ -22,11 +22,19 @@ ARGS = {
     "num_experts": (8, None),
     "multi_latent_attention": (True, False),
     "window_size": ((128, 0), None),
+    "add_bias_linear": (True, False, None),
+    "num_query_groups": (1, 2, 4),
 }
+HF_TYPES = {"starcoder": "gpt_bigcode"}  # where model_type is not the family's name
 PLAIN: dict[str, object] = {
     "normalization": "RMSNorm", "swiglu": True, "squared_relu": False, "position_embedding_type": "rope",
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
-    "window_size": None,
+    "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
+    "num_attention_heads": 4,
+}  # fmt: skip
+GPT: dict[str, object] = {
+    "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
+    "add_bias_linear": True,
 }  # fmt: skip
 MEGATRON: dict[str, dict[str, object]] = {
     "llama": {},
@@ -36,7 +44,8 @@ MEGATRON: dict[str, dict[str, object]] = {
     "mixtral": {"num_experts": 8},
     "qwen3_moe": {"qk_layernorm": True, "num_experts": 8},
     "deepseek_v3": {"multi_latent_attention": True, "num_experts": 8, "qk_layernorm": True},
-    "gpt2": {"normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute"},
+    "gpt2": GPT,
+    "starcoder": GPT | {"num_query_groups": 1},
     "nemotron": {"normalization": "LayerNorm", "swiglu": False, "squared_relu": True},
 }
 
@@ -70,9 +79,10 @@ def test_every_format_gives_what_a_configuration_needs(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_model_type_names_one_family(name: str) -> None:
-    assert fitting("hf", {"model_type": name}) == [name]
+    model_type = HF_TYPES.get(name, name)
+    assert fitting("hf", {"model_type": model_type}) == [name]
     (written,) = (w for w in layout("hf", family(name)).write if w.key == "model_type")
-    assert written.value.evaluate({}) == name
+    assert written.value.evaluate({}) == model_type
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,5 +101,5 @@ def test_args_of_megatron_name_their_family(name: str) -> None:
 
 def test_args_of_megatron_never_fit_two_families() -> None:
     for values in itertools.product(*ARGS.values()):
-        keys: dict[str, object] = dict(zip(ARGS, values, strict=True))
+        keys: dict[str, object] = PLAIN | dict(zip(ARGS, values, strict=True))
         assert len(fitting("megatron", keys)) <= 1, keys

@@ -26,6 +26,7 @@ from oracles.transformers_engine import transformers_logits
 LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/gguf_layouts.json").read_text())
 # dense layers between expert layers: llama.cpp's qwen3moe has no place for them
 NOT_IN_LLAMA_CPP = ("qwen3_moe-mixed", "qwen3_moe-sparse-step")
+APPROXIMATE = ("gpt2", "nemotron", "starcoder")  # gelu by a table of half precision, relu squared
 RECIPES = tuple(name for name in models.RECIPES if name not in NOT_IN_LLAMA_CPP)
 TOKENS = np.random.default_rng(5).integers(0, 203, (2, 24))
 Recipe = Callable[[str], Path]
@@ -172,7 +173,7 @@ def test_llama_cpp_computes_transformers_logits(
     expected = transformers_logits(hf_model(recipe), TOKENS)
     got = llama_logits(exported(recipe, "f32"), TOKENS)
     assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= (5e-3 if recipe.startswith(("gpt2", "nemotron")) else 1e-4)
+    assert np.abs(got - expected).max() <= (5e-3 if recipe.startswith(APPROXIMATE) else 1e-4)
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 

@@ -4,7 +4,8 @@ Written from llama.cpp's converter (conversion/llama.py, gpt2.py, qwen.py, deeps
 base.py as in llama-cpp-python 0.3.36), never from crossdock's layout files. For every recipe of
 tests/models.py that the converter accepts, tensors and keys were equal to its own output; two differ on
 purpose: it forgets gpt2's n_inner and writes vocab_size of gpt2 and qwen models only together with a
-tokenizer.
+tokenizer. Of gpt_bigcode without multi_query it writes one KV head and leaves the rows as they are, which
+llama.cpp computes wrongly: the rules here are what it computes rightly.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Keys = dict[str, tuple[str, Any]]
 
 ARCHITECTURES = {
     "gpt2": "gpt2",
+    "gpt_bigcode": "starcoder",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
@@ -76,8 +78,8 @@ GPT2_LAYER = {
 def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
     """{GGUF tensor name: float32 array in numpy order} for all tensors of a Hugging Face model."""
     family = config["model_type"]
-    if family == "gpt2":
-        return _gpt2(state)
+    if family in ("gpt2", "gpt_bigcode"):
+        return _gpt2(state, config)
     out: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, tensor in state.items():
@@ -156,7 +158,7 @@ def llama3_divisors(rope: Config, dimensions: int) -> Array:
     return np.array(divisors, np.float32)
 
 
-def _gpt2(state: Mapping[str, Array]) -> dict[str, Array]:
+def _gpt2(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
     out: dict[str, Array] = {}
     whole = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
     for name, tensor in state.items():
@@ -165,9 +167,20 @@ def _gpt2(state: Mapping[str, Array]) -> dict[str, Array]:
         if match is None:
             out[f"{whole[inner]}.{kind}"] = tensor
         else:
-            conv1d = kind == "weight" and tensor.ndim == 2
-            out[f"blk.{match[1]}.{GPT2_LAYER[match[2]]}.{kind}"] = tensor.T if conv1d else tensor
+            if config["model_type"] == "gpt2" and kind == "weight" and tensor.ndim == 2:
+                tensor = tensor.T  # Conv1D
+            if match[2] == "attn.c_attn" and not config.get("multi_query", True):
+                tensor = _qkv_sorted(tensor, config["n_head"], config["n_head"])
+            out[f"blk.{match[1]}.{GPT2_LAYER[match[2]]}.{kind}"] = tensor
     return out
+
+
+def _qkv_sorted(tensor: Array, heads: int, groups: int) -> Array:
+    """Rows of a fused matrix from (query heads, key, value) per KV head to all queries, all keys, all values."""
+    per_group = heads // groups
+    parts = tensor.reshape(groups, per_group + 2, -1, *tensor.shape[1:])
+    three = (parts[:, :per_group], parts[:, per_group], parts[:, per_group + 1])
+    return np.concatenate([part.reshape(-1, *tensor.shape[1:]) for part in three])
 
 
 def stays_f32(name: str, tensor: Array) -> bool:
@@ -201,7 +214,7 @@ def gguf_keys(config: Config) -> Keys:
     """{key: (type, value)} of all keys that describe the model: general.* and tokenizer.* left out."""
     architecture = ARCHITECTURES[config["model_type"]]
     entries: dict[str, Any] = {}
-    if architecture == "gpt2":
+    if architecture in ("gpt2", "starcoder"):
         inner = config.get("n_inner") or 4 * config["n_embd"]
         entries = {
             "block_count": config["n_layer"],
@@ -212,6 +225,8 @@ def gguf_keys(config: Config) -> Keys:
             "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
             "vocab_size": config["vocab_size"],
         }
+        if architecture == "starcoder":
+            entries["attention.head_count_kv"] = 1 if config["multi_query"] else config["n_head"]
     else:
         entries = _common_keys(config) | _family_keys(config)
     return {f"{architecture}.{key}": (_key_type(value), value) for key, value in entries.items()}
