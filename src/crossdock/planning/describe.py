@@ -16,7 +16,7 @@ from typing import Any
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
-from crossdock.model.config import FIELDS, REQUIRED, Described
+from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, families, family
 from crossdock.planning.checked import build, of_kind
@@ -48,62 +48,82 @@ class Given:
     config_at: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Values of canonical fields as they were found, unchecked, and where each is from."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
 def describe(source: Source, given: Given) -> Reading:
     """The canonical configuration of `source`.
 
     Raises ConfigError with all problems, UsageError for unknown `--set` keys.
     """
     format_name = LAYOUT_OF.get(source.format, source.format)
-    keys = _keys(source)
     settings = {key: _literal(text) for key, text in given.settings.items()}
-    chosen = _family(source, format_name, keys | settings, given)
+    chosen = _family(source, format_name, _keys(source) | settings, given)
     rules = layout(format_name, chosen)
-    keys, canonical = _split_settings(settings, keys, rules)
-    problems: list[Problem] = _neutral(rules, source, settings)
+    keys, canonical = _split_settings(settings, _keys(source), rules)
     ignored, unknown = _classify(rules, source, settings)
-    problems += unknown
-    values, origins = _read(rules, keys, source.metadata_at, settings)
+    told = _read(rules, keys, source.metadata_at, settings)
     if given.config is not None:
-        values, origins = _overridden(values, origins, *_from_config(given, chosen))
-    for name, value in canonical.items():
-        values[name], origins[name] = value, "--set"
-    clean, wrong = of_kind(values)
-    problems += [replace(p, cause=f"it is from {origins[p.where]}") for p in wrong]
-    problems += _missing(values, rules, source)
+        told = _overridden(told, _from_config(given, chosen))
+    told = _set(told, canonical)
+    config = _checked(told, chosen, rules, source, [*_neutral(rules, source, settings), *unknown])
+    described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, source))
+    variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
+    return Reading(chosen, described, {**config.as_dict(), **variables})
+
+
+def _checked(told: _Told, chosen: Family, rules: Layout, source: Source, problems: list[Problem]) -> ModelConfig:
+    """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
+    clean, wrong = of_kind(told.values)
+    problems += [replace(p, cause=f"it is from {told.origins[p.where]}") for p in wrong]
+    problems += _missing(told.values, rules, source)
     if problems:
         raise ConfigError(problems)
     config, problems = build(chosen.name, clean)
     if problems:
-        raise ConfigError([replace(p, cause=p.cause or _from(origins, p.where)) for p in problems])
+        raise ConfigError([replace(p, cause=p.cause or _from(told.origins, p.where)) for p in problems])
     misfits = chosen.misfits(config)
     if misfits:
         fix = "give another --family, or --set the name if the checkpoint says it wrong"
-        raise ConfigError([replace(p, cause=_from(origins, p.where), fix=fix) for p in misfits])
-    notices = tuple(
-        sentence for key, sentence in rules.notices.items() if f"{key} in {source.metadata_at}" in origins.values()
-    )
-    for name in FIELDS:
-        origins.setdefault(name, "default")
-    origins["family"] = "--family" if given.family else f"derived from {given.config_at or source.metadata_at}"
-    variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
-    return Reading(chosen, Described(config, origins, ignored, notices), {**config.as_dict(), **variables})
+        raise ConfigError([replace(p, cause=_from(told.origins, p.where), fix=fix) for p in misfits])
+    return config
+
+
+def _origins(told: _Told, source: Source, given: Given) -> dict[str, str]:
+    """Where each field came from, those that nobody told included."""
+    defaults = {name: "default" for name in FIELDS if name not in told.origins}
+    family_at = "--family" if given.family else f"derived from {given.config_at or source.metadata_at}"
+    return {**told.origins, **defaults, "family": family_at}
+
+
+def _notices(told: _Told, rules: Layout, source: Source) -> tuple[str, ...]:
+    read = set(told.origins.values())
+    return tuple(sentence for key, sentence in rules.notices.items() if f"{key} in {source.metadata_at}" in read)
 
 
 def _from(origins: Mapping[str, str], name: str) -> str:
     return f"{name} is from {origins.get(name, 'the default')}"
 
 
-def _overridden(
-    values: Mapping[str, Any], origins: Mapping[str, str], base: Mapping[str, Any], base_origins: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _overridden(told: _Told, config: _Told) -> _Told:
     """The checkpoint's own values with those of `--config` over them; an origin says what it overrides."""
-    told = {
-        name: f"{at}; overrides {values[name]!r} ({origins[name]})"
-        if name in values and values[name] != base[name]
-        else at
-        for name, at in base_origins.items()
-    }
-    return {**values, **base}, {**origins, **told}
+    values, origins = dict(told.values), dict(told.origins)
+    for name, at in config.origins.items():
+        value = config.values[name]
+        overrides = name in values and values[name] != value
+        origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if overrides else at
+        values[name] = value
+    return _Told(values, origins)
+
+
+def _set(told: _Told, canonical: Mapping[str, Any]) -> _Told:
+    """`told` with the canonical fields of `--set` over it."""
+    return _Told({**told.values, **canonical}, {**told.origins, **dict.fromkeys(canonical, "--set")})
 
 
 def _keys(source: Source) -> dict[str, Any]:
@@ -193,9 +213,7 @@ def _split_settings(
     return keys, canonical
 
 
-def _read(
-    rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _Told:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, alternatives in rules.read.items():
@@ -219,10 +237,10 @@ def _read(
             else:
                 origins[name] = f"{named} in {where}"
             break
-    return values, origins
+    return _Told(values, origins)
 
 
-def _from_config(given: Given, chosen: Family) -> tuple[dict[str, Any], dict[str, str]]:
+def _from_config(given: Given, chosen: Family) -> _Told:
     assert given.config is not None
     rules = layout("hf", chosen)
     keys = {**given.config, "keys": given.config, "tensors": frozenset(), "shapes": {}}

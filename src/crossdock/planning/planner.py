@@ -14,7 +14,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Request, Target, Wanted
+from crossdock.formats.target import Assembled, Request, Target, Wanted
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import Described, ModelConfig
@@ -60,46 +60,19 @@ class _Filled:
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
-    family, config = checkpoint.family, checkpoint.config
-    rules = layout(target.layout, family)
-    _check_fits(rules, config, target, family)
-    sizes = family.sizes(config)
-    present = family.present(config)
-    layers = {n: ls for n in present if (ls := family.layers_of(family.tensors[n], config)) is not None}
-    geometry = Geometry(sizes, {}, {}, layers)
-    values = config.as_dict()
-    variables = {**values, **{k: v.evaluate(values) for k, v in rules.variables.items() if v.names <= values.keys()}}
-    wanted, problems = _wanted(rules, geometry, present, variables)
-    problems += _unplaced(wanted, family, config, sizes, target)
+    config = checkpoint.config
+    rules = layout(target.layout, checkpoint.family)
+    _check_fits(rules, config, target, checkpoint.family)
+    variables = _variables(rules, config)
     extents = Extents()
-    fills = (_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted)
-    filled = [one for one in fills if one is not None]
-    if problems:
-        raise PlanError(problems)
+    filled = _filled(checkpoint, target, rules, variables, extents)
     request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
-    encodings = [target.encoding(one.wanted, request, rules) for one in filled]
-    notices = [encoding.notice for encoding in encodings if encoding.notice]
-    filled = [
-        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype))
-        for one, encoding in zip(filled, encodings, strict=True)
-    ]
-    computed = list(target.computed(config))
+    filled, notices = _encoded(filled, target, request, rules)
+    computed = target.computed(config)
     tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
-    written = _written(rules, variables, tensors)
     told = replace(request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}")
-    assembled = target.assemble(tensors, config, written, told)
-    planned = [
-        TargetTensor(
-            one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
-            zeros=one.zeros, of=one.of, sources=one.sources,
-        )
-        for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
-    ]  # fmt: skip
-    planned += [
-        TargetTensor(tensor.name, *place, len(data), tensor.shape, tensor.dtype, (), data=data)
-        for (tensor, data), place in zip(computed, assembled.places[len(filled) :], strict=True)
-    ]
-    twins = tuple(_twin(extents, checkpoint, provision, like) for provision, like in checkpoint.resolved.twins)
+    twins = _twins(checkpoint, extents)
+    assembled = target.assemble(tensors, config, _written(rules, variables, tensors), told)
     return Plan(
         source_format=checkpoint.source.format,
         source_root=checkpoint.source.root,
@@ -108,7 +81,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         sources=checkpoint.source.files,
         extents=tuple(extents.planned),
         files=assembled.files,
-        tensors=tuple(planned),
+        tensors=_placed(filled, computed, assembled),
         described=checkpoint.described,
         twins=twins,
         facts=assembled.facts,
@@ -122,6 +95,57 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
         settings={"dtype": request.dtype, "quantize": request.quantize},
     )
+
+
+def _variables(rules: Layout, config: ModelConfig) -> dict[str, Any]:
+    """What the layout's expressions may name: the fields of the configuration and the layout's own numbers."""
+    values = config.as_dict()
+    return {**values, **{k: v.evaluate(values) for k, v in rules.variables.items() if v.names <= values.keys()}}
+
+
+def _filled(
+    checkpoint: Checkpoint, target: Target, rules: Layout, variables: Mapping[str, Any], extents: Extents
+) -> list[_Filled]:
+    """Every container of the target with what fills it. Raises PlanError for all that has no place or no source."""
+    family, config = checkpoint.family, checkpoint.config
+    sizes, present = family.sizes(config), family.present(config)
+    layers = {n: ls for n in present if (ls := family.layers_of(family.tensors[n], config)) is not None}
+    wanted, problems = _wanted(rules, Geometry(sizes, {}, {}, layers), present, variables)
+    problems += _unplaced(wanted, family, config, sizes, target)
+    fills = [_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted]
+    if problems:
+        raise PlanError(problems)
+    return [one for one in fills if one is not None]
+
+
+def _encoded(
+    filled: Sequence[_Filled], target: Target, request: Request, rules: Layout
+) -> tuple[list[_Filled], list[str]]:
+    """The same in the dtypes that the target chooses, and its notices about them."""
+    encodings = [target.encoding(one.wanted, request, rules) for one in filled]
+    return [
+        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype))
+        for one, encoding in zip(filled, encodings, strict=True)
+    ], [encoding.notice for encoding in encodings if encoding.notice]
+
+
+def _placed(
+    filled: Sequence[_Filled], computed: Sequence[tuple[Wanted, bytes]], assembled: Assembled
+) -> tuple[TargetTensor, ...]:
+    """The target's tensors at their places: those that moves fill, then the computed ones."""
+    return (
+        *(
+            TargetTensor(
+                one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
+                zeros=one.zeros, of=one.of, sources=one.sources,
+            )
+            for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
+        ),
+        *(
+            TargetTensor(tensor.name, *place, len(data), tensor.shape, tensor.dtype, (), data=data)
+            for (tensor, data), place in zip(computed, assembled.places[len(filled) :], strict=True)
+        ),
+    )  # fmt: skip
 
 
 def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Family) -> None:
@@ -262,6 +286,10 @@ def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Want
                 f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
             ) from None
     return out
+
+
+def _twins(checkpoint: Checkpoint, extents: Extents) -> tuple[Twin, ...]:
+    return tuple(_twin(extents, checkpoint, provision, like) for provision, like in checkpoint.resolved.twins)
 
 
 def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: str) -> Twin:
