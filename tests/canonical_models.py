@@ -30,9 +30,13 @@ MLA: dict[str, Any] = {
     "q_lora_rank": 8, "kv_lora_rank": 6, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 5,
     "num_key_value_heads": 8, "shared_expert_intermediate_size": 8, "moe_layers": (1, 2, 3), "router_bias": True,
 }  # fmt: skip
+GPT: dict[str, Any] = {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"num_key_value_heads": 8, "mlp_gated": False, "tie_word_embeddings": True},
     "starcoder": {"num_key_value_heads": 4, "mlp_gated": False, "tie_word_embeddings": True},
+    "gpt": GPT | {"position_embedding": "learned"},
+    "gptnext": GPT,
+    "falcon": GPT | {"mlp_gated": False, "parallel_attn": True},
     "llama": {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
@@ -43,6 +47,8 @@ MORE: dict[str, dict[str, Any]] = {
 }
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
 FAMILIES = sorted(families())
+# families that the format has no model for, and that say so
+LACKING = {("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext")}
 
 
 def config_of(name: str, **changes: Any) -> ModelConfig:

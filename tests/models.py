@@ -25,6 +25,7 @@ LLAMA: dict[str, Any] = {
     "pad_token_id": None,
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+ROPE_500K = ROPE | {"rope_theta": 500000.0}
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -77,6 +78,18 @@ NEMOTRON = LLAMA | {
     "partial_rotary_factor": 0.5,
     "head_dim": 8,
 }
+FALCON: dict[str, Any] = {
+    "vocab_size": 203,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 3,
+    "ffn_hidden_size": 160,
+    "max_position_embeddings": 96,
+    "rope_parameters": ROPE,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FALCON_NEW = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2),
@@ -111,6 +124,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
     "nemotron": ("NemotronConfig", NEMOTRON),
+    "falcon": ("FalconConfig", FALCON),
+    "falcon-new": ("FalconConfig", FALCON_NEW),
+    "falcon-one-norm": (
+        "FalconConfig",
+        FALCON_NEW | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False, "rope_parameters": ROPE_500K},
+    ),
+    "falcon-sequential": ("FalconConfig", FALCON | {"parallel_attn": False, "multi_query": False, "bias": True}),
 }
 
 # keys of config.json that transformers 4 did not write

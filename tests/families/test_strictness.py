@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from canonical_models import LACKING
 from crossdock.errors import ConfigError, UsageError
 from crossdock.layout import rules
 from crossdock.layout.rules import layout
@@ -101,7 +102,7 @@ def test_a_family_that_exists_already(add: Add) -> None:
 def test_an_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="did you mean --family llama") as caught:
         families.family("lama")
-    assert "deepseek_v3, gpt2, llama" in caught.value.problems[0].expected
+    assert "gpt2, gptnext, llama" in caught.value.problems[0].expected
 
 
 LAYOUTS = [
@@ -143,4 +144,5 @@ def test_a_wrong_layout_file(text: str, what: str, add: Add) -> None:
 def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
     rules_of = layout(format_name, families.family(name))
     placed = {tensor for rule in rules_of.rules for tensor in rule.tensors}
-    assert placed == set(families.family(name).tensors)
+    lacking = {"pos_embed"} if (format_name, name) in LACKING else set()
+    assert placed == set(families.family(name).tensors) - lacking

@@ -3,6 +3,8 @@ logits from what crossdock makes of them, and formats that lack the model refuse
 
 from __future__ import annotations
 
+import argparse
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,24 @@ import numpy as np
 import pytest
 
 import crossdock.delivery as delivery
+import models
+from crossdock.errors import PlanError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
+from megatron_writers import Ranks, write_ranks, write_torch_dist
+from oracles.files import hf_hashes, hf_state
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 
 DATA = Path(__file__).parents[1] / "data/families"
 # checkpoint -> its family, and how far llama.cpp is: 5e-3 where it looks gelu up in a table of half precision
 LEAVES = {"starcoder-v016-dist-tp2-fp32": ("starcoder", 5e-3)}
+# those that no other format has: checkpoint -> its family, and what is said
+STAYS = {
+    "gpt-gated-v016-dist-tp2-fp32": ("gpt", "an MLP without gate"),
+    "gptnext-gated-v016-dist-tp2-fp32": ("gptnext", "with LayerNorm, rope and this MLP"),
+}
+FAMILY = {name: family for name, (family, _) in (LEAVES | STAYS).items()}
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +48,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 def test_every_checkpoint_is_tested() -> None:
-    assert {file.name.removesuffix(".tar.xz") for file in DATA.glob("*.tar.xz")} == set(LEAVES)
+    assert {file.name.removesuffix(".tar.xz") for file in DATA.glob("*.tar.xz")} == set(FAMILY)
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", FAMILY)
 def test_the_reference_forward_computes_megatrons_logits(name: str, checkpoint: Callable[[str], Path]) -> None:
     root = checkpoint(name)
     opened = delivery.open(root)
-    assert opened.config.family == LEAVES[name][0]
+    assert opened.config.family == FAMILY[name]
     with CheckpointWeights(opened, 8 << 20) as weights:
         got = np.stack([forward(opened.config, weights, row.tolist()) for row in np.load(root / "tokens.npy")])
     assert np.abs(got - np.load(root / "logits.npy")).max() <= 1e-5
@@ -57,3 +69,61 @@ def test_engines_compute_megatrons_logits(name: str, tmp_path: Path, checkpoint:
     assert np.abs(transformers_logits(tmp_path / "hf", tokens) - expected).max() <= 1e-5
     delivery.export(root, tmp_path / "m.gguf", "gguf", dtype="float32")
     assert np.abs(llama_logits(tmp_path / "m.gguf", tokens) - expected).max() <= LEAVES[name][1]
+
+
+@pytest.mark.parametrize("name", STAYS)
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_what_a_format_has_no_model_for_is_refused(name: str, to: str, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(PlanError) as caught:
+        delivery.plan(delivery.open(checkpoint(name)), to)
+    assert STAYS[name][1] in caught.value.problems[0].what
+
+
+def megatron_of_falcon(folder: Path) -> tuple[dict[str, np.ndarray], argparse.Namespace]:
+    """A Falcon as Megatron's names and args: rows of query_key_value are those of linear_qkv."""
+    config = models.read_config(folder)
+    names = {
+        "transformer.word_embeddings": "embedding.word_embeddings", "transformer.ln_f": "decoder.final_layernorm",
+        "lm_head": "output_layer", "input_layernorm": "input_layernorm", "ln_attn": "input_layernorm",
+        "ln_mlp": "pre_mlp_layernorm", "self_attention.query_key_value": "self_attention.linear_qkv",
+        "self_attention.dense": "self_attention.linear_proj", "mlp.dense_h_to_4h": "mlp.linear_fc1",
+        "mlp.dense_4h_to_h": "mlp.linear_fc2",
+    }  # fmt: skip
+    state = {}
+    for name, tensor in hf_state(folder).items():
+        inner, kind = name.rsplit(".", 1)
+        match = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", inner)
+        new = f"decoder.layers.{match[1]}.{names[match[2]]}" if match else names[inner]
+        state[f"{new}.{kind}"] = tensor
+    groups = config["num_kv_heads"] if config["new_decoder_architecture"] else 1
+    args = argparse.Namespace(
+        num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
+        num_attention_heads=config["num_attention_heads"], group_query_attention=True, num_query_groups=groups,
+        ffn_hidden_size=config["ffn_hidden_size"], normalization="LayerNorm", swiglu=False, add_bias_linear=False,
+        position_embedding_type="rope", rotary_base=int(config["rope_parameters"]["rope_theta"]),
+        max_position_embeddings=config["max_position_embeddings"], layernorm_epsilon=1e-5,
+        vocab_size=config["vocab_size"], untie_embeddings_and_output_weights=not config["tie_word_embeddings"],
+        params_dtype="float32", num_experts=None,
+    )  # fmt: skip
+    return state, args
+
+
+@pytest.mark.parametrize("recipe", ["falcon", "falcon-new", "falcon-one-norm"])
+@pytest.mark.parametrize("form", ["dist", "stacked", "ranks"])
+def test_a_falcon_in_megatrons_names(recipe: str, form: str, tmp_path: Path) -> None:
+    """Megatron's args have no word for parallel attention: --family says it, the tensors say how many norms."""
+    folder = models.make_hf(recipe, tmp_path / "hf", dtype="float32", vocab_size=204)
+    state, args = megatron_of_falcon(folder)
+    root = tmp_path / "root"
+    if form == "ranks":
+        tp = 1 if recipe == "falcon" else 2
+        write_ranks(
+            root, state, args, Ranks((((0,),), ((1, 2),)), tp=tp, more_args=(("decoder_first_pipeline_num_layers", 1),))
+        )
+    else:
+        write_torch_dist(root, state, args, stacked=form == "stacked")
+    checkpoint = delivery.open(root, family="falcon")
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "back")
+    assert hf_hashes(tmp_path / "back") == hf_hashes(folder)
+    tokens = np.arange(40)[None] % 203
+    np.testing.assert_array_equal(transformers_logits(tmp_path / "back", tokens), transformers_logits(folder, tokens))

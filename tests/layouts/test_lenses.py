@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pytest
 
-from canonical_models import FAMILIES, Array, box_of, canonical, config_of, filled, laid_out, view
+from canonical_models import FAMILIES, LACKING, Array, box_of, canonical, config_of, filled, laid_out, view
 from crossdock.errors import PlanError
 from crossdock.layout.lenses import Geometry, containers
 from crossdock.layout.notation import parse
@@ -50,6 +50,9 @@ def test_every_container_is_tiled_and_every_element_is_held(name: str, ranks: tu
         wanted = counts if layers is None else counts[list(layers)]
         # stacked names hold whole layers only; where a layer has a name of its own it is an alternative
         if ranks[0] == "megatron" and layers is not None and len(layers) < config.num_hidden_layers:
+            assert not counts.any()
+            continue
+        if tensor == "pos_embed" and (ranks[0], name) in LACKING:
             assert not counts.any()
             continue
         assert (wanted == 1).all(), f"{tensor} is not held exactly once"

@@ -5,7 +5,8 @@ base.py as in llama-cpp-python 0.3.36), never from crossdock's layout files. For
 tests/models.py that the converter accepts, tensors and keys were equal to its own output; two differ on
 purpose: it forgets gpt2's n_inner and writes vocab_size of gpt2 and qwen models only together with a
 tokenizer. Of gpt_bigcode without multi_query it writes one KV head and leaves the rows as they are, which
-llama.cpp computes wrongly: the rules here are what it computes rightly.
+llama.cpp computes wrongly: the rules here are what it computes rightly. Of falcon it knows neither context
+length, rope base nor width of the MLP, and always writes those of the 7B.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Keys = dict[str, tuple[str, Any]]
 ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_bigcode": "starcoder",
+    "falcon": "falcon",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
@@ -65,6 +67,15 @@ EXPERT_PARTS = {
     "down_proj": "down",
     "up_proj": "up",
 }
+FALCON_LAYER = {
+    "input_layernorm": "attn_norm",
+    "ln_attn": "attn_norm_2",
+    "ln_mlp": "attn_norm",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+}
 GPT2_LAYER = {
     "ln_1": "attn_norm",
     "ln_2": "ffn_norm",
@@ -80,6 +91,8 @@ def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]
     family = config["model_type"]
     if family in ("gpt2", "gpt_bigcode"):
         return _gpt2(state, config)
+    if family == "falcon":
+        return _falcon(state, config)
     out: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, tensor in state.items():
@@ -175,6 +188,25 @@ def _gpt2(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
     return out
 
 
+def _falcon(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
+    out: dict[str, Array] = {}
+    whole = {"word_embeddings": "token_embd", "ln_f": "output_norm", "lm_head": "output"}
+    for name, tensor in state.items():
+        inner, kind = name.removeprefix("transformer.").rsplit(".", 1)
+        match = re.fullmatch(r"h\.(\d+)\.(.+)", inner)
+        if match is None:
+            out[f"{whole[inner]}.{kind}"] = tensor
+            continue
+        if match[2].endswith("query_key_value"):
+            tensor = _qkv_sorted(tensor, config["num_attention_heads"], _falcon_groups(config))
+        out[f"blk.{match[1]}.{FALCON_LAYER[match[2]]}.{kind}"] = tensor
+    return out
+
+
+def _falcon_groups(config: Config) -> int:
+    return int(config["num_kv_heads"]) if config["new_decoder_architecture"] else 1
+
+
 def _qkv_sorted(tensor: Array, heads: int, groups: int) -> Array:
     """Rows of a fused matrix from (query heads, key, value) per KV head to all queries, all keys, all values."""
     per_group = heads // groups
@@ -227,6 +259,8 @@ def gguf_keys(config: Config) -> Keys:
         }
         if architecture == "starcoder":
             entries["attention.head_count_kv"] = 1 if config["multi_query"] else config["n_head"]
+    elif architecture == "falcon":
+        entries = _falcon_keys(config)
     else:
         entries = _common_keys(config) | _family_keys(config)
     return {f"{architecture}.{key}": (_key_type(value), value) for key, value in entries.items()}
@@ -235,6 +269,21 @@ def gguf_keys(config: Config) -> Keys:
 def _key_type(value: object) -> str:
     kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
     return kinds[type(value)]
+
+
+def _falcon_keys(config: Config) -> dict[str, Any]:
+    theta = rope_of(config)["rope_theta"]
+    return {
+        "tensor_data_layout": "jploski",
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["ffn_hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": _falcon_groups(config),
+        "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+        "vocab_size": config["vocab_size"],
+    } | ({"rope.freq_base": float(theta)} if theta != 10000 else {})
 
 
 def _common_keys(config: Config) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class ModelConfig:
     attn_out_bias: bool = False
     mlp_bias: bool = False
 
+    parallel_attn: bool = False  # attention and MLP side by side: both are added to what came into the layer
+    num_ln_in_parallel_attn: int = 2  # 1: the MLP has the norm of attention
+
     position_embedding: str = "rope"  # rope | learned
     rope_theta: float = 10000.0
     rope_type: str = "default"  # default | linear | llama3 | yarn

@@ -13,7 +13,7 @@ from crossdock.errors import UsageError
 from crossdock.model.attention import attention
 from crossdock.model.config import ModelConfig
 from crossdock.model.mlp import mlp
-from crossdock.model.rope import rotation
+from crossdock.model.rope import Rotation, rotation
 from crossdock.model.tensors import Array, Weights, linear, norm
 
 
@@ -33,6 +33,15 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
         x = x + weights.rows("pos_embed", np.arange(ids.size))
     by = None if learned else rotation(config, ids.size)
     for layer in range(config.num_hidden_layers):
-        x = x + attention(weights, config, layer, norm(weights, config, x, "attn_norm", layer), by)
-        x = x + mlp(weights, config, layer, norm(weights, config, x, "ffn_norm", layer))
+        x = _layer(weights, config, layer, x, by)
     return linear(weights, norm(weights, config, x, "norm"), "head")
+
+
+def _layer(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
+    """The residual stream x [n, hidden_size] behind `layer`."""
+    normed = norm(weights, config, x, "attn_norm", layer)
+    attended = x + attention(weights, config, layer, normed, by)
+    before = x if config.parallel_attn else attended
+    if config.num_ln_in_parallel_attn == 2:
+        normed = norm(weights, config, before, "ffn_norm", layer)
+    return attended + mlp(weights, config, layer, normed)

@@ -162,7 +162,7 @@ def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Fami
     ]
     values = config.as_dict()
     problems += [
-        Problem(sentence, where=family.name, expected=need.text)
+        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
         for sentence, need in rules.needs.items()
         if not need.evaluate(values)
     ]
