@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from crossdock.errors import UsageError
-from crossdock.powerinfer.choose import choose, group_gains, hottest, upper_bound
+from crossdock.powerinfer.choose import choose, hottest, ranked, upper_bound
 from crossdock.powerinfer.split import split
 from crossdock.powerinfer.statistics import of_arrays
 
@@ -85,11 +85,13 @@ def test_sums_beyond_float64() -> None:
 
 def test_groups_and_ties() -> None:
     counts = np.array([5, 1, 5, 9, 5, 0, 2], np.int64)
-    assert group_gains(counts, 2).tolist() == [14, 10, 3]
-    assert hottest(counts, 2).tolist() == [0, 3]
-    assert hottest(counts, 3).tolist() == [0, 2, 3]
-    assert hottest(counts, 7).tolist() == list(range(7))
-    assert hottest(counts, 0).tolist() == []
+    gains, least = ranked(counts, 2)
+    assert gains.tolist() == [14, 10, 3]
+    assert least.tolist() == [5, 5, 1]
+    assert hottest(counts, 2, 5).tolist() == [0, 3]
+    assert hottest(counts, 3, 5).tolist() == [0, 2, 3]
+    assert hottest(counts, 7, 0).tolist() == list(range(7))
+    assert hottest(counts, 0, 0).tolist() == []
 
 
 def test_a_width_that_is_no_multiple_of_the_grain() -> None:

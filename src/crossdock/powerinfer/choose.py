@@ -43,22 +43,28 @@ class Curve:
     taken: tuple[Ints, ...]
 
 
-def group_gains(counts: Ints, grain: int) -> Ints:
-    """Sums of `grain` counts each, highest counts first; what is left of a layer's width is in no group."""
+def ranked(counts: Ints, grain: int) -> tuple[Ints, Ints]:
+    """Groups of `grain` counts each, highest counts first: (sums, the least count of each group).
+
+    What is left of a layer's width is in no group.
+    """
     groups = len(counts) // grain
-    lowest_first: Ints = np.sort(counts)
-    gains: Ints = lowest_first[len(counts) - groups * grain :].reshape(groups, grain).sum(axis=1)[::-1]
-    return gains
+    lowest_first = np.sort(counts)[len(counts) - groups * grain :].reshape(groups, grain)
+    return lowest_first.sum(axis=1)[::-1], lowest_first[::-1, 0].copy()  # a copy: the sorted counts can go
 
 
-def hottest(counts: Ints, neurons: int) -> NDArray[np.int32]:
-    """The numbers of the `neurons` highest counts, ascending; of equal counts the lowest numbers."""
+def hottest(counts: Ints, neurons: int, least: int) -> NDArray[np.int32]:
+    """The numbers of the `neurons` highest counts, ascending; of equal counts the lowest numbers.
+
+    least  the lowest of these counts
+    """
     if not neurons:
         return np.zeros(0, np.int32)
-    least = np.partition(counts, len(counts) - neurons)[len(counts) - neurons]
-    chosen = counts > least
-    chosen[np.flatnonzero(counts == least)[: neurons - int(chosen.sum())]] = True
-    return np.flatnonzero(chosen).astype(np.int32)
+    chosen = (counts >= least).nonzero()[0].astype(np.int32)
+    if len(chosen) > neurons:  # too many of the least count: the last ones of it stay out
+        ties = np.flatnonzero(counts[chosen] == least)
+        chosen = np.delete(chosen, ties[neurons - len(chosen) :])
+    return chosen
 
 
 def choose(gains: Sequence[Ints], costs: Sequence[int], budget: int, minimum: int = 0) -> Choice:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats import gpuidx
-from crossdock.powerinfer.choose import choose, group_gains, hottest, upper_bound
+from crossdock.powerinfer.choose import choose, hottest, ranked, upper_bound
 from crossdock.powerinfer.statistics import Statistics
 from crossdock.powerinfer.weights import ModelWeights
 
@@ -98,7 +98,7 @@ def split(
         )
     if not 0 <= vram_capacity < 1 << 64:
         raise UsageError("the VRAM capacity is not a number of bytes", got=f"{vram_capacity:,}")
-    gains = [group_gains(counts, grain) for counts in statistics.counts]
+    gains, least = zip(*(ranked(counts, grain) for counts in statistics.counts), strict=True)
     if capacity is not None:
         costs, budget, unit = [1] * len(gains), capacity // grain, "neurons"
     elif vram is not None and weights is not None:
@@ -109,7 +109,10 @@ def split(
     neurons = [groups * grain for groups in chosen.groups]
     sizes = None if weights is None else [n * one for n, one in zip(neurons, weights.neurons, strict=True)]
     nbytes = None if sizes is None else sum(sizes)
-    buckets = [hottest(counts, n) for counts, n in zip(statistics.counts, neurons, strict=True)]
+    buckets = [
+        hottest(counts, n, int(floors[n // grain - 1]) if n else 0)
+        for counts, n, floors in zip(statistics.counts, neurons, least, strict=True)
+    ]
     index = gpuidx.of_buckets(buckets, statistics.widths, vram_capacity if nbytes is None else nbytes)
     return Split(
         index,
@@ -158,7 +161,7 @@ def check_widths(statistics: Statistics, widths: Sequence[int], where: str) -> N
 
 def curve(statistics: Statistics, grain: int, costs: Sequence[int], points: int = 160) -> list[tuple[int, float]]:
     """(cost, coverage) as the budget grows: the best groups per cost one after another, without a threshold."""
-    gains = [group_gains(counts, grain) for counts in statistics.counts]
+    gains = [ranked(counts, grain)[0] for counts in statistics.counts]
     each = np.concatenate(gains)
     price = np.repeat(np.asarray(costs, np.int64) * grain, [len(one) for one in gains])
     order = np.argsort(-each / price, kind="stable")
