@@ -44,6 +44,8 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS | {"qk_norm": True},
     "deepseek_v3": EXPERTS | MLA,
     "nemotron": {"mlp_gated": False},
+    "gemma": {"tie_word_embeddings": True},
+    "gemma2": {"tie_word_embeddings": True, "post_norms": True},
 }
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
 FAMILIES = sorted(families())

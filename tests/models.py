@@ -90,6 +90,8 @@ FALCON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 FALCON_NEW = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
+GEMMA = LLAMA | {"head_dim": 16, "rope_parameters": ROPE, "tie_word_embeddings": True}
+GEMMA2 = GEMMA | {"sliding_window": 12, "query_pre_attn_scalar": 16}
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2),
@@ -124,6 +126,9 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
     "nemotron": ("NemotronConfig", NEMOTRON),
+    "gemma": ("GemmaConfig", GEMMA),
+    "gemma2": ("Gemma2Config", GEMMA2),
+    "gemma2-own-scale": ("Gemma2Config", GEMMA2 | {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0}),
     "falcon": ("FalconConfig", FALCON),
     "falcon-new": ("FalconConfig", FALCON_NEW),
     "falcon-one-norm": (
@@ -133,6 +138,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-sequential": ("FalconConfig", FALCON | {"parallel_attn": False, "multi_query": False, "bias": True}),
 }
 
+ZERO_CENTRED = ("nemotron", "gemma", "gemma2")  # norms stored as gamma - 1
 # keys of config.json that transformers 4 did not write
 _DROPPED_BY_4 = ("dtype", "rope_parameters", "layer_types", "output_router_logits")
 
@@ -170,7 +176,7 @@ def _values(name: str, shape: Any, model_type: str, generator: Any) -> Any:
 
     noise = torch.randn(shape, generator=generator)
     if "norm" in name or ".ln_" in name:
-        centre = 1.0 if name.endswith("weight") and model_type != "nemotron" else 0.0
+        centre = 1.0 if name.endswith("weight") and model_type not in ZERO_CENTRED else 0.0
         noise = centre + 0.2 * noise
     elif len(shape) == 1:
         noise = 0.3 * noise

@@ -28,9 +28,10 @@ LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/gguf_lay
 NOT_IN_LLAMA_CPP = {
     "qwen3_moe-mixed": "mlp_only_layers",
     "qwen3_moe-sparse-step": "decoder_sparse_step",
+    "gemma2-own-scale": "llama.cpp's gemma2 divides scores by the root of head_dim",
     "falcon-sequential": "llama.cpp's falcon has attention and MLP side by side",
 }
-APPROXIMATE = ("gpt2", "nemotron", "starcoder", "falcon")  # gelu by a table of half precision, relu squared
+APPROXIMATE = ("gpt2", "nemotron", "starcoder", "falcon", "gemma")  # gelu by a table of half precision, relu squared
 RECIPES = tuple(name for name in models.RECIPES if name not in NOT_IN_LLAMA_CPP)
 TOKENS = np.random.default_rng(5).integers(0, 203, (2, 24))
 Recipe = Callable[[str], Path]

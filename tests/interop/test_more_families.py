@@ -3,8 +3,6 @@ logits from what crossdock makes of them, and formats that lack the model refuse
 
 from __future__ import annotations
 
-import argparse
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,8 @@ from crossdock.errors import PlanError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
 from megatron_writers import Ranks, write_ranks, write_torch_dist
-from oracles.files import hf_hashes, hf_state
+from oracles import megatron_names
+from oracles.files import hf_hashes
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 
@@ -79,41 +78,12 @@ def test_what_a_format_has_no_model_for_is_refused(name: str, to: str, checkpoin
     assert STAYS[name][1] in caught.value.problems[0].what
 
 
-def megatron_of_falcon(folder: Path) -> tuple[dict[str, np.ndarray], argparse.Namespace]:
-    """A Falcon as Megatron's names and args: rows of query_key_value are those of linear_qkv."""
-    config = models.read_config(folder)
-    names = {
-        "transformer.word_embeddings": "embedding.word_embeddings", "transformer.ln_f": "decoder.final_layernorm",
-        "lm_head": "output_layer", "input_layernorm": "input_layernorm", "ln_attn": "input_layernorm",
-        "ln_mlp": "pre_mlp_layernorm", "self_attention.query_key_value": "self_attention.linear_qkv",
-        "self_attention.dense": "self_attention.linear_proj", "mlp.dense_h_to_4h": "mlp.linear_fc1",
-        "mlp.dense_4h_to_h": "mlp.linear_fc2",
-    }  # fmt: skip
-    state = {}
-    for name, tensor in hf_state(folder).items():
-        inner, kind = name.rsplit(".", 1)
-        match = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", inner)
-        new = f"decoder.layers.{match[1]}.{names[match[2]]}" if match else names[inner]
-        state[f"{new}.{kind}"] = tensor
-    groups = config["num_kv_heads"] if config["new_decoder_architecture"] else 1
-    args = argparse.Namespace(
-        num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
-        num_attention_heads=config["num_attention_heads"], group_query_attention=True, num_query_groups=groups,
-        ffn_hidden_size=config["ffn_hidden_size"], normalization="LayerNorm", swiglu=False, add_bias_linear=False,
-        position_embedding_type="rope", rotary_base=int(config["rope_parameters"]["rope_theta"]),
-        max_position_embeddings=config["max_position_embeddings"], layernorm_epsilon=1e-5,
-        vocab_size=config["vocab_size"], untie_embeddings_and_output_weights=not config["tie_word_embeddings"],
-        params_dtype="float32", num_experts=None,
-    )  # fmt: skip
-    return state, args
-
-
-@pytest.mark.parametrize("recipe", ["falcon", "falcon-new", "falcon-one-norm"])
+@pytest.mark.parametrize("recipe", ["falcon", "falcon-new", "falcon-one-norm", "gemma", "gemma2"])
 @pytest.mark.parametrize("form", ["dist", "stacked", "ranks"])
-def test_a_falcon_in_megatrons_names(recipe: str, form: str, tmp_path: Path) -> None:
-    """Megatron's args have no word for parallel attention: --family says it, the tensors say how many norms."""
+def test_in_megatrons_names(recipe: str, form: str, tmp_path: Path) -> None:
+    """Megatron's args have no words for parallel attention, gated gelu and scaled embeddings: --family says it."""
     folder = models.make_hf(recipe, tmp_path / "hf", dtype="float32", vocab_size=204)
-    state, args = megatron_of_falcon(folder)
+    state, args = megatron_names.falcon(folder) if recipe.startswith("falcon") else megatron_names.gemma(folder)
     root = tmp_path / "root"
     if form == "ranks":
         tp = 1 if recipe == "falcon" else 2
@@ -122,7 +92,7 @@ def test_a_falcon_in_megatrons_names(recipe: str, form: str, tmp_path: Path) -> 
         )
     else:
         write_torch_dist(root, state, args, stacked=form == "stacked")
-    checkpoint = delivery.open(root, family="falcon")
+    checkpoint = delivery.open(root, family=recipe.partition("-")[0])
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "back")
     assert hf_hashes(tmp_path / "back") == hf_hashes(folder)
     tokens = np.arange(40)[None] % 203

@@ -26,6 +26,8 @@ ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_bigcode": "starcoder",
     "falcon": "falcon",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
@@ -58,6 +60,11 @@ PLAIN = {
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+GEMMA2_NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 EXPERT_PARTS = {
     "w1": "gate",
@@ -96,7 +103,8 @@ def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]
     out: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, tensor in state.items():
-        value = tensor + np.float32(1) if family == "nemotron" and name.endswith("norm.weight") else tensor
+        centred = family in ("nemotron", "gemma", "gemma2") and name.endswith("norm.weight")
+        value = tensor + np.float32(1) if centred else tensor
         if name == "lm_head.weight":
             if not config.get("tie_word_embeddings"):
                 out["output.weight"] = value
@@ -121,7 +129,8 @@ def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]
                 ):
                     heads = "num_attention_heads" if "q_proj" in inner else "num_key_value_heads"
                     value = rope_pairs(value, config[heads])
-                out[f"blk.{layer}.{PLAIN[inner]}.{kind}"] = value
+                names = PLAIN | GEMMA2_NORMS if family == "gemma2" else PLAIN
+                out[f"blk.{layer}.{names[inner]}.{kind}"] = value
     for stacked, parts in experts.items():
         out[stacked] = np.stack([parts[i] for i in range(len(parts))])
     rope = rope_of(config)
@@ -302,6 +311,8 @@ def _common_keys(config: Config) -> dict[str, Any]:
     entries["attention.layer_norm_rms_epsilon"] = float(epsilon)  # nemotron too: the converter writes both
     if config.get("head_dim"):
         entries["attention.key_length"] = entries["attention.value_length"] = config["head_dim"]
+    if config["model_type"] in ("gemma", "gemma2"):
+        del entries["rope.freq_base"]  # llama.cpp takes 10000
     if rope["rope_type"] == "linear":
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     return entries
@@ -323,6 +334,11 @@ def _qwen3_moe_keys(config: Config) -> dict[str, Any]:
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config["moe_intermediate_size"],
     }
+
+
+def _gemma2_keys(config: Config) -> dict[str, Any]:
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    return {cap: float(config[cap]) for cap in caps} | {"attention.sliding_window": config["sliding_window"]}
 
 
 def _nemotron_keys(config: Config) -> dict[str, Any]:
@@ -366,6 +382,7 @@ def _family_keys(config: Config) -> dict[str, Any]:
         "mixtral": _mixtral_keys,
         "qwen3_moe": _qwen3_moe_keys,
         "nemotron": _nemotron_keys,
+        "gemma2": _gemma2_keys,
         "deepseek_v3": _deepseek_keys,
     }
     own = by_family.get(config["model_type"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from crossdock.model.config import ModelConfig
 from crossdock.model.rope import Rotation, magnitude_of, rotate
-from crossdock.model.tensors import Array, Weights, linear, rms_norm, softmax
+from crossdock.model.tensors import Array, Weights, capped, linear, rms_norm, softmax
 
 
 def attention(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
@@ -30,7 +30,8 @@ def _grouped(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Ro
         k = rms_norm(k, weights.whole("attn_k_norm", layer).reshape(-1), config.norm_eps)
     if by is not None:
         q, k = rotate(q, by), rotate(k, by)
-    return _attend(q, k, v, _visible(config, layer, n), dim**-0.5)
+    scale = (config.query_pre_attn_scalar or dim) ** -0.5
+    return _attend(q, k, v, _visible(config, layer, n), scale, config.attn_logit_softcapping)
 
 
 def _latent(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
@@ -66,12 +67,12 @@ def _visible(config: ModelConfig, layer: int, n: int) -> np.ndarray:
     return back >= 0
 
 
-def _attend(q: Array, k: Array, v: Array, visible: np.ndarray, scale: float) -> Array:
+def _attend(q: Array, k: Array, v: Array, visible: np.ndarray, scale: float, cap: float | None = None) -> Array:
     """q [n, heads, d], k [n, groups, d], v [n, groups, e] -> [n, heads, e], one head's scores at a time."""
     per_group = q.shape[1] // k.shape[1]
     out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
     for head in range(q.shape[1]):
         group = head // per_group
-        scores = q[:, head] @ k[:, group].T * np.float32(scale)
+        scores = capped(q[:, head] @ k[:, group].T * np.float32(scale), cap)
         out[:, head] = softmax(np.where(visible, scores, np.float32(-np.inf))) @ v[:, group]
     return out

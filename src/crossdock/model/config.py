@@ -44,6 +44,11 @@ class ModelConfig:
 
     parallel_attn: bool = False  # attention and MLP side by side: both are added to what came into the layer
     num_ln_in_parallel_attn: int = 2  # 1: the MLP has the norm of attention
+    post_norms: bool = False  # a norm behind attention and one behind the MLP, besides those before them
+    scale_embedding: bool = False  # embeddings are multiplied by the root of hidden_size
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root, not by that of head_dim
+    attn_logit_softcapping: float | None = None  # scores become cap * tanh(scores / cap)
+    final_logit_softcapping: float | None = None  # so do the logits
 
     position_embedding: str = "rope"  # rope | learned
     rope_theta: float = 10000.0

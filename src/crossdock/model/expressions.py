@@ -63,6 +63,11 @@ def _without(count: int, excluded: Any) -> tuple[int, ...]:
     return tuple(i for i in _counted(count) if i not in gone)
 
 
+def _cycle(pattern: Any, count: int) -> tuple[Any, ...]:
+    """`count` values, the pattern over and over."""
+    return tuple(pattern[i % len(pattern)] for i in _counted(count))
+
+
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
@@ -83,6 +88,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "where": _indices_where,
     "without": _without,
     "sparse": _sparse,
+    "cycle": _cycle,
     "get": lambda mapping, key, default=None: (mapping or {}).get(key, default),
     "sqrt": math.sqrt,
     "log": math.log,

@@ -5,6 +5,7 @@ It is the definition of what the fields of `ModelConfig` mean. It reads no file:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from crossdock.model.attention import attention
 from crossdock.model.config import ModelConfig
 from crossdock.model.mlp import mlp
 from crossdock.model.rope import Rotation, rotation
-from crossdock.model.tensors import Array, Weights, linear, norm
+from crossdock.model.tensors import Array, Weights, capped, linear, norm
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
@@ -29,19 +30,22 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
     if learned and ids.size > config.max_position_embeddings:
         raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
     x = weights.rows("embed", ids)
+    if config.scale_embedding:
+        x = x * np.float32(math.sqrt(config.hidden_size))
     if learned:
         x = x + weights.rows("pos_embed", np.arange(ids.size))
     by = None if learned else rotation(config, ids.size)
     for layer in range(config.num_hidden_layers):
         x = _layer(weights, config, layer, x, by)
-    return linear(weights, norm(weights, config, x, "norm"), "head")
+    return capped(linear(weights, norm(weights, config, x, "norm"), "head"), config.final_logit_softcapping)
 
 
 def _layer(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
     """The residual stream x [n, hidden_size] behind `layer`."""
     normed = norm(weights, config, x, "attn_norm", layer)
-    attended = x + attention(weights, config, layer, normed, by)
-    before = x if config.parallel_attn else attended
+    y = attention(weights, config, layer, normed, by)
+    attended = x + (norm(weights, config, y, "attn_post_norm", layer) if config.post_norms else y)
     if config.num_ln_in_parallel_attn == 2:
-        normed = norm(weights, config, before, "ffn_norm", layer)
-    return attended + mlp(weights, config, layer, normed)
+        normed = norm(weights, config, x if config.parallel_attn else attended, "ffn_norm", layer)
+    y = mlp(weights, config, layer, normed)
+    return attended + (norm(weights, config, y, "ffn_post_norm", layer) if config.post_norms else y)

@@ -71,6 +71,11 @@ def norm(weights: Weights, config: ModelConfig, x: Array, name: str, layer: int 
     return y + weights.whole(f"{name}_bias", layer) if config.norm_bias else y
 
 
+def capped(x: Array, cap: float | None) -> Array:
+    """x pressed smoothly into -cap to cap; unchanged without a cap."""
+    return x if cap is None else np.asarray(np.tanh(x / np.float32(cap)) * np.float32(cap))
+
+
 def softmax(x: Array) -> Array:
     """Over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
