@@ -18,6 +18,7 @@ from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.errors import MemoryPlanError
 from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.running.output import PAGE, aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
@@ -41,9 +42,9 @@ class Share:
     """One worker's memory: buffers that are reused for every block. Never shared between threads."""
 
     def __init__(self, nbytes: int) -> None:
-        self.block = min(TRANSPOSED, nbytes // _BUFFERS // 4096 * 4096)
-        self.gathered = np.empty(self.block, np.uint8)
-        self.encoded = np.empty(self.block, np.uint8)
+        self.block = min(TRANSPOSED, nbytes // _BUFFERS // PAGE * PAGE - PAGE)
+        self.gathered = aligned(self.block + PAGE)  # a block begins anywhere in the first page
+        self.encoded = aligned(self.block + PAGE)
         self.hull = np.empty(min(max(4 * LARGEST, self.block), max(self.block, nbytes - 5 * self.block)), np.uint8)
         self.workspace = Workspace()
         self._values: Values = np.empty(0, np.float32)
@@ -78,6 +79,9 @@ def blocks(
 ) -> Iterator[Block]:
     """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for.
 
+    Its bytes lie within pages of memory as they will in pages of the file, and end where one of these ends if they
+    can: so the output goes from here to the disk as it is.
+
     most  elements of a block at most, in whole blocks of both codecs; what the share has room for otherwise
     """
     target = codecs.get(tensor.dtype)
@@ -91,6 +95,7 @@ def blocks(
     units, name = units_for(plan, tensor.moves)
     source = codecs.get(name)
     adding = tensor.add != 0.0
+    converting = adding or source.name != target.name
     convert_all = convert(source, target, compiled)
     to_values = convert(source, codecs.get("float32"))
     from_values = convert(codecs.get("float32"), target, compiled)
@@ -98,19 +103,22 @@ def blocks(
     widest = max(source.block_bytes / source.block, target.block_bytes / target.block, 4 if adding else 0)
     transposed = any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
     room = share.block if transposed else min(share.block, LARGEST)
-    per_block = max(1, int(room / widest) // whole) * whole
-    per_block = per_block if most is None else min(per_block, most)
+    per_block = int(room / widest)
+    if most is None:
+        cuts = _cuts(elements, per_block, whole, encoded_size(target, whole), tensor.offset)
+    else:
+        cuts = _cuts(elements, min(per_block, most), whole, PAGE, 0)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull)
-    for start in range(0, elements, per_block):
-        stop = min(elements, start + per_block)
-        raw = share.gathered[: encoded_size(source, stop - start)]
+    for start, stop in cuts:
+        page = (tensor.offset + encoded_size(target, start)) % PAGE
+        raw = share.gathered[0 if converting else page :][: encoded_size(source, stop - start)]
         if tensor.zeros:
             raw[:] = 0
         gatherer.fill(start // units.block, stop // units.block, raw.view(units.dtype))
-        if not adding and source.name == target.name:
+        if not converting:
             encoded = raw
         else:
-            encoded = share.encoded[: encoded_size(target, stop - start)]
+            encoded = share.encoded[page:][: encoded_size(target, stop - start)]
             if adding:
                 values = share.values(stop - start)
                 to_values(raw, values.view(np.uint8), share.workspace)
@@ -120,3 +128,18 @@ def blocks(
                 convert_all(raw, encoded, share.workspace)
         census = count(raw, source, None if source.name == target.name else target)
         yield Block(encoded_size(target, start), encoded, raw, source, census)
+
+
+def _cuts(elements: int, most: int, whole: int, nbytes: int, offset: int) -> Iterator[tuple[int, int]]:
+    """Runs of about `most` elements, in multiples of `whole` elements that take `nbytes` bytes each.
+
+    They end on pages of a file in which the first element is at byte `offset`, where that can be.
+    """
+    period = PAGE // math.gcd(nbytes, PAGE)
+    wholes = max(1, most // whole)
+    wholes -= wholes % period if wholes > period else 0
+    ending = (n for n in range(wholes, max(0, wholes - period), -1) if (offset + n * nbytes) % PAGE == 0)
+    low, high = 0, min(elements, next(ending, wholes) * whole)
+    while low < elements:
+        yield low, high
+        low, high = high, min(elements, high + wholes * whole)

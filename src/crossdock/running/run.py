@@ -6,6 +6,7 @@ again after a crash goes on where it stopped and gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from crossdock.codecs.census import Census
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
@@ -23,13 +26,13 @@ from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
+from crossdock.running.output import OutputFile
 from crossdock.running.placing import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult, repeated
 
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
-_COPY = 1 << 20
 _COMPILED_FROM = 512 << 20  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
 
 
@@ -106,8 +109,6 @@ class _Copying:
         self.report = progress or (lambda done, total, what: None)
         self.total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
         self.counts = [0] * len(plan.tensors)
-        # the kernel lets one writer at a time into a file and lets the others spin: waiting here costs less CPU
-        self.locks = [threading.Lock() for _ in plan.files]
         quantised = sum(t.nbytes for t in plan.tensors if t.dtype.startswith("q"))
         self.compiled: bool | None = None if quantised > _COMPILED_FROM and share * workers >= 256 << 20 else False
 
@@ -115,21 +116,22 @@ class _Copying:
         plan = self.plan
         for number in finished:
             self.counts[number] = plan.tensors[number].nbytes
-        fds = [_create(self.journal.folder / file.name, file.size) for file in plan.files]
-        try:
-            for fd, file in zip(fds, plan.files, strict=True):
+        with contextlib.ExitStack() as opened:
+            files = []
+            for file in plan.files:
+                out = OutputFile(self.journal.folder / file.name, file.size)
+                opened.callback(out.close)
+                files.append(out)
+            for out, file in zip(files, plan.files, strict=True):
                 if file.copy_of is not None:
-                    _copy_file(file.copy_of, fd)
+                    out.copy(file.copy_of)
                 else:
-                    _write(fd, file.header, 0)
-            self._copy_tensors(fds, finished)
-            for fd in fds:
-                os.fsync(fd)
-        finally:
-            for fd in fds:
-                os.close(fd)
+                    out.write(np.frombuffer(file.header, np.uint8), 0)
+            self._copy_tensors(files, finished)
+            for out in files:
+                out.flush()
 
-    def _copy_tensors(self, fds: list[int], finished: dict[int, Done]) -> None:
+    def _copy_tensors(self, files: list[OutputFile], finished: dict[int, Done]) -> None:
         tasks: Sequence[int] = [i for i in range(len(self.plan.tensors)) if i not in finished]
         if self.order is not None:
             tasks = self.order(tasks)
@@ -139,7 +141,7 @@ class _Copying:
                 twins.check(self.plan, reader, Share(self.share))
 
             def do(task: int, share: Share, stop: threading.Event) -> Done | None:
-                return self._copy_tensor(task, reader, share, fds, stop)
+                return self._copy_tensor(task, reader, share, files, stop)
 
             waiting: list[Done] = []
             flushed = time.monotonic()
@@ -150,22 +152,22 @@ class _Copying:
                         waiting.append(result)
                         finished[result.tensor] = result
                     if waiting and time.monotonic() - flushed > _FLUSH_SECONDS:
-                        self._flush(fds, waiting)
+                        self._flush(files, waiting)
                         flushed = time.monotonic()
                     self.report(copied + sum(self.counts), self.total, "")
             finally:
                 results.close()  # type: ignore[attr-defined]
                 if waiting:
-                    self._flush(fds, waiting)
+                    self._flush(files, waiting)
 
-    def _flush(self, fds: list[int], waiting: list[Done]) -> None:
+    def _flush(self, files: list[OutputFile], waiting: list[Done]) -> None:
         for file in {self.plan.tensors[done.tensor].file for done in waiting}:
-            os.fdatasync(fds[file])
+            files[file].flush()
         self.journal.add(waiting)
         waiting.clear()
 
     def _copy_tensor(
-        self, task: int, reader: Reader, share: Share, fds: list[int], stop: threading.Event
+        self, task: int, reader: Reader, share: Share, files: list[OutputFile], stop: threading.Event
     ) -> Done | None:
         tensor = self.plan.tensors[task]
         digest = hashing.new(self.hash_name)
@@ -174,46 +176,10 @@ class _Copying:
             if stop.is_set():
                 return None
             digest.update(block.encoded.data)
-            with self.locks[tensor.file]:
-                _write(fds[tensor.file], block.encoded.data, tensor.offset + block.offset)
+            files[tensor.file].write(block.encoded, tensor.offset + block.offset)
             census += block.census
             self.counts[task] = block.offset + block.encoded.size
         return Done(task, digest.hexdigest(), census)
-
-
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _create(path: Path, size: int) -> int:
-    """Open a file of exactly `size` bytes, with its room reserved where the filesystem can."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.ftruncate(fd, size)
-        if size:
-            try:
-                os.posix_fallocate(fd, 0, size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _copy_file(source: SourceFile, fd: int) -> None:
-    offset = 0
-    with source.path.open("rb") as file:
-        while chunk := file.read(_COPY):
-            _write(fd, chunk, offset)
-            offset += len(chunk)
-    if offset != source.size:
-        raise InputError("the file changed while it was copied", where=str(source.path))
 
 
 def _check_output(plan: Plan, output: Path, force: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from crossdock.errors import PlanError, Problem
 from crossdock.planning.plan import Move, Plan, TargetTensor
 from crossdock.running.blocks import Share, blocks
+from crossdock.running.output import PAGE
 from crossdock.running.reader import Reader
 
 
@@ -15,7 +16,7 @@ def check(plan: Plan, reader: Reader, share: Share) -> None:
     problems = []
     for twin in plan.twins:
         one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
-        second = Share(len(share.gathered) * 6)
+        second = Share((share.block + PAGE) * 6)
         for mine, like in zip(blocks(plan, one, reader, share), blocks(plan, other, reader, second), strict=True):
             if not np.array_equal(mine.encoded, like.encoded):
                 problems.append(

@@ -1,0 +1,113 @@
+"""A file of the output while it grows: its room is reserved, bytes go to known places, and are flushed when asked.
+
+Whole pages of large blocks go past the page cache (O_DIRECT) where the file system lets them: copying an output
+through the cache costs more time than converting it, and pushes out what the machine needs. All else, and every
+byte where O_DIRECT is refused, goes through the cache. Nothing here knows what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from crossdock.codecs.codec import Bytes
+from crossdock.errors import InputError
+from crossdock.formats.stored import SourceFile
+
+PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
+_LARGE = 128 << 10  # bytes from which going to the disk at once pays
+_COPY = 1 << 20
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def aligned(nbytes: int) -> Bytes:
+    """An array that begins on a page of memory."""
+    room = np.empty(nbytes + PAGE, np.uint8)
+    first = -room.ctypes.data % PAGE
+    return room[first : first + nbytes]
+
+
+class OutputFile:
+    """One file of exactly `size` bytes, made where it is not there yet. Any number of threads may write to it.
+
+    Raises OSError as the file system does: no room, no right to write.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the kernel lets one writer at a time into the cached file and lets others spin: waiting costs less
+        self._alone = threading.Lock()
+        self._direct: int | None = None
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(self._fd, size)
+            if size:
+                _reserve(self._fd, size)
+            if size >= _LARGE and hasattr(os, "O_DIRECT"):
+                with contextlib.suppress(OSError):
+                    self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, data: Bytes, offset: int) -> None:
+        """Put flat `data` at byte `offset`. Past the cache when its pages are pages of the file and of memory."""
+        view = data.data
+        low = -offset % PAGE
+        high = low + (data.size - low) // PAGE * PAGE
+        if self._direct is not None and high - low >= _LARGE and (data.ctypes.data + low) % PAGE == 0:
+            self._write_cached(view[:low], offset)
+            low += self._write_direct(self._direct, view[low:high], offset + low)
+            view, offset = view[low:], offset + low
+        self._write_cached(view, offset)
+
+    def copy(self, source: SourceFile) -> None:
+        """Fill the file from another one. Raises InputError when that is no longer what it was."""
+        offset = 0
+        with source.path.open("rb") as file:
+            while chunk := file.read(_COPY):
+                self.write(np.frombuffer(chunk, np.uint8), offset)
+                offset += len(chunk)
+        if offset != source.size:
+            raise InputError("the file changed while it was copied", where=str(source.path))
+
+    def flush(self) -> None:
+        """Return when all that was written is on the disk."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close it. Does not flush."""
+        os.close(self._fd)
+        if self._direct is not None:
+            os.close(self._direct)
+
+    def _write_cached(self, view: memoryview, offset: int) -> None:
+        with self._alone:
+            while view.nbytes:
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
+
+    def _write_direct(self, fd: int, view: memoryview, offset: int) -> int:
+        """How many bytes were written; the cache takes the rest where the file system refuses."""
+        done = 0
+        while done < view.nbytes and done % PAGE == 0:
+            try:
+                done += os.pwrite(fd, view[done:], offset + done)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                break
+        return done
+
+
+def _reserve(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
