@@ -16,6 +16,7 @@ from crossdock.planning.describe import LAYOUT_OF, Given, describe
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import Checkpoint, make_plan
 from crossdock.planning.resolve import resolve
+from crossdock.running.blocks import workers_for
 from crossdock.running.diff import DiffReport, diff_checkpoints
 from crossdock.running.results import RunReport
 from crossdock.running.run import Progress
@@ -139,7 +140,7 @@ def verify(
         encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()},
     )
     replay = make_plan(checkpoint, target, request)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or workers_for(memory)
     facts = target.facts(Path(output))
     return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress)
 
@@ -157,7 +158,7 @@ def diff(
     Raises what `open` raises, and MemoryPlanError.
     """
     one, other = (side if isinstance(side, Checkpoint) else open(side) for side in (a, b))
-    return diff_checkpoints(one, other, memory=memory, workers=workers or os.cpu_count() or 1, progress=progress)
+    return diff_checkpoints(one, other, memory=memory, workers=workers or workers_for(memory), progress=progress)
 
 
 def export(

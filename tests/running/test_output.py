@@ -10,7 +10,7 @@ import pytest
 from llama_files import write_llama
 
 import crossdock
-from crossdock.running.blocks import Share, blocks
+from crossdock.running.blocks import Share, blocks, workers_for
 from crossdock.running.output import PAGE, OutputFile, aligned
 from crossdock.running.reader import Reader
 
@@ -125,3 +125,12 @@ def test_blocks_lie_on_pages(to: str, flags: dict[str, str], tmp_path: Path) -> 
                 assert end == tensor.nbytes or (place + block.encoded.size) % PAGE == 0
             assert end == tensor.nbytes
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("memory", "cores", "workers"),
+    [(256 << 20, 2, 4), (256 << 20, 4, 5), (256 << 20, 16, 16), (8 << 20, 2, 2), (1 << 20, 4, 2), (1, 8, 1)],
+)
+def test_workers_when_nobody_says(memory: int, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert workers_for(memory) == workers

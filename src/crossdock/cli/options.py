@@ -234,7 +234,7 @@ _RUNNING = (
         metavar="SIZE",
         help="Memory for all workers together, whatever the model's size.",
     ),
-    click.option("--workers", type=positive, metavar="N", help="Threads.  [default: one per core]"),
+    click.option("--workers", type=positive, metavar="N", help="Threads.  [default: one or two per core]"),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -63,9 +63,9 @@ def plan(
 
 def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
     """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
-    from crossdock.running.blocks import share_of
+    from crossdock.running.blocks import share_of, workers_for
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or workers_for(memory)
     share_of(memory, workers)
     if as_json:
         show.print_json(_record(plan, memory, workers))

@@ -45,12 +45,15 @@ class Conversion:
 
     block  elements that can be converted by themselves: the least common multiple of both blocks
     exact  True when no finite value changes
+    chatty True when it is made of many short numpy calls: threads that do such work at once mostly wait for each
+           other's interpreter lock, and take longer together than one after another
     """
 
     source: Codec
     target: Codec
     block: int
     exact: bool
+    chatty: bool
     _run: Run = field(repr=False)
     _scratch: int
 
@@ -75,7 +78,7 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
     compiled  use numba's encoders: yes, no, None for wherever they are available; the bytes are the same
     """
     if source.name == target.name:
-        return Conversion(source, target, source.block, True, _copy, 0)
+        return Conversion(source, target, source.block, True, False, _copy, 0)
     if not target.encodes:
         raise UsageError(
             f"tensors stored as {source.name} cannot become {target.name}",
@@ -88,12 +91,12 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
         by_table = source.block_bytes <= 2
         if isinstance(target, Plain) and source.encodes and (by_table or not target.saturates):
             run, scratch = _direct(source, target)
-            return Conversion(source, target, 1, exact, run, scratch)
+            return Conversion(source, target, 1, exact, False, run, scratch)
     block = math.lcm(source.block, target.block)
     wanted = fast.available(target.name) if compiled is None else compiled and target.name in fast.NAMES
     # float32 values, and what block codecs allocate: about three times a run
     return Conversion(
-        source, target, block, exact, _through_float32(source, target, block, wanted), 16 * max(RUN, block)
+        source, target, block, exact, not wanted, _through_float32(source, target, block, wanted), 16 * max(RUN, block)
     )
 
 

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +42,13 @@ class Block:
 
 
 class Share:
-    """One worker's memory: buffers that are reused for every block. Never shared between threads."""
+    """One worker's memory: buffers that are reused for every block. Never shared between threads.
 
-    def __init__(self, nbytes: int) -> None:
+    turn  held by the one worker that does what is better not done by several at once; one for all workers
+    """
+
+    def __init__(self, nbytes: int, turn: AbstractContextManager[Any] | None = None) -> None:
+        self.turn = turn or nullcontext()
         self.block = min(TRANSPOSED, nbytes // _BUFFERS // PAGE * PAGE - PAGE)
         self.gathered = aligned(self.block + PAGE)  # a block begins anywhere in the first page
         self.encoded = aligned(self.block + PAGE)
@@ -67,6 +74,14 @@ def share_of(memory: int, workers: int) -> int:
             fix=f"use --memory {-(-need * workers >> 20)}MiB" + (f" or --workers {most}" if memory >= need else ""),
         )
     return share
+
+
+def workers_for(memory: int) -> int:
+    """How many workers to have when nobody says: one a core, or two where blocks stay large, since half of the time
+    is spent waiting for disks; fewer where the memory has no room for them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = max(cores, min(2 * cores, memory // (_BUFFERS * TRANSPOSED)))
+    return max(1, min(wanted, memory // (_BUFFERS * SMALLEST)))
 
 
 def blocks(
@@ -115,18 +130,16 @@ def blocks(
         if tensor.zeros:
             raw[:] = 0
         gatherer.fill(start // units.block, stop // units.block, raw.view(units.dtype))
-        if not converting:
-            encoded = raw
-        else:
-            encoded = share.encoded[page:][: encoded_size(target, stop - start)]
+        encoded = share.encoded[page:][: encoded_size(target, stop - start)] if converting else raw
+        with share.turn if convert_all.chatty else nullcontext():
             if adding:
                 values = share.values(stop - start)
                 to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(tensor.add)
                 from_values(values.view(np.uint8), encoded, share.workspace)
-            else:
+            elif converting:
                 convert_all(raw, encoded, share.workspace)
-        census = count(raw, source, None if source.name == target.name else target)
+            census = count(raw, source, target if converting else None)
         yield Block(encoded_size(target, start), encoded, raw, source, census)
 
 

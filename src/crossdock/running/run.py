@@ -22,7 +22,7 @@ from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Proble
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
 from crossdock.running import hashing, twins
-from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.blocks import Share, blocks, share_of, workers_for
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
@@ -54,7 +54,7 @@ def run(
     FormatError (a blob is not what its index said), CheckFailed (`fail_on`), InputError (the source changed meanwhile).
     """
     started = time.monotonic()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or workers_for(memory)
     share = share_of(memory, workers)
     hashing.new(hash)
     output = Path(os.path.abspath(output))
@@ -75,7 +75,7 @@ def run(
     journal = Journal.open(partial, plan, hash, force)
     try:
         finished = dict(journal.finished)
-        _Copying(plan, journal, share, workers, hash, progress, order).go(finished)
+        _Copying(plan, journal, share, workers, compiled_for(plan, memory), hash, progress, order).go(finished)
         _check_sources(plan)
         tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
         _check_findings(tensors, fail_on)
@@ -91,6 +91,12 @@ def run(
     )  # fmt: skip
 
 
+def compiled_for(plan: Plan, memory: int) -> bool | None:
+    """Whether compiled encoders pay: None for wherever they are available, False for numpy."""
+    quantised = sum(tensor.nbytes for tensor in plan.tensors if tensor.dtype.startswith("q"))
+    return None if quantised > _COMPILED_FROM and memory >= 256 << 20 else False
+
+
 class _Copying:
     """The copying itself: target files open, tasks handed to the engine, results flushed and journaled."""
 
@@ -100,6 +106,7 @@ class _Copying:
         journal: Journal,
         share: int,
         workers: int,
+        compiled: bool | None,
         hash_name: str,
         progress: Progress | None,
         order: Callable[[Sequence[int]], Sequence[int]] | None,
@@ -109,8 +116,7 @@ class _Copying:
         self.report = progress or (lambda done, total, what: None)
         self.total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
         self.counts = [0] * len(plan.tensors)
-        quantised = sum(t.nbytes for t in plan.tensors if t.dtype.startswith("q"))
-        self.compiled: bool | None = None if quantised > _COMPILED_FROM and share * workers >= 256 << 20 else False
+        self.compiled = compiled
 
     def go(self, finished: dict[int, Done]) -> None:
         plan = self.plan
@@ -144,8 +150,9 @@ class _Copying:
                 return self._copy_tensor(task, reader, share, files, stop)
 
             waiting: list[Done] = []
+            turn = threading.Lock()
             flushed = time.monotonic()
-            results = work(tasks, do, self.workers, lambda: Share(self.share))
+            results = work(tasks, do, self.workers, lambda: Share(self.share, turn))
             try:
                 for result in results:
                     if result is not None:

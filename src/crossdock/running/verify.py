@@ -93,13 +93,14 @@ def verify_plan(
     counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
     by_name = {name: tensor for (_, name), tensor in output.tensors.items()}
+    turn = threading.Lock()
     with Reader(plan) as reader:
 
         def do(task: int, mine: Share, stop: threading.Event) -> TensorCheck | None:
             tensor = plan.tensors[task]
             return _compare(plan, tensor, by_name[tensor.name], output, reader, mine, counts, task, stop)
 
-        for result in work(todo, do, workers, lambda: Share(share)):
+        for result in work(todo, do, workers, lambda: Share(share, turn)):
             if result is not None:
                 checks[result.name] = result
             if progress is not None:

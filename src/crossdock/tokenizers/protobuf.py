@@ -45,6 +45,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    if at < len(message) and message[at] < 0x80:  # most are one byte
+        return message[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

@@ -30,6 +30,7 @@ from crossdock.tokenizers.vocabulary import (
 )
 
 UNIGRAM, BPE = 1, 2
+KINDS = {int(kind): kind for kind in TokenType}
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 # field number → (name, wire type, default)
@@ -129,7 +130,7 @@ def _piece(message: memoryview, index: int) -> Token:
             (score,) = struct.unpack("<f", value)
         elif number == 3 and isinstance(value, int):
             kind = value
-    if kind not in TokenType.__members__.values():
+    if kind not in KINDS:
         raise WireError(f"piece {index} has unknown type {kind}")
     if not math.isfinite(score):
         raise WireError(f"piece {index} has score {score}")
@@ -138,7 +139,7 @@ def _piece(message: memoryview, index: int) -> Token:
     if kind == TokenType.USER_DEFINED:
         # Engines match these against raw text, where a space is a space.
         text = text.replace(SPACE, " ")
-    return Token(text, TokenType(kind), score)
+    return Token(text, KINDS[kind], score)
 
 
 def _settings(message: memoryview, schema: dict[int, tuple[str, int, Any]]) -> dict[str, Any]:
