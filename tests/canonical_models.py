@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.layout.boxes import steps_of
-from crossdock.layout.lenses import Container, Geometry, Lens, containers
+from crossdock.layout.lenses import Container, Lens, containers, geometry_of
 from crossdock.layout.rules import layout
 from crossdock.model.config import ModelConfig
 from crossdock.model.families import Family, families, family
@@ -44,24 +44,35 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS | {"qk_norm": True},
     "deepseek_v3": EXPERTS | MLA,
     "nemotron": {"mlp_gated": False},
+    "nemotron_nas": {
+        "num_key_value_heads_per_layer": (4, 0, 0, 8),
+        "linear_attention_layers": (2,),
+        "intermediate_size_per_layer": (256, 512, 0, 0),
+        "linear_mlp_layers": (3,),
+        "hidden_size": 8,
+    },
     "gemma": {"tie_word_embeddings": True},
-    "gemma2": {"tie_word_embeddings": True, "post_norms": True},
+    "gemma2": {
+        "tie_word_embeddings": True,
+        "post_norms": True,
+        "query_pre_attn_scalar": 4.0,
+        "sliding_window": 3,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "layer_types": ("sliding_attention", "full_attention") * 2,
+    },
 }
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
 FAMILIES = sorted(families())
 # families that the format has no model for, and that say so
 LACKING = {("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext")}
+# tensors that the format has no place for: models that have them are refused
+UNPLACED = {("hf", "gpt"): "pos_embed", ("gguf", "nemotron_nas"): "ffn_linear"}
 
 
 def config_of(name: str, **changes: Any) -> ModelConfig:
     """A small configuration of the family, with every optional tensor that it may have."""
     return ModelConfig(family=name, **(SIZES | MORE.get(name, {}) | changes))
-
-
-def geometry_of(chosen: Family, config: ModelConfig, ranks: dict[str, int] | None = None) -> Geometry:
-    """Sizes and layers of a model, cut over `ranks`."""
-    layers = {n: ls for n, d in chosen.present(config).items() if (ls := chosen.layers_of(d, config)) is not None}
-    return Geometry(chosen.sizes(config), ranks or {}, {}, layers)
 
 
 def laid_out(
@@ -92,13 +103,27 @@ def view(flat: Array, container: Container, lens: Lens) -> Array:
 
 
 def canonical(chosen: Family, config: ModelConfig) -> dict[str, Array]:
-    """Every canonical tensor with a number of its own in every place."""
-    sizes, count, out = chosen.sizes(config), 1, {}
-    for name, decl in chosen.present(config).items():
-        shape = [sizes[axis] for axis in decl.axes]
+    """Every canonical tensor with a number of its own in every place; as long as its longest layer."""
+    count, out = 1, {}
+    for name in chosen.present(config):
+        shape = places(chosen, config, name).shape
         out[name] = np.arange(count, count + math.prod(shape), dtype=np.int64).reshape(shape)
         count += math.prod(shape)
     return out
+
+
+def places(chosen: Family, config: ModelConfig, name: str) -> NDArray[np.bool_]:
+    """Where the tensor has a value: not in layers that lack it, nor beyond a layer's own sizes."""
+    sizes, decl = chosen.sizes(config), chosen.tensors[name]
+    layers = chosen.layers_of(decl, config)
+    if layers is None:
+        return np.ones(list(sizes.of(decl.axes).values()), np.bool_)
+    each = {layer: tuple(sizes.of(decl.axes, layer).values()) for layer in layers}
+    found = np.zeros((config.num_hidden_layers, *np.max(list(each.values()), axis=0)), np.bool_)
+    for layer, shape in each.items():
+        found[layer][tuple(slice(size) for size in shape)] = True
+    assert decl.axes[0] == "layer"
+    return found
 
 
 def box_of(chosen: Family, lens: Lens) -> tuple[slice, ...]:

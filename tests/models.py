@@ -138,6 +138,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-sequential": ("FalconConfig", FALCON | {"parallel_attn": False, "multi_query": False, "bias": True}),
 }
 
+# recipes that llama.cpp has no place for, and how that is said
+NOT_IN_LLAMA_CPP = {
+    "qwen3_moe-mixed": "mlp_only_layers",
+    "qwen3_moe-sparse-step": "decoder_sparse_step",
+    "gemma2-own-scale": "llama.cpp's gemma2 divides scores by the root of head_dim",
+    "falcon-sequential": "llama.cpp's falcon has attention and MLP side by side",
+}
 ZERO_CENTRED = ("nemotron", "gemma", "gemma2")  # norms stored as gamma - 1
 # keys of config.json that transformers 4 did not write
 _DROPPED_BY_4 = ("dtype", "rope_parameters", "layer_types", "output_router_logits")

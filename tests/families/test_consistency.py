@@ -27,13 +27,14 @@ ARGS = {
     "window_size": ((128, 0), None),
     "add_bias_linear": (True, False, None),
     "num_query_groups": (1, 2, 4),
+    "heterogeneous_layers_config_encoded_json": ("{}", None),
 }
-HF_TYPES = {"starcoder": "gpt_bigcode"}  # where model_type is not the family's name
+HF_TYPES = {"starcoder": "gpt_bigcode", "nemotron_nas": "nemotron-nas"}  # where model_type is not the family's name
 PLAIN: dict[str, object] = {
     "normalization": "RMSNorm", "swiglu": True, "squared_relu": False, "position_embedding_type": "rope",
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
     "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
-    "num_attention_heads": 4,
+    "num_attention_heads": 4, "heterogeneous_layers_config_encoded_json": None,
 }  # fmt: skip
 GPT: dict[str, object] = {
     "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
@@ -42,6 +43,7 @@ GPT: dict[str, object] = {
 MEGATRON: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"window_size": (128, 0)},
+    "nemotron_nas": {"heterogeneous_layers_config_encoded_json": "{}"},
     "qwen2": {"add_qkv_bias": True},
     "qwen3": {"qk_layernorm": True},
     "mixtral": {"num_experts": 8},

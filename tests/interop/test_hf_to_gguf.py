@@ -24,15 +24,8 @@ from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 
 LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/gguf_layouts.json").read_text())
-# what it has no place for, and how that is said
-NOT_IN_LLAMA_CPP = {
-    "qwen3_moe-mixed": "mlp_only_layers",
-    "qwen3_moe-sparse-step": "decoder_sparse_step",
-    "gemma2-own-scale": "llama.cpp's gemma2 divides scores by the root of head_dim",
-    "falcon-sequential": "llama.cpp's falcon has attention and MLP side by side",
-}
 APPROXIMATE = ("gpt2", "nemotron", "starcoder", "falcon", "gemma")  # gelu by a table of half precision, relu squared
-RECIPES = tuple(name for name in models.RECIPES if name not in NOT_IN_LLAMA_CPP)
+RECIPES = tuple(name for name in models.RECIPES if name not in models.NOT_IN_LLAMA_CPP)
 TOKENS = np.random.default_rng(5).integers(0, 203, (2, 24))
 Recipe = Callable[[str], Path]
 # the sizes of the models behind tests/data/gguf_layouts.json
@@ -182,13 +175,13 @@ def test_llama_cpp_computes_transformers_logits(
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("recipe", NOT_IN_LLAMA_CPP)
+@pytest.mark.parametrize("recipe", models.NOT_IN_LLAMA_CPP)
 def test_what_llama_cpp_has_no_place_for_is_refused(
     recipe: str, tmp_path: Path, crossdock: Callable[..., Answer], hf_model: Recipe
 ) -> None:
     answer = crossdock("export", hf_model(recipe), "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32")
     assert answer.code == 3
-    assert NOT_IN_LLAMA_CPP[recipe] in answer.stderr
+    assert models.NOT_IN_LLAMA_CPP[recipe] in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -175,7 +175,7 @@ def test_no_configuration_at_all_asks_for_one() -> None:
 
 
 def test_a_model_of_no_family_says_what_was_seen() -> None:
-    error = refused(without("swiglu", normalization="LayerNorm"))
+    error = refused(without("swiglu", normalization="LayerNorm", num_experts=8))
     assert error.problems[0].what == "no family that crossdock knows fits this model"
     assert "normalization='LayerNorm'" in error.problems[0].got
     assert "position_embedding_type='rope'" in error.problems[0].got

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.registry import get
-from crossdock.layout.lenses import Geometry, containers
+from crossdock.layout.lenses import containers, geometry_of
 from crossdock.layout.rules import layout
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
     """Shape -> how many tensors of a Hugging Face folder of this model have it."""
     rules = layout("hf", family)
     present = family.present(config)
-    layers = {name: found for name, decl in present.items() if (found := family.layers_of(decl, config)) is not None}
-    geometry = Geometry(family.sizes(config), {}, {}, layers)
+    geometry = geometry_of(family, config)
     values = config.as_dict()
     out: Counter[Shape] = Counter()
     for rule in rules.rules:

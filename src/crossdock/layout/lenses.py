@@ -11,11 +11,13 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from crossdock.errors import PlanError
 from crossdock.layout.notation import Atom, Bracket, Dim, Pattern
 from crossdock.layout.rules import Rule
+from crossdock.model.config import ModelConfig
+from crossdock.model.families import Family
 
 Range = tuple[int, int]
 Box = Mapping[str, Range]
@@ -69,12 +71,28 @@ class Geometry:
     sizes       axis -> elements as this format stores it (a padded vocabulary is larger than the model's)
     ranks       rank name -> how many; partitions: axis -> {ranks: range} where the cut is not even
     layers      canonical tensor -> the layers in which it exists
+    by_layer    axis -> layer -> elements, for the axes that differ from layer to layer; `sizes` lacks them
     """
 
     sizes: Mapping[str, int]
     ranks: Mapping[str, int]
     partitions: Partitions
     layers: Mapping[str, tuple[int, ...]]
+    by_layer: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def inside(self, layer: int) -> Geometry:
+        """The same within one layer."""
+        own = {axis: sizes[layer] for axis, sizes in self.by_layer.items() if layer in sizes}
+        return replace(self, sizes={**self.sizes, **own}, by_layer={})
+
+
+def geometry_of(
+    family: Family, config: ModelConfig, ranks: Mapping[str, int] | None = None, partitions: Partitions | None = None
+) -> Geometry:
+    """The geometry of a model, whole or cut over `ranks`. Raises ConfigError when an axis has no size."""
+    layers = {name: ls for name, decl in family.tensors.items() if (ls := family.layers_of(decl, config)) is not None}
+    sizes = family.sizes(config)
+    return Geometry(sizes.whole, ranks or {}, partitions or {}, layers, sizes.by_layer)
 
 
 def containers(rule: Rule, pattern: Pattern, geometry: Geometry) -> Iterator[Container]:
@@ -104,21 +122,25 @@ def _of_part(
     held = pattern.parts or rule.tensors
     exists = _common_layers(held, geometry.layers)
     spans = [_span(atom, env, geometry, {}) for atom in pattern.indices]
-    built = _template(rule, pattern, geometry, env)
-    if built is None:
-        return
-    shape, shaped = built
-    if exists is not None and any(p.axis == "layer" for lens in shaped for p in lens.axes):
-        everything = geometry.sizes.get("layer", 0)
-        if len(exists) != everything:
-            return  # a stacked container needs every layer
+    axes = {atom.axis for name in pattern.parts or ("",) for atom in pattern.atoms(name)}
+    differs = bool(axes & geometry.by_layer.keys())
+    stacked = "layer" not in (atom.axis for atom in pattern.indices)
+    if exists is not None and stacked and (differs or len(exists) != geometry.sizes.get("layer", 0)):
+        return  # such a container needs every layer, all of one shape
+    built = None if differs else _template(rule, pattern, geometry, env)
     for numbers in itertools.product(*(range(low, high) for low, high in spans)):
         fixed = tuple(
             Placement(atom.axis, -1, 0, number, number + 1)
             for atom, number in zip(pattern.indices, numbers, strict=True)
         )
-        if exists is not None and any(p.axis == "layer" and p.low not in exists for p in fixed):
+        layer = next((p.low for p in fixed if p.axis == "layer"), None)
+        if exists is not None and layer is not None and layer not in exists:
             continue
+        if differs and layer is not None:
+            built = _template(rule, pattern, geometry.inside(layer), env)
+        if built is None:
+            continue
+        shape, shaped = built
         local = tuple(
             number - low if atom.ranks else number
             for atom, number, (low, _) in zip(pattern.indices, numbers, spans, strict=True)

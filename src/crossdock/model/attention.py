@@ -14,13 +14,15 @@ from crossdock.model.tensors import Array, Weights, capped, linear, rms_norm, so
 
 def attention(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
     """What attention of `layer` adds to the residual stream, for normed x [n, hidden_size]."""
+    if layer in config.linear_attention_layers:
+        return linear(weights, x, "attn_linear", layer)
     inner = _latent if config.kv_lora_rank else _grouped
     y = inner(weights, config, layer, x, by).reshape(len(x), -1)
     return linear(weights, y, "attn_o", layer, bias=config.attn_out_bias)
 
 
 def _grouped(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
-    n, dim, groups = len(x), config.head_dim, config.num_key_value_heads
+    n, dim, groups = len(x), config.head_dim, config.kv_heads(layer)
     bias = config.qkv_bias
     q = linear(weights, x, "attn_q", layer, bias=bias, outputs=4).reshape(n, -1, dim)
     k = linear(weights, x, "attn_k", layer, bias=bias, outputs=3).reshape(n, groups, dim)

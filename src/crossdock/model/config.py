@@ -58,6 +58,12 @@ class ModelConfig:
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()  # empty: all layers alike
 
+    # where layers differ; empty: they do not. 0 KV heads: no attention; width 0: no MLP
+    num_key_value_heads_per_layer: tuple[int, ...] = ()
+    intermediate_size_per_layer: tuple[int, ...] = ()
+    linear_attention_layers: tuple[int, ...] = ()  # one matrix instead of attention
+    linear_mlp_layers: tuple[int, ...] = ()  # one matrix instead of the MLP
+
     num_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
@@ -80,6 +86,20 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+
+    def kv_heads(self, layer: int) -> int:
+        """KV heads of `layer`; 0 where it has no attention, or a matrix instead."""
+        own = self.num_key_value_heads_per_layer
+        return own[layer] if own else self.num_key_value_heads
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether `layer` has attention, or a matrix in its place."""
+        return self.kv_heads(layer) > 0 or layer in self.linear_attention_layers
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether `layer` has an MLP, or a matrix in its place."""
+        widths = self.intermediate_size_per_layer
+        return not widths or widths[layer] > 0 or layer in self.linear_mlp_layers
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, in order; mappings as plain dicts."""

@@ -2,15 +2,18 @@
 
 Family and layout files say `pair = "head_dim // 2"` or `when = "qkv_bias and not tied"`. Expressions are parsed once
 into Python's own syntax tree, checked node by node against an allow-list, and evaluated by walking that tree:
-nothing is compiled or called except the functions listed here.
+nothing is compiled or called except the functions listed here. A list may be made from another one:
+`[head_dim * n for n in heads if n]`.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import json
 import math
 import operator
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +66,14 @@ def _without(count: int, excluded: Any) -> tuple[int, ...]:
     return tuple(i for i in _counted(count) if i not in gone)
 
 
+def _parsed(text: str) -> Any:
+    """What a JSON text holds. Raises ValueError when it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _cycle(pattern: Any, count: int) -> tuple[Any, ...]:
     """`count` values, the pattern over and over."""
     return tuple(pattern[i % len(pattern)] for i in _counted(count))
@@ -79,6 +90,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "tuple": tuple,
     "list": list,
     "dict": dict,
+    "json": _parsed,
     "known": lambda pairs: {key: value for key, value in pairs if value is not None},
     "distinct": lambda values: tuple(dict.fromkeys(values)),
     "isinstance_list": lambda v: isinstance(v, list | tuple),
@@ -110,9 +122,9 @@ class Expression:
         except SyntaxError as error:
             raise ConfigError(f"expression {text!r} does not parse: {error.msg}", where=where) from None
         _check(self._tree, text, where)
-        self.names = frozenset(
-            node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name) and node.id not in _FUNCTIONS
-        )
+        words = [node for node in ast.walk(self._tree) if isinstance(node, ast.Name)]
+        bound = {word.id for word in words if isinstance(word.ctx, ast.Store)}  # by a loop, for itself
+        self.names = frozenset(word.id for word in words) - bound - _FUNCTIONS.keys()
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The value. Raises KeyError for a name that `values` lacks, ArithmeticError and TypeError for bad ones."""
@@ -132,11 +144,14 @@ def _check(tree: ast.expr, text: str, where: str) -> None:
     allowed = (
         ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call,
         ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context, ast.Subscript,
+        ast.ListComp, ast.comprehension,
     )  # fmt: skip
     for node in ast.walk(tree):
         known = isinstance(node, allowed)
         if isinstance(node, ast.BinOp):
             known = type(node.op) in _BINARY
+        if isinstance(node, ast.ListComp):
+            known = len(node.generators) == 1 and isinstance(node.generators[0].target, ast.Name)
         if isinstance(node, ast.Call):
             known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
         if not known:
@@ -193,5 +208,11 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return tuple(_value(item, values) for item in items)
         case ast.List(elts=items):
             return [_value(item, values) for item in items]
+        case ast.ListComp(elt=item, generators=[ast.comprehension(target=ast.Name(id=name), iter=over, ifs=tests)]):
+            several = _value(over, values)
+            if len(several) > _LONGEST:
+                raise ArithmeticError(f"{len(several)} is beyond any count of a model")
+            scopes = (ChainMap({name: one}, values) for one in several)  # type: ignore[arg-type]
+            return [_value(item, scope) for scope in scopes if all(_value(test, scope) for test in tests)]
         case _:
             raise AssertionError(f"unchecked node {type(node).__name__}")

@@ -8,65 +8,103 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.model.expressions import Expression, expression
 
 Table = Mapping[str, Any]
-LayerSet = Literal["all", "moe", "dense"]
-_OWN = ("axes", "tensors", "fits", "extends")  # what a family file says of itself; its other tables are formats
+_OWN = (
+    "axes",
+    "layers",
+    "tensors",
+    "fits",
+    "extends",
+)  # what a family file says of itself; its other tables are formats
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDecl:
     """A canonical tensor: its axes outermost first, in which layers it exists, and under which condition.
 
+    layers   "all", or a set of layers that the family names
     same_as  what it equals where `when` does not hold (a tied head is the embedding), or ""
     """
 
     name: str
     axes: tuple[str, ...]
-    layers: LayerSet = "all"
+    layers: str = "all"
     when: Expression | None = None
     same_as: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long axes are: `whole` wherever they are, `by_layer` axis -> layer -> size where layers differ."""
+
+    whole: Mapping[str, int]
+    by_layer: Mapping[str, Mapping[int, int]]
+
+    def of(self, axes: Iterable[str], layer: int | None = None) -> dict[str, int]:
+        """The sizes of `axes` in `layer`, in their order, without the axis of the layers."""
+        inside = (axis for axis in axes if axis != "layer")
+        return {
+            axis: self.by_layer[axis][layer] if layer is not None and axis in self.by_layer else self.whole[axis]
+            for axis in inside
+        }
+
+    def elements(self, axes: Sequence[str], layers: Iterable[int] | None) -> int:
+        """How many values a tensor of these axes has in all of its layers; None for one outside the layers."""
+        if layers is None:
+            return math.prod(self.of(axes).values())
+        return sum(math.prod(self.of(axes, layer).values()) for layer in layers)
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A kind of decoder. `sections` holds, per format, what the file says about that format."""
+    """A kind of decoder. `sections` holds, per format, what the file says about that format.
+
+    axes    axis -> its size; an expression that names `layer` gives the size in that layer
+    layers  name of a set of layers -> their numbers
+    """
 
     name: str
     axes: Mapping[str, Expression]
+    layers: Mapping[str, Expression]
     tensors: Mapping[str, TensorDecl]
     fits: Mapping[str, tuple[Any, ...]]
     sections: Mapping[str, Table]
 
-    def sizes(self, config: ModelConfig) -> dict[str, int]:
+    def sizes(self, config: ModelConfig) -> Sizes:
         """The size of every axis under `config`. Raises ConfigError when one is no positive whole number."""
-        values, sizes, problems = config.as_dict(), {}, []
-        used = {axis for decl in self.present(config).values() for axis in decl.axes}
-        for axis, size in self.axes.items():
-            if axis not in used:
-                continue
-            try:
-                number = size.evaluate(values)
-            except (ArithmeticError, TypeError) as error:
-                problems.append(Problem(f"axis {axis!r} = {size.text} has no value: {error}"))
-                continue
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                problems.append(Problem(f"axis {axis!r} = {size.text} is {number}, not a positive whole number"))
-                continue
-            sizes[axis] = number
+        values = config.as_dict()
+        where: dict[str, set[int | None]] = {}
+        for decl in self.present(config).values():
+            layers = self.layers_of(decl, config) or (None,)
+            for axis in decl.axes:
+                where.setdefault(axis, set()).update(layers if "layer" in self.axes[axis].names else (None,))
+        whole: dict[str, int] = {}
+        by_layer: dict[str, dict[int, int]] = {}
+        problems: list[Problem] = []
+        for axis in self.axes.keys() & where.keys():
+            found = {
+                layer: _size(axis, self.axes[axis], values if layer is None else {**values, "layer": layer}, problems)
+                for layer in where[axis]
+            }
+            if len(set(found.values())) == 1:
+                whole[axis] = next(iter(found.values()))
+            else:
+                by_layer[axis] = {layer: number for layer, number in found.items() if layer is not None}
         if problems:
-            raise ConfigError(problems)
-        return sizes
+            raise ConfigError(list(dict.fromkeys(problems)))
+        return Sizes(whole, by_layer)
 
     def present(self, config: ModelConfig) -> dict[str, TensorDecl]:
         """The tensors that a model with this configuration has."""
@@ -77,16 +115,13 @@ class Family:
             if (decl.when is None or decl.when.evaluate(values)) and self.layers_of(decl, config) != ()
         }
 
-    @staticmethod
-    def layers_of(decl: TensorDecl, config: ModelConfig) -> tuple[int, ...] | None:
+    def layers_of(self, decl: TensorDecl, config: ModelConfig) -> tuple[int, ...] | None:
         """The layers in which `decl` exists, ascending; None for a tensor outside the layers."""
         if "layer" not in decl.axes:
             return None
-        moe = set(config.moe_layers)
-        every = range(config.num_hidden_layers)
         if decl.layers == "all":
-            return tuple(every)
-        return tuple(i for i in every if (i in moe) == (decl.layers == "moe"))
+            return tuple(range(config.num_hidden_layers))
+        return tuple(sorted(set(self.layers[decl.layers].evaluate(config.as_dict()))))
 
     def misfits(self, config: ModelConfig) -> list[Problem]:
         """What the configuration says that this family cannot be."""
@@ -175,7 +210,9 @@ def _spoken(kinds: tuple[type, ...]) -> str:
 
 
 def is_allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Whether a field may have this value: one of those listed, or any number above 0 where "positive" is listed."""
+    """Whether a field may have this value: one of those listed; "positive" is any number above 0, "some" any list."""
+    if "some" in allowed and isinstance(value, tuple) and value:
+        return True
     return value in allowed or ("positive" in allowed and isinstance(value, int | float) and value > 0)
 
 
@@ -203,7 +240,8 @@ def _tables() -> Iterable[tuple[str, Table]]:
 def _family(name: str, tables: Mapping[str, Table]) -> Family:
     where = f"families/{name}.toml"
     table = _inherited(name, tables, ())
-    checked_tables(table, {"axes": (str,), "tensors": (str, dict), "fits": (list,)}, where)
+    checked_tables(table, {"axes": (str,), "layers": (str,), "tensors": (str, dict), "fits": (list,)}, where)
+    layers = {kind: expression(text, where) for kind, text in table.get("layers", {}).items()}
     axes = {axis: expression(text, where) for axis, text in table.get("axes", {}).items()}
     tensors = {key: _decl(key, value, where) for key, value in table.get("tensors", {}).items()}
     problems = [
@@ -219,11 +257,20 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
         for decl in tensors.values()
         if decl.same_as and decl.same_as not in tensors
     ]
-    readers = [*axes.items(), *((decl.name, decl.when) for decl in tensors.values() if decl.when is not None)]
+    problems += [
+        Problem(f"tensor {decl.name!r}: layers {decl.layers!r}, which [layers] does not define", where=where)
+        for decl in tensors.values()
+        if decl.layers != "all" and decl.layers not in layers
+    ]
+    readers = [
+        *axes.items(),
+        *layers.items(),
+        *((decl.name, decl.when) for decl in tensors.values() if decl.when is not None),
+    ]
     problems += [
         Problem(f"{key} = {read.text} names {field!r}, which is no field of the configuration", where=where)
         for key, read in readers
-        for field in sorted(read.names - set(FIELDS))
+        for field in sorted(read.names - set(FIELDS) - ({"layer"} if key in axes else set()))
     ]
     if problems:
         raise ConfigError(problems)
@@ -231,7 +278,7 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
     odd = [k for k in table if k not in sections and k not in _OWN]
     if odd:
         raise ConfigError(f"unknown keys {', '.join(odd)}", where=where)
-    return Family(name, axes, tensors, fits, sections)
+    return Family(name, axes, layers, tensors, fits, sections)
 
 
 def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -> Table:
@@ -251,6 +298,18 @@ def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -
     return out
 
 
+def _size(axis: str, size: Expression, values: Mapping[str, Any], problems: list[Problem]) -> int:
+    try:
+        number = size.evaluate(values)
+    except (ArithmeticError, TypeError, IndexError) as error:
+        problems.append(Problem(f"axis {axis!r} = {size.text} has no value: {error}"))
+        return 0
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        problems.append(Problem(f"axis {axis!r} = {size.text} is {number}, not a positive whole number"))
+        return 0
+    return number
+
+
 def _decl(name: str, value: Any, where: str) -> TensorDecl:
     table: Table = {"axes": value} if isinstance(value, str) else value
     unknown = set(table) - {"axes", "when", "same_as"}
@@ -265,7 +324,5 @@ def _decl(name: str, value: Any, where: str) -> TensorDecl:
             raise ConfigError(f"tensor {name!r}: {word!r}, but only the axis layer has kinds", where=where)
         axes.append(axis)
         layers = kind or layers
-    if layers not in get_args(LayerSet):
-        raise ConfigError(f"tensor {name!r}: layers {layers!r} are none of moe, dense", where=where)
     when = expression(table["when"], where) if "when" in table else None
-    return TensorDecl(name, tuple(axes), layers, when, table.get("same_as", ""))  # type: ignore[arg-type]
+    return TensorDecl(name, tuple(axes), layers, when, table.get("same_as", ""))

@@ -42,9 +42,13 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
 
 def _layer(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:
     """The residual stream x [n, hidden_size] behind `layer`."""
-    normed = norm(weights, config, x, "attn_norm", layer)
-    y = attention(weights, config, layer, normed, by)
-    attended = x + (norm(weights, config, y, "attn_post_norm", layer) if config.post_norms else y)
+    attended = x
+    if config.has_attention(layer):
+        normed = norm(weights, config, x, "attn_norm", layer)
+        y = attention(weights, config, layer, normed, by)
+        attended = x + (norm(weights, config, y, "attn_post_norm", layer) if config.post_norms else y)
+    if not config.has_mlp(layer):
+        return attended
     if config.num_ln_in_parallel_attn == 2:
         normed = norm(weights, config, x if config.parallel_attn else attended, "ffn_norm", layer)
     y = mlp(weights, config, layer, normed)

@@ -18,6 +18,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 def mlp(weights: Weights, config: ModelConfig, layer: int, x: Array) -> Array:
     """What the MLP of `layer` adds to the residual stream, for normed x [n, hidden_size]."""
+    if layer in config.linear_mlp_layers:
+        return linear(weights, x, "ffn_linear", layer)
     if layer not in config.moe_layers:
         return _one(weights, config, x, "ffn", layer, bias=config.mlp_bias)
     chosen, share = route(weights, config, layer, x)

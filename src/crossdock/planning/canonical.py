@@ -48,13 +48,13 @@ def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
     sizes, present = family.sizes(config), family.present(config)
     found: list[Slot] = []
     for name, decl in present.items():
-        own = {axis: sizes[axis] for axis in decl.axes if axis != "layer"}
         layers = family.layers_of(decl, config)
-        found += [Slot(name, layer, name, own) for layer in ((None,) if layers is None else layers)]
+        for layer in (None,) if layers is None else layers:
+            found.append(Slot(name, layer, name, sizes.of(decl.axes, layer)))
     for name, decl in family.tensors.items():
         like = present.get(decl.same_as)
         if name not in present and like is not None and "layer" not in like.axes:
-            found.append(Slot(name, None, decl.same_as, {axis: sizes[axis] for axis in like.axes}))
+            found.append(Slot(name, None, decl.same_as, sizes.of(like.axes)))
     found.sort(key=lambda slot: -1 if slot.layer is None else slot.layer)
     return {slot.name: slot for slot in found}
 

@@ -58,7 +58,7 @@ def build(family: str, clean: Mapping[str, Any]) -> tuple[ModelConfig, list[Prob
         )
     if any(not 0 <= i < config.num_hidden_layers for i in config.moe_layers):
         problems.append(Problem("layers outside the model", where="moe_layers", got=_short(config.moe_layers)))
-    return config, problems + _rope(config)
+    return config, problems + _layers(config) + _rope(config)
 
 
 def _sizes(config: ModelConfig) -> list[Problem]:
@@ -78,6 +78,30 @@ def _sizes(config: ModelConfig) -> list[Problem]:
         problems.append(
             Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers))
         )
+    return problems
+
+
+def _layers(config: ModelConfig) -> list[Problem]:
+    """What is wrong in the fields that differ from layer to layer."""
+    count, heads = config.num_hidden_layers, config.num_attention_heads
+    problems = [
+        Problem("not one number for each layer", where=name, expected=f"{count} numbers", got=_short(numbers))
+        for name in ("num_key_value_heads_per_layer", "intermediate_size_per_layer")
+        if (numbers := getattr(config, name)) and (len(numbers) != count or not all(0 <= n < _MOST for n in numbers))
+    ]
+    own = config.num_key_value_heads_per_layer
+    if any(n and heads % n for n in own):
+        problems.append(
+            Problem(
+                "query heads are not a multiple of KV heads", where="num_key_value_heads_per_layer", got=_short(own)
+            )
+        )
+    for name, numbers in (
+        ("linear_attention_layers", own), ("linear_mlp_layers", config.intermediate_size_per_layer),
+    ):  # fmt: skip
+        linear = getattr(config, name)
+        if any(not 0 <= i < count or len(numbers) != count or numbers[i] for i in linear):
+            problems.append(Problem("layers that are outside the model, or have both", where=name, got=_short(linear)))
     return problems
 
 

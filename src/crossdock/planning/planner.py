@@ -15,7 +15,7 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Request, Target, Wanted
-from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
+from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import Described, ModelConfig
 from crossdock.model.families import Family, is_allowed
@@ -108,10 +108,8 @@ def _filled(
 ) -> list[_Filled]:
     """Every container of the target with what fills it. Raises PlanError for all that has no place or no source."""
     family, config = checkpoint.family, checkpoint.config
-    sizes, present = family.sizes(config), family.present(config)
-    layers = {n: ls for n in present if (ls := family.layers_of(family.tensors[n], config)) is not None}
-    wanted, problems = _wanted(rules, Geometry(sizes, {}, {}, layers), present, variables)
-    problems += _unplaced(wanted, family, config, sizes, target)
+    wanted, problems = _wanted(rules, geometry_of(family, config), family.present(config), variables)
+    problems += _unplaced(wanted, family, config, target)
     fills = [_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted]
     if problems:
         raise PlanError(problems)
@@ -195,17 +193,15 @@ def _wanted(
     return [container for _, container in keyed], problems
 
 
-def _unplaced(
-    wanted: Sequence[Container], family: Family, config: ModelConfig, sizes: Mapping[str, int], target: Target
-) -> list[Problem]:
+def _unplaced(wanted: Sequence[Container], family: Family, config: ModelConfig, target: Target) -> list[Problem]:
     placed: dict[str, int] = {}
     for container in wanted:
         for lens in container.lenses:
             placed[lens.tensor] = placed.get(lens.tensor, 0) + lens.volume
     problems = []
+    sizes = family.sizes(config)
     for name, decl in family.present(config).items():
-        in_layers = family.layers_of(decl, config)
-        want = math.prod(sizes[a] for a in decl.axes if a != "layer") * (1 if in_layers is None else len(in_layers))
+        want = sizes.elements(decl.axes, family.layers_of(decl, config))
         if placed.get(name, 0) != want:
             problems.append(
                 Problem(

@@ -14,11 +14,11 @@ from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source, StoredTensor
-from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers
+from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import Described
-from crossdock.model.families import Family
+from crossdock.model.families import Family, Sizes
 
 Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
 
@@ -56,8 +56,7 @@ def resolve(
     config = described.config
     sizes = chosen.sizes(config)
     present = chosen.present(config)
-    layers = {n: ls for n, d in chosen.tensors.items() if (ls := chosen.layers_of(d, config)) is not None}
-    geometry = Geometry(sizes, source.ranks, source.partitions, layers)
+    geometry = geometry_of(chosen, config, source.ranks, source.partitions)
     problems: list[Problem] = []
     found: dict[str, dict[Key, dict[tuple[Placement, ...], Provision]]] = {}
     twins: list[tuple[Provision, str]] = []
@@ -70,9 +69,9 @@ def resolve(
         if rule.when is not None and not rule.when.evaluate(variables):
             continue
         needed = {a.axis for p in rule.patterns for part in (p.parts or ("",)) for a in p.atoms(part)}
-        if not needed <= geometry.sizes.keys():
-            sized = {**sizes, **_more_sizes(chosen, described, needed - sizes.keys())}
-            geometry = replace(geometry, sizes=sized)
+        unsized = needed - geometry.sizes.keys() - geometry.by_layer.keys()
+        if unsized:
+            geometry = replace(geometry, sizes={**geometry.sizes, **_more_sizes(chosen, described, unsized)})
         offset = float(rule.offset.evaluate(variables)) if rule.offset is not None else 0.0
         for container, stored in _stored(rule, geometry, source, rules.padded, padding, problems, described):
             read.add((stored.part, stored.name))
@@ -91,8 +90,9 @@ def resolve(
         raise PlanError(problems)
     provisions = {name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()}
     notices = tuple(
-        f"{axis}: {extra} padding rows of the source are left out (stored {sizes[axis] + extra}, true {sizes[axis]})"
+        f"{axis}: {extra} padding rows of the source are left out (stored {true + extra}, true {true})"
         for axis, extra in padding.items()
+        for true in (sizes.whole[axis],)
     )
     return Resolved(provisions, tuple(twins), unread, padding, notices)
 
@@ -220,15 +220,14 @@ def _incomplete(
     found: Mapping[str, Mapping[Key, Mapping[tuple[Placement, ...], Provision]]],
     chosen: Family,
     described: Described,
-    sizes: Mapping[str, int],
+    sizes: Sizes,
     rules: Layout,
     any_tensor: bool,
 ) -> list[Problem]:
     problems = []
     for name, decl in chosen.present(described.config).items():
         in_layers = chosen.layers_of(decl, described.config)
-        per_layer = math.prod(sizes[a] for a in decl.axes if a != "layer")
-        want = per_layer * (1 if in_layers is None else len(in_layers))
+        want = sizes.elements(decl.axes, in_layers)
         have = sum(p.lens.volume for boxes in found.get(name, {}).values() for p in boxes.values())
         if have == want:
             continue
@@ -246,7 +245,8 @@ def _incomplete(
                 )
             )
         else:
-            lacking = _lacking_layers(found[name], in_layers, per_layer)
+            each = {layer: sizes.elements(decl.axes, (layer,)) for layer in in_layers or ()}
+            lacking = _lacking_layers(found[name], each)
             problems.append(
                 Problem(
                     f"{name} is {'incomplete' if have < want else 'provided more than once'}{lacking}",
@@ -260,14 +260,13 @@ def _incomplete(
     return problems
 
 
-def _lacking_layers(
-    by_key: Mapping[Key, Mapping[tuple[Placement, ...], Provision]], in_layers: tuple[int, ...] | None, per_layer: int
-) -> str:
-    if in_layers is None or any(layer is None for layer, _ in by_key):
+def _lacking_layers(by_key: Mapping[Key, Mapping[tuple[Placement, ...], Provision]], each: Mapping[int, int]) -> str:
+    """The layers that do not have the elements that they should: `each` layer -> how many."""
+    if not each or any(layer is None for layer, _ in by_key):
         return ""
-    have = dict.fromkeys(in_layers, 0)
+    have = dict.fromkeys(each, 0)
     for (layer, _), boxes in by_key.items():
         if layer in have:
             have[layer] += sum(p.lens.volume for p in boxes.values())
-    lacking = [str(layer) for layer, count in have.items() if count != per_layer]
+    lacking = [str(layer) for layer, count in have.items() if count != each[layer]]
     return f" in layers {', '.join(lacking[:8])}{'...' if len(lacking) > 8 else ''}" if lacking else ""
