@@ -60,6 +60,20 @@ def crossdock() -> Callable[..., Answer]:
 
 
 @pytest.fixture(scope="session")
+def trtllm_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a reference in tests/data/trtllm -> its folder, unpacked once a session; never write there."""
+    base = tmp_path_factory.mktemp("trtllm")
+
+    def unpacked(name: str) -> Path:
+        if not (base / name).exists():
+            with tarfile.open(TESTS / "data/trtllm" / f"{name}.tar.xz") as archive:
+                archive.extractall(base, filter="data")
+        return base / name
+
+    return unpacked
+
+
+@pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Name in tests/data/checkpoints (or "tiny-kjv") -> the folder, unpacked once a session; never write
     there."""

@@ -10,7 +10,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Request
+from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
 from crossdock.planning.describe import LAYOUT_OF, Given, describe
 from crossdock.planning.plan import Plan
@@ -79,23 +79,40 @@ def plan(
     tokenizer: str | os.PathLike[str] | None = None,
     pre_tokenizer: str | None = None,
     max_shard_size: int = 5_000_000_000,
+    tp: int = 1,
+    pp: int = 1,
+    moe_tp: int = 0,
+    moe_ep: int = 0,
+    use_parallel_embedding: bool = False,
+    embedding_sharding_dim: int = 0,
+    allow_overflow: bool = False,
 ) -> Plan:
     """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
 
     dtype     of large tensors: "auto" (as stored), or any codec name or alias ("bf16")
     quantize  block codec for matrices ("q8_0"); max_shard_size: bytes, for formats with shards
+    tp, pp    ranks, for formats with rank files; moe_tp * moe_ep = tp: how they share experts (0: what is left over)
+    allow_overflow  let values become inf where the target minds
 
     Raises UsageError, PlanError, TokenizerError.
     """
+    target = registry.target(to)
     request = Request(
         dtype=dtype if dtype == "auto" else codecs.canonical_name(dtype),
-        quantize=None if quantize is None else codecs.canonical_name(quantize),
+        quantize=None if quantize is None else _quantisation(quantize, target),
         tokenizer=None if tokenizer is None else Path(tokenizer),
         pre_tokenizer=pre_tokenizer,
         max_shard_size=max_shard_size,
         travels=checkpoint.source.travels,
+        parallel=Parallel(tp, pp, moe_tp, moe_ep, use_parallel_embedding, embedding_sharding_dim),
+        allow_overflow=allow_overflow,
     )
-    return make_plan(checkpoint, registry.target(to), request)
+    return make_plan(checkpoint, target, request)
+
+
+def _quantisation(name: str, target: Target) -> str:
+    """A codec's one name, or what the target alone knows under this name ("w8a16")."""
+    return name.lower() if name.lower() in target.algorithms else codecs.canonical_name(name)
 
 
 def run(
@@ -139,7 +156,7 @@ def verify(
         travels=checkpoint.source.travels,
         encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()},
     )
-    replay = make_plan(checkpoint, target, request)
+    replay = make_plan(checkpoint, target, target.settled(request, theirs))
     workers = workers or workers_for(memory)
     facts = target.facts(Path(output))
     return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress)
@@ -169,10 +186,12 @@ def export(
     dtype: str = "auto",
     quantize: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    tp: int = 1,
+    pp: int = 1,
     memory: int = MEMORY,
     workers: int | None = None,
     force: bool = False,
 ) -> RunReport:
     """Open, plan and run in one call."""
-    planned = plan(open(source), to, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
+    planned = plan(open(source), to, dtype=dtype, quantize=quantize, tokenizer=tokenizer, tp=tp, pp=pp)
     return run(planned, output, memory=memory, workers=workers, force=force)

@@ -7,7 +7,9 @@ from click.testing import CliRunner
 from crossdock.cli import main
 
 SOURCE = {"--format", "--iteration", "--family", "--config", "--set"}
-TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size"}
+TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size",
+          "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
+          "--use-parallel-embedding", "--embedding-sharding-dim", "--allow-overflow"}  # fmt: skip
 RUNNING = {"--memory", "--workers"}
 
 SURFACE = {

@@ -39,11 +39,12 @@ MOST = 10  # tensors listed for what was found in them
         "crossdock export runs/iter_0010000 --to gguf -q q8_0 --tokenizer tok/ -o model-q8_0.gguf",
         "crossdock export runs/iter_0010000 --to hf --dtype bf16 -o model-hf/",
         "crossdock export model-hf/ --to gguf -o model.gguf --memory 1GiB --workers 8",
+        "crossdock export runs/iter_0010000 --to trtllm --tp 4 --pp 2 --dtype bf16 -o trt/",
     ),
 )
 @click.argument("src", type=PATH)
 @target_options
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="File (gguf) or folder (hf) to write.")
+@click.option("-o", "--output", type=PATH, metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
 @source_options
 @running_options
 @click.option("-f", "--force", is_flag=True, help="Replace OUT, once the new one is whole.")
@@ -111,6 +112,8 @@ def export(
     else:
         _show(report, plan, output)
         _show_next(src, output, source, target)
+        for step in target.next_steps(output, src):
+            show.say(f"then: {show.clean(step)}")
 
 
 def _header(plan: Plan, output: Path) -> str:

@@ -76,6 +76,15 @@ def dtype_or_auto(text: str) -> str:
     return text if text == "auto" else dtype(text)
 
 
+def quantisation(text: str) -> str:
+    """As `dtype`, or what a target knows by name beside the codecs: w8a16."""
+    from crossdock.formats import registry
+
+    if any(text.lower() in registry.target(name).algorithms for name in registry.targets()):
+        return text.lower()
+    return dtype(text)
+
+
 def source_format(text: str) -> str:
     """A format that is read."""
     from crossdock.formats import registry
@@ -143,6 +152,13 @@ class TargetFlags:
     tokenizer: Path | None
     pre_tokenizer: str | None
     max_shard_size: int
+    tp: int
+    pp: int
+    moe_tp: int
+    moe_ep: int
+    use_parallel_embedding: bool
+    embedding_sharding_dim: int
+    allow_overflow: bool
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """Plan the conversion: no tensor data is read."""
@@ -156,7 +172,20 @@ class TargetFlags:
             tokenizer=self.tokenizer,
             pre_tokenizer=self.pre_tokenizer,
             max_shard_size=self.max_shard_size,
+            tp=self.tp,
+            pp=self.pp,
+            moe_tp=self.moe_tp,
+            moe_ep=self.moe_ep,
+            use_parallel_embedding=self.use_parallel_embedding,
+            embedding_sharding_dim=self.embedding_sharding_dim,
+            allow_overflow=self.allow_overflow,
         )
+
+    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+        """What follows an export to `output`."""
+        from crossdock.formats import registry
+
+        return registry.target(self.to).next_steps(output, source)
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> Mapping[str, str]:
@@ -197,7 +226,7 @@ _SOURCE = (
 )
 
 _TARGET = (
-    click.option("--to", required=True, type=target_format, metavar="FORMAT", help="gguf or hf."),
+    click.option("--to", required=True, type=target_format, metavar="FORMAT", help="gguf, hf or trtllm."),
     click.option(
         "--dtype",
         type=dtype_or_auto,
@@ -209,9 +238,9 @@ _TARGET = (
     click.option(
         "-q",
         "--quantize",
-        type=dtype,
+        type=quantisation,
         metavar="NAME",
-        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf).",
+        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); w8a16, w4a16 (trtllm).",
     ),
     tokenizer_option,
     click.option("--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"),
@@ -223,6 +252,32 @@ _TARGET = (
         metavar="SIZE",
         help="Largest safetensors file (hf).",
     ),
+    click.option(
+        "--tp",
+        "--tensor-parallel-size",
+        type=positive,
+        default="1",
+        metavar="N",
+        help="Tensor parallel ranks (trtllm).",
+    ),
+    click.option(
+        "--pp", "--pipeline-parallel-size", type=positive, default="1", metavar="N", help="Pipeline stages (trtllm)."
+    ),
+    click.option(
+        "--moe-tp", type=whole, default="0", metavar="N", help="Ranks that share each expert.  [default: tp / moe-ep]"
+    ),
+    click.option(
+        "--moe-ep",
+        type=whole,
+        default="0",
+        metavar="N",
+        help="Ranks that share the experts out.  [default: tp / moe-tp]",
+    ),
+    click.option("--use-parallel-embedding", is_flag=True, help="Cut the embedding over the ranks too (trtllm)."),
+    click.option(
+        "--embedding-sharding-dim", type=whole, default="0", metavar="N", help="0: cut its rows, 1: its columns."
+    ),
+    click.option("--allow-overflow", is_flag=True, help="Let values become Inf in float16 (trtllm)."),
 )
 
 _RUNNING = (

@@ -23,6 +23,7 @@ from crossdock.cli.options import (
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
+    from crossdock.formats.target import RankFile
     from crossdock.planning.plan import Plan
 
 FILES = 12  # target files listed before the rest is only counted
@@ -81,11 +82,20 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
             ("plan", plan.digest[:16]),
         ]
     )
+    ranks = {rank.name for rank in plan.ranks}
     show.heading("Files")
-    sizes = [(file.name, show.nbytes(file.size), "copied" if file.copy_of else "") for file in plan.files]
+    sizes = [
+        (file.name, show.nbytes(file.size), "copied" if file.copy_of else "")
+        for file in plan.files
+        if file.name not in ranks
+    ]
     if len(sizes) > FILES:
         sizes[FILES - 1 :] = [(f"… {len(sizes) - FILES + 1} more", "", "")]
     show.table((), sizes, "<><")
+    if plan.ranks:
+        show.heading("Ranks")
+        head = ("file", "tensors", "bytes", "layers", "embedding rows", "head rows", "replicated KV heads")
+        show.table(head, [_rank(rank) for rank in plan.ranks], "<>><>>>")
     show.heading("Types")
     show.table(("source", "target", "tensors", "parameters", "bytes"), _types(plan), "<<>>>")
     show_warnings(plan.warnings)
@@ -118,6 +128,13 @@ def show_left_out(tensors: Mapping[str, str], keys: Mapping[str, str], *, every_
 def _tensors_left_out(plan: Plan) -> dict[str, str]:
     """`Plan.ignored` without the configuration keys."""
     return {name: why for name, why in plan.ignored.items() if name not in plan.described.ignored}
+
+
+def _rank(rank: RankFile) -> tuple[str, ...]:
+    low, high = rank.layers
+    counts = (rank.vocab_rows, rank.head_rows, rank.replicated_kv_heads)
+    layers = f"{low} to {high - 1}" if high - low > 1 else str(low)
+    return (rank.name, show.number(rank.tensors), show.nbytes(rank.nbytes), layers, *map(show.number, counts))
 
 
 def _files(count: int, size: int) -> str:
@@ -164,6 +181,7 @@ def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
             for name, value in plan.described.config.as_dict().items()
         },
         "settings": plan.settings,
+        "ranks": plan.ranks,
         "warnings": plan.warnings,
         "ignored": {"tensors": _tensors_left_out(plan), "keys": plan.described.ignored},
     }

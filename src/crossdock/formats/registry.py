@@ -34,13 +34,18 @@ class SourceFormat(Protocol):
 _SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "crossdock.formats.gguf.source",
+        "trtllm": "crossdock.formats.trtllm.source",
         "hf": "crossdock.formats.hf.source",
         "megatron": "crossdock.formats.megatron",
         "dcp": "crossdock.formats.dcp_folder",
     }
 )
 _TARGETS: Mapping[str, str] = MappingProxyType(
-    {"gguf": "crossdock.formats.gguf.target:GgufTarget", "hf": "crossdock.formats.hf.target:HfTarget"}
+    {
+        "gguf": "crossdock.formats.gguf.target:GgufTarget",
+        "hf": "crossdock.formats.hf.target:HfTarget",
+        "trtllm": "crossdock.formats.trtllm.target:TrtllmTarget",
+    }
 )
 
 
@@ -86,7 +91,7 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
     raise NotACheckpointError(
         "not a checkpoint that crossdock reads",
         where=str(path),
-        expected="a Megatron run or iteration, a Hugging Face folder, a GGUF file, or a torch DCP folder",
+        expected="a Megatron run or iteration, a Hugging Face, TensorRT-LLM or torch DCP folder, or a GGUF file",
         got=_contents(path),
         fix="give the folder that holds the files above; --format forces one of " + ", ".join(names()),
     )

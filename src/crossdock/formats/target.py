@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from crossdock.formats.stored import SourceFile
+from crossdock.errors import UsageError
+from crossdock.formats.stored import Source, SourceFile
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -29,6 +30,36 @@ class TargetFile:
     copy_of: SourceFile | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Over how many ranks a target with rank files is cut, and what each of them holds of the embedding.
+
+    moe_tensor_parallel, moe_expert_parallel   how the tensor-parallel ranks share the experts; 0: what is left over
+    use_parallel_embedding    every rank has a part of the embedding: of its rows, or of its columns (sharding dim 1)
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    moe_tensor_parallel: int = 0
+    moe_expert_parallel: int = 0
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What a target makes of `Parallel`.
+
+    sizes       rank name of the layout -> how many; partitions: axis -> {ranks: range} where the cut is not even
+    settings    names that the layout's expressions may use besides the fields of the configuration
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    partitions: Mapping[str, Mapping[tuple[tuple[str, int], ...], tuple[int, int]]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked of the target.
@@ -40,6 +71,7 @@ class Request:
     max_shard_size bytes per file, for formats with shards
     vocab_from     where the model's vocab_size comes from, for messages; the planner knows
     encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
+    parallel       ranks, for formats with rank files; allow_overflow: values too large for the dtype may become inf
     """
 
     dtype: str = "auto"
@@ -51,14 +83,38 @@ class Request:
     vocab_from: str = ""
     encodings: Mapping[str, str] = field(default_factory=dict)
     source_dtype: str = "float32"
+    parallel: Parallel = Parallel()
+    allow_overflow: bool = False
 
 
 class Wanted(NamedTuple):
-    """A tensor that the target will have. dtype: codec name (of the source when asked for an encoding)."""
+    """A tensor that the target will have. dtype: codec name (of the source when asked for an encoding).
+
+    part  the rank file it belongs to, as the layout spells it ("" where names are global)
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankFile:
+    """One rank of a target with rank files, for people: what it holds.
+
+    layers  numbers of the model's layers, first and beyond the last
+    vocab_rows   rows of the embedding; head_rows: of the output matrix; both with padding, 0 where there is none
+    replicated_kv_heads   KV heads that other ranks of the stage hold too
+    """
+
+    name: str
+    tensors: int
+    nbytes: int
+    layers: tuple[int, int]
+    vocab_rows: int
+    head_rows: int
+    replicated_kv_heads: int
 
 
 class Encoding(NamedTuple):
@@ -72,13 +128,25 @@ class Encoding(NamedTuple):
 class Assembled:
     """Files, and per tensor (in the order given) the file's index and the byte where its data starts.
 
-    facts  what the headers say, key by key, so that `verify` can ask an output the same
+    facts    what the headers say, key by key, so that `verify` can ask an output the same
+    fail_on  findings in the values ("overflow") for which the output must not come into being
     """
 
     files: tuple[TargetFile, ...]
     places: tuple[tuple[int, int], ...]
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fail_on: frozenset[str] = frozenset()
+    ranks: tuple[RankFile, ...] = ()
+
+
+def no_ranks(name: str, request: Request) -> Ranks:
+    """The ranks of a target without rank files. Raises UsageError when some were asked for."""
+    if request.parallel != Parallel():
+        raise UsageError(
+            f"{name} has no ranks: --tp, --pp and their like are for targets with rank files", fix="--to trtllm has"
+        )
+    return Ranks()
 
 
 class Target(Protocol):
@@ -90,6 +158,22 @@ class Target(Protocol):
     def layout(self) -> str: ...
     @property
     def single_file(self) -> bool: ...
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Quantisations beside the codecs that the format knows by name."""
+        ...
+
+    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
+        """How the model is cut over rank files. Raises PlanError with all that does not divide, UsageError."""
+        ...
+
+    def settled(self, request: Request, output: Source) -> Request:
+        """`request` with what can be seen in an output of this format, so that a replay gives the same files."""
+        ...
+
+    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+        """Commands of other programs, and notices, that follow an export to `output`."""
+        ...
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """The codec for `tensor`, whose dtype is the source's. Raises UsageError for a dtype the format lacks."""

@@ -33,6 +33,7 @@ class Rule:
     """Where one or more canonical tensors live, as alternatives of which the first is written.
 
     offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only
+    copy    when a tensor that is the same as another (a tied head) is written all the same
     """
 
     tensors: tuple[str, ...]
@@ -41,6 +42,7 @@ class Rule:
     offset: Expression | None = None
     when: Expression | None = None
     stage: str = ""
+    copy: Expression | None = None
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,10 @@ def _written(key: str, value: str, where: str) -> Written:
 def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
     table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"at": value}
     where = f"{where} [tensors] {' '.join(names)}"
-    unknown = set(table) - {"at", "offset", "when", "stage", "part"}
+    unknown = set(table) - {"at", "offset", "when", "stage", "part", "copy"}
     if unknown or "at" not in table:
         raise ConfigError(
-            f"a rule has `at` and perhaps offset, when, stage, part; this has {sorted(table)}", where=where
+            f"a rule has `at` and perhaps offset, when, stage, part, copy; this has {sorted(table)}", where=where
         )
     part, stage = table.get("part", "default"), table.get("stage", "")
     if part not in parts:
@@ -184,6 +186,7 @@ def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: 
         offset=expression(str(table["offset"]), where) if "offset" in table else None,
         when=expression(table["when"], where) if "when" in table else None,
         stage=stage,
+        copy=expression(table["copy"], where) if "copy" in table else None,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.formats.stored import Extent, SourceFile
-from crossdock.formats.target import TargetFile
+from crossdock.formats.target import RankFile, TargetFile
 from crossdock.model.config import Described
 
 
@@ -55,6 +55,7 @@ class TargetTensor:
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
     of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
+    part   the rank file, as the target's layout spells it ("" where names are global)
     """
 
     name: str
@@ -69,6 +70,7 @@ class TargetTensor:
     zeros: int = 0
     of: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Plan:
     described  the model's configuration and where each field came from
     facts      what the target's headers say, key by key, for `verify`
     warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
+    fail_on    findings in the values with which the output must not come into being
+    ranks      what each rank file holds, for people
     """
 
     source_format: str
@@ -108,6 +112,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fail_on: frozenset[str] = frozenset()
+    ranks: tuple[RankFile, ...] = ()
 
     @property
     def nbytes(self) -> int:

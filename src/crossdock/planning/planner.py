@@ -14,14 +14,15 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Request, Target, Wanted
-from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
+from crossdock.formats.target import Assembled, Ranks, Request, Target, Wanted
+from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import Described, ModelConfig
 from crossdock.model.families import Family, is_allowed
 from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
 from crossdock.planning.sources import Extents, moves_for
+from crossdock.planning.wanted import unplaced, wanted_containers
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
     config = checkpoint.config
     rules = layout(target.layout, checkpoint.family)
-    _check_fits(rules, config, target, checkpoint.family)
-    variables = _variables(rules, config)
+    ranks = _ranks(rules, config, target, checkpoint.family, request)
+    variables = _variables(rules, config, ranks)
     extents = Extents()
-    filled = _filled(checkpoint, target, rules, variables, extents)
+    filled = _filled(checkpoint, target, rules, variables, ranks, extents)
     request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
     filled, notices = _encoded(filled, target, request, rules)
     computed = target.computed(config)
@@ -88,28 +89,37 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         warnings=(
             *checkpoint.described.notices,
             *checkpoint.resolved.notices,
+            *ranks.warnings,
             *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
             *_grouped(notices),
             *assembled.warnings,
         ),
         ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
-        settings={"dtype": request.dtype, "quantize": request.quantize},
+        settings={"dtype": request.dtype, "quantize": request.quantize, **ranks.settings},
+        fail_on=assembled.fail_on,
+        ranks=assembled.ranks,
     )
 
 
-def _variables(rules: Layout, config: ModelConfig) -> dict[str, Any]:
-    """What the layout's expressions may name: the fields of the configuration and the layout's own numbers."""
-    values = config.as_dict()
+def _variables(rules: Layout, config: ModelConfig, ranks: Ranks) -> dict[str, Any]:
+    """What the layout's expressions may name: configuration, settings of the target, the layout's own numbers."""
+    values = {**config.as_dict(), **ranks.settings}
     return {**values, **{k: v.evaluate(values) for k, v in rules.variables.items() if v.names <= values.keys()}}
 
 
 def _filled(
-    checkpoint: Checkpoint, target: Target, rules: Layout, variables: Mapping[str, Any], extents: Extents
+    checkpoint: Checkpoint,
+    target: Target,
+    rules: Layout,
+    variables: Mapping[str, Any],
+    ranks: Ranks,
+    extents: Extents,
 ) -> list[_Filled]:
     """Every container of the target with what fills it. Raises PlanError for all that has no place or no source."""
     family, config = checkpoint.family, checkpoint.config
-    wanted, problems = _wanted(rules, geometry_of(family, config), family.present(config), variables)
-    problems += _unplaced(wanted, family, config, target)
+    geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
+    wanted, problems = wanted_containers(rules, geometry, family, config, variables)
+    problems += unplaced(wanted, family, config, target.name)
     fills = [_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted]
     if problems:
         raise PlanError(problems)
@@ -135,19 +145,26 @@ def _placed(
         *(
             TargetTensor(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
-                zeros=one.zeros, of=one.of, sources=one.sources,
+                zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
         *(
-            TargetTensor(tensor.name, *place, len(data), tensor.shape, tensor.dtype, (), data=data)
+            TargetTensor(tensor.name, *place, len(data), tensor.shape, tensor.dtype, (), data=data, part=tensor.part)
             for (tensor, data), place in zip(computed, assembled.places[len(filled) :], strict=True)
         ),
     )  # fmt: skip
 
 
-def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Family) -> None:
-    problems = [
+def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, request: Request) -> Ranks:
+    """The ranks of the target, when it can express this model and they can share it."""
+    ranks = Ranks()
+    problems: list[Problem] = []
+    try:
+        ranks = target.ranks(config, request)
+    except PlanError as error:
+        problems += error.problems
+    problems += [
         Problem(
             f"{target.name} cannot express this {family.name} model",
             where=name,
@@ -166,54 +183,7 @@ def _check_fits(rules: Layout, config: ModelConfig, target: Target, family: Fami
     ]
     if problems:
         raise PlanError(problems)
-
-
-def _wanted(
-    rules: Layout, geometry: Geometry, present: Mapping[str, Any], variables: Mapping[str, Any]
-) -> tuple[list[Container], list[Problem]]:
-    """Every container of the target: what lies outside the layers first, then layer by layer."""
-    keyed: list[tuple[tuple[int, int], Container]] = []
-    problems: list[Problem] = []
-    for number, rule in enumerate(rules.rules):
-        if not all(name in present for name in rule.tensors):
-            continue
-        if rule.when is not None and not rule.when.evaluate(variables):
-            continue
-        try:
-            for container in containers(rule, rule.patterns[0], geometry):
-                layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
-                keyed.append(((layer, number), container))
-        except PlanError as error:
-            problems.extend(error.problems)
-    keyed.sort(key=lambda item: item[0])
-    names = [(container.part, container.name) for _, container in keyed]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})[:5]
-        problems.append(Problem(f"the {rules.format} layout writes {', '.join(n for _, n in twice)} twice"))
-    return [container for _, container in keyed], problems
-
-
-def _unplaced(wanted: Sequence[Container], family: Family, config: ModelConfig, target: Target) -> list[Problem]:
-    placed: dict[str, int] = {}
-    for container in wanted:
-        for lens in container.lenses:
-            placed[lens.tensor] = placed.get(lens.tensor, 0) + lens.volume
-    problems = []
-    sizes = family.sizes(config)
-    for name, decl in family.present(config).items():
-        want = sizes.elements(decl.axes, family.layers_of(decl, config))
-        if placed.get(name, 0) != want:
-            problems.append(
-                Problem(
-                    f"{target.name} has no place for {name} of this {family.name} model"
-                    if not placed.get(name)
-                    else f"the {target.name} layout does not place {name} exactly once",
-                    expected=f"{want} elements",
-                    got=str(placed.get(name, 0)),
-                    cause="the target's loader does not know such a tensor for this family",
-                )
-            )
-    return problems
+    return ranks
 
 
 def _fill(
@@ -249,7 +219,8 @@ def _fill(
     of = tuple(lens.tensor for lens in container.lenses)
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
-    return _Filled(Wanted(container.name, container.shape, dtype), tuple(moves), adds.pop(), zeros, of, names)
+    wanted = Wanted(container.name, container.shape, dtype, container.part)
+    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names)
 
 
 def _name(provision: Provision) -> str:

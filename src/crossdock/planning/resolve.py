@@ -134,7 +134,7 @@ def _stored(
                 continue
             if axis:
                 padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
-                container = _clipped(container, axis, geometry.sizes[axis])
+                container = clipped(container, axis, geometry.sizes[axis])
             out.append((container, stored))
     return out
 
@@ -157,7 +157,8 @@ def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozens
     return geometry, ""
 
 
-def _clipped(container: Container, axis: str, size: int) -> Container:
+def clipped(container: Container, axis: str, size: int) -> Container:
+    """`container` with lenses that end where the model's axis does; without those that lie beyond."""
     lenses = []
     for lens in container.lenses:
         axes = tuple(replace(p, high=min(p.high, size)) if p.axis == axis else p for p in lens.axes)

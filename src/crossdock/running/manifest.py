@@ -19,7 +19,6 @@ def manifest_path(output: Path) -> Path:
 
 def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) -> bytes:
     """The manifest as JSON. Holds no time of its own: equal runs write equal manifests."""
-    by_name = {tensor.name: tensor for tensor in plan.tensors}
     document: dict[str, Any] = {
         "crossdock": VERSION,
         "plan": plan.digest,
@@ -45,13 +44,13 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) 
                 "shape": list(t.shape),
                 "bytes": t.nbytes,
                 hash_name: t.hash,
-                "from": list(by_name[t.name].sources),
-                "holds": list(by_name[t.name].of),
+                "from": list(planned.sources),
+                "holds": list(planned.of),
                 **{key: value for key, value in (("nan", t.census.nan), ("inf", t.census.inf),
                                                  ("overflow", t.census.overflow), ("underflow", t.census.underflow),
                                                  ("all_zero", t.census.all_zero and t.census.elements > 0)) if value},
             }
-            for t in tensors
+            for t, planned in zip(tensors, plan.tensors, strict=True)
         ],
     }  # fmt: skip
     return json.dumps(document, indent=1).encode() + b"\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossdock.codecs.census import Census
+from crossdock.planning.plan import Move, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,17 @@ class RunReport:
     warnings: tuple[str, ...]
 
 
-def repeated(tensors: Sequence[TensorResult]) -> list[str]:
+def repeated(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
     """A sentence for every group of matrices with equal bytes: experts or layers that overwrote each other in training
-    or on the way [experts-duplicated]. Experts that a target stacks into one tensor cannot be told apart here.
+    or on the way [experts-duplicated]. Experts that a target stacks into one tensor cannot be told apart here; what
+    the plan itself writes to several places counts once.
     """
     groups: dict[tuple[str, str, int], list[str]] = {}
-    for tensor in tensors:
+    copied: set[tuple[Move, ...]] = set()
+    for tensor, planned in zip(tensors, plan.tensors, strict=True):
+        if planned.moves in copied:
+            continue
+        copied.add(planned.moves)
         if len(tensor.shape) > 1 and not tensor.census.all_zero:
             groups.setdefault((tensor.hash, tensor.dtype, tensor.nbytes), []).append(tensor.name)
     sentences = []

@@ -70,7 +70,7 @@ def run(
     if placed is not None:
         tensors = tuple(_result(plan, placed[i]) for i in range(len(plan.tensors)))
         seconds = time.monotonic() - started
-        warnings = (*plan.warnings, *repeated(tensors))
+        warnings = (*plan.warnings, *repeated(plan, tensors))
         return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
     journal = Journal.open(partial, plan, hash, force)
     try:
@@ -78,7 +78,7 @@ def run(
         _Copying(plan, journal, share, workers, compiled_for(plan, memory), hash, progress, order).go(finished)
         _check_sources(plan)
         tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
-        _check_findings(tensors, fail_on)
+        _check_findings(plan, tensors, fail_on)
         _check_output(plan, output, force)  # again: it may have come meanwhile
         put_in_place(plan, partial, output, manifest_bytes(plan, tensors, hash))
     except OSError as error:
@@ -87,7 +87,7 @@ def run(
         journal.close()
     return RunReport(
         output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - len(journal.finished),
-        len(journal.finished), tensors, (*plan.warnings, *repeated(tensors)),
+        len(journal.finished), tensors, (*plan.warnings, *repeated(plan, tensors)),
     )  # fmt: skip
 
 
@@ -250,8 +250,10 @@ def _result(plan: Plan, done: Done) -> TensorResult:
     return TensorResult(tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census)
 
 
-def _check_findings(tensors: Sequence[TensorResult], fail_on: frozenset[str]) -> None:
+def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozenset[str]) -> None:
     problems = []
+    fix = "choose another --dtype, or --allow-overflow" if "overflow" in plan.fail_on else ""
+    fail_on |= plan.fail_on
     for tensor in tensors:
         census = tensor.census
         if "nonfinite" in fail_on and census.nonfinite:
@@ -259,7 +261,8 @@ def _check_findings(tensors: Sequence[TensorResult], fail_on: frozenset[str]) ->
                 Problem(f"{census.nan} NaN and {census.inf} infinite values [nonfinite]", where=tensor.name)
             )
         if "overflow" in fail_on and census.overflow:
-            problems.append(Problem(f"{census.overflow} values overflow {tensor.dtype}", where=tensor.name))
+            what = f"{census.overflow} values overflow {tensor.dtype}"
+            problems.append(Problem(what, where=tensor.name, fix=fix))
     if problems:
         raise CheckFailed(problems)
 

@@ -74,31 +74,31 @@ def verify_plan(
     """Compare `output` with what `plan` would write. `facts`: what the output's own header says, key by key."""
     started = time.monotonic()
     share = share_of(memory, workers)
-    stored = {name: tensor for (_, name), tensor in output.tensors.items()}
+    stored = dict(output.tensors)
     checks: dict[str, TensorCheck] = {}
     todo: list[int] = []
     for number, tensor in enumerate(plan.tensors):
-        theirs = stored.pop(tensor.name, None)
+        theirs = stored.pop((tensor.part, tensor.name), None)
+        name = shown(tensor)
         if theirs is None:
-            checks[tensor.name] = TensorCheck(tensor.name, tensor.dtype, tensor.nbytes, "missing")
+            checks[name] = TensorCheck(name, tensor.dtype, tensor.nbytes, "missing")
         elif theirs.shape != tensor.shape or theirs.dtype != tensor.dtype:
-            checks[tensor.name] = TensorCheck(
-                tensor.name, theirs.dtype, tensor.nbytes, "different", int(np.prod(tensor.shape))
-            )
+            checks[name] = TensorCheck(name, theirs.dtype, tensor.nbytes, "different", int(np.prod(tensor.shape)))
         else:
             todo.append(number)
-    for name, theirs in stored.items():
-        size = sum(extent.nbytes for extent in theirs.extents)
+    for theirs in stored.values():
+        size, name = sum(extent.nbytes for extent in theirs.extents), shown(theirs)
         checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
     counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
-    by_name = {name: tensor for (_, name), tensor in output.tensors.items()}
     turn = threading.Lock()
     with Reader(plan) as reader:
 
         def do(task: int, mine: Share, stop: threading.Event) -> TensorCheck | None:
             tensor = plan.tensors[task]
-            return _compare(plan, tensor, by_name[tensor.name], output, reader, mine, counts, task, stop)
+            return _compare(
+                plan, tensor, output.tensors[tensor.part, tensor.name], output, reader, mine, counts, task, stop
+            )
 
         for result in work(todo, do, workers, lambda: Share(share, turn)):
             if result is not None:
@@ -107,9 +107,14 @@ def verify_plan(
                 progress(sum(counts), total, "" if result is None else result.name)
     problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
     unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
-    ordered = tuple(checks[tensor.name] for tensor in plan.tensors) + unexpected
+    ordered = tuple(checks[shown(tensor)] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
+
+
+def shown(tensor: TargetTensor | StoredTensor) -> str:
+    """A tensor's name, with its rank file where names repeat."""
+    return f"{tensor.part}/{tensor.name}" if tensor.part else tensor.name
 
 
 def _compare(
@@ -148,7 +153,7 @@ def _compare(
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
-        tensor.name, tensor.dtype, tensor.nbytes, "different" if different else "equal", different,
+        shown(tensor), tensor.dtype, tensor.nbytes, "different" if different else "equal", different,
         figures if lossy else None,
     )  # fmt: skip
 

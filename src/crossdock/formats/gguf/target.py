@@ -15,7 +15,8 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.formats.stored import Source
+from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 from crossdock.ops.rope import llama3_factors
@@ -35,6 +36,19 @@ class GgufTarget:
     name: str = "gguf"
     layout: str = "gguf"
     single_file: bool = True
+    algorithms: tuple[str, ...] = ()
+
+    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
+        """None."""
+        return no_ranks(self.name, request)
+
+    def settled(self, request: Request, output: Source) -> Request:
+        """Nothing beside the encodings."""
+        return request
+
+    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+        """None."""
+        return ()
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are no whole blocks."""

@@ -15,8 +15,8 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, UsageError
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.safetensors import header_bytes
-from crossdock.formats.stored import SourceFile
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.formats.stored import Source, SourceFile
+from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -32,6 +32,19 @@ class HfTarget:
     name: str = "hf"
     layout: str = "hf"
     single_file: bool = False
+    algorithms: tuple[str, ...] = ()
+
+    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
+        """None."""
+        return no_ranks(self.name, request)
+
+    def settled(self, request: Request, output: Source) -> Request:
+        """Nothing beside the encodings."""
+        return request
+
+    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+        """None."""
+        return ()
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.

@@ -1,0 +1,142 @@
+"""Ranks of a TensorRT-LLM checkpoint: which sizes fit a model, which layers a stage has, which file a part is.
+
+Knows names of ranks and fields of the configuration, no tensor. Facts: TensorRT-LLM 0.14 `mapping.py`: rank =
+pp_rank * tp_size + tp_rank; moe_tp_rank = tp_rank // moe_ep_size, moe_ep_rank = tp_rank % moe_ep_size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+from crossdock.errors import PlanError, Problem, UsageError
+from crossdock.formats.target import Parallel, Ranks
+from crossdock.model.config import ModelConfig
+
+MOST = 4096  # ranks
+_PART = re.compile(r"([a-z]+)(\d+)")
+
+
+def file_name(rank: int) -> str:
+    """The file of a rank."""
+    return f"rank{rank}.safetensors"
+
+
+def rank_of(part: str, tensor_parallel: int, moe_expert_parallel: int) -> int:
+    """The rank of a part as the layout spells it: tp1.pp0, or etp0.ep1.pp0 for experts."""
+    at = {name: int(number) for name, number in _PART.findall(part)}
+    tp = at["tp"] if "tp" in at else at["etp"] * moe_expert_parallel + at["ep"]
+    return at["pp"] * tensor_parallel + tp
+
+
+def parts_of(rank: int, tensor_parallel: int, moe_expert_parallel: int) -> tuple[str, str]:
+    """The part of a rank, and its part of the experts."""
+    pp, tp = divmod(rank, tensor_parallel)
+    etp, ep = divmod(tp, moe_expert_parallel)
+    return f"tp{tp}.pp{pp}", f"etp{etp}.ep{ep}.pp{pp}"
+
+
+def layer_ranges(layers: int, stages: int) -> tuple[tuple[int, int], ...]:
+    """First and beyond last layer of each stage, as torch.tensor_split cuts: the first stages get one more."""
+    ends = [0]
+    for stage in range(stages):
+        ends.append(ends[-1] + layers // stages + (stage < layers % stages))
+    return tuple(itertools.pairwise(ends))
+
+
+def partition(layers: int, stages: int) -> dict[str, dict[tuple[tuple[str, int], ...], tuple[int, int]]]:
+    """The same as a `Geometry` wants it."""
+    return {"layer": {(("pp", stage),): span for stage, span in enumerate(layer_ranges(layers, stages))}}
+
+
+def cut(config: ModelConfig, asked: Parallel) -> Ranks:
+    """The ranks for a model. Raises UsageError for impossible numbers, PlanError with all that does not divide."""
+    tp, pp = asked.tensor_parallel, asked.pipeline_parallel
+    if min(tp, pp) < 1 or tp * pp > MOST or asked.embedding_sharding_dim not in (0, 1):
+        raise UsageError(
+            "no such ranks", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks, sharding dim 0 or 1"
+        )
+    ep = asked.moe_expert_parallel or (tp // asked.moe_tensor_parallel if asked.moe_tensor_parallel else 1)
+    etp = asked.moe_tensor_parallel or tp // max(ep, 1)
+    problems = _misfits(config, asked, etp, ep)
+    if problems:
+        raise PlanError(problems)
+    spans = layer_ranges(config.num_hidden_layers, pp)
+    warnings: tuple[str, ...] = ()
+    if config.num_hidden_layers % pp:
+        counts = ", ".join(str(high - low) for low, high in spans)
+        warnings = (
+            f"{config.num_hidden_layers} layers over {pp} stages are {counts}: TensorRT-LLM up to 0.14 gives each "
+            f"{config.num_hidden_layers // pp} and loses the rest without a word",
+        )
+    return Ranks(
+        sizes={"tp": tp, "pp": pp, "etp": etp, "ep": ep},
+        partitions=partition(config.num_hidden_layers, pp),
+        settings={
+            "tensor_parallel": tp,
+            "pipeline_parallel": pp,
+            "moe_tensor_parallel": etp,
+            "moe_expert_parallel": ep,
+            "use_parallel_embedding": asked.use_parallel_embedding,
+            "embedding_sharding_dim": asked.embedding_sharding_dim,
+        },
+        warnings=warnings,
+    )
+
+
+def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Problem]:
+    tp, pp = asked.tensor_parallel, asked.pipeline_parallel
+    problems = []
+    if not _heads_fit(config, tp):
+        kv = config.num_key_value_heads
+        what = "num_attention_heads" if config.num_attention_heads % tp else "num_key_value_heads"
+        count = config.num_attention_heads if config.num_attention_heads % tp else kv
+        cause = f"KV heads must divide the ranks or be divided by them; there are {kv}"
+        problems.append(Problem(f"{count} heads cannot be cut over {tp} ranks", where=what, cause=cause))
+    if _has_dense(config) and config.intermediate_size % tp:
+        what = f"{config.intermediate_size} cannot be cut over {tp} ranks"
+        problems.append(Problem(what, where="intermediate_size"))
+    if asked.use_parallel_embedding and asked.embedding_sharding_dim == 1 and config.hidden_size % tp:
+        problems.append(Problem(f"{config.hidden_size} cannot be cut over {tp} ranks", where="hidden_size"))
+    if problems:
+        fitting = [n for n in range(1, config.num_attention_heads + 1) if _fits(config, asked, n)]
+        fix = f"tensor parallel sizes that fit this model: {', '.join(map(str, fitting))}"
+        problems[-1] = replace(problems[-1], fix=fix)
+    if pp > config.num_hidden_layers:
+        what = f"{config.num_hidden_layers} layers cannot be cut over {pp} stages"
+        problems.append(Problem(what, where="num_hidden_layers"))
+    if not config.num_experts:
+        if asked.moe_tensor_parallel or asked.moe_expert_parallel:
+            problems.append(Problem("the model has no experts to cut", where="--moe-tp, --moe-ep"))
+        return problems
+    if etp * ep != tp:
+        got = f"--moe-tp {etp} * --moe-ep {ep} = {etp * ep}"
+        problems.append(Problem("the ranks of the experts are not those of the rest", expected=f"--tp {tp}", got=got))
+    if config.num_experts % ep:
+        fitting = [n for n in range(1, config.num_experts + 1) if config.num_experts % n == 0 and tp % n == 0]
+        problems.append(Problem(f"{config.num_experts} experts cannot be cut over {ep} ranks", where="num_experts",
+                                fix=f"expert parallel sizes that fit: {', '.join(map(str, fitting))}"))  # fmt: skip
+    if config.moe_intermediate_size % etp:
+        fix = "give the ranks whole experts with --moe-ep, or use fewer"
+        what = f"{config.moe_intermediate_size} cannot be cut over {etp} ranks"
+        problems.append(Problem(what, where="moe_intermediate_size", fix=fix))
+    return problems
+
+
+def _heads_fit(config: ModelConfig, tp: int) -> bool:
+    kv = config.num_key_value_heads
+    return config.num_attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0)
+
+
+def _has_dense(config: ModelConfig) -> bool:
+    return len(config.moe_layers) < config.num_hidden_layers
+
+
+def _fits(config: ModelConfig, asked: Parallel, tp: int) -> bool:
+    columns = asked.use_parallel_embedding and asked.embedding_sharding_dim == 1
+    return (
+        _heads_fit(config, tp)
+        and not (_has_dense(config) and config.intermediate_size % tp)
+        and not (columns and config.hidden_size % tp)
+    )

@@ -1,0 +1,128 @@
+"""TensorRT-LLM checkpoints as a source: headers of config.json and of every rank's safetensors file.
+
+Engines are not read, nor weights that were packed for a kernel. Facts: as in the package's docstring.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
+from crossdock.formats import safetensors
+from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.formats.hf.config import LARGEST, parse
+from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.formats.trtllm.config import settings
+from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
+
+_RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
+_EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
+_TABLES = ("mapping", "quantization", "moe", "rotary_scaling")
+_PLAIN = (None, "W8A16", "W4A16")  # quantised by trtllm-build, stored plain
+
+
+def sniff(path: Path) -> bool:
+    """A folder with config.json and a rank file."""
+    try:
+        return path.is_dir() and (path / "config.json").is_file() and any(map(_RANK.match, _names(path)))
+    except OSError:
+        return False
+
+
+def open_source(path: Path, *, iteration: int | None = None) -> Source:
+    """Open a checkpoint folder. Raises NotACheckpointError, FormatError with all that is missing, ConfigError."""
+    if not path.is_dir() or not (path / "config.json").is_file():
+        raise NotACheckpointError("no TensorRT-LLM checkpoint", where=str(path), expected="a folder with config.json")
+    config = _read(path / "config.json")
+    where = str(path / "config.json")
+    said = settings(config)
+    tp, pp, etp, ep = (
+        _count(said[name], name, where)
+        for name in ("tensor_parallel", "pipeline_parallel", "moe_tensor_parallel", "moe_expert_parallel")
+    )
+    layers = _count(config.get("num_hidden_layers"), "num_hidden_layers", where)
+    if tp * pp > MOST or etp * ep != tp or pp > layers:
+        raise ConfigError("ranks that do not fit together", where=where, got=f"tp {tp}, pp {pp}, moe {etp} * {ep}")
+    quantised = (config.get("quantization") or {}).get("quant_algo")
+    if quantised not in _PLAIN:
+        raise ConfigError(
+            f"the weights are quantised ({quantised}), which crossdock does not read", where=where,
+            fix="give the checkpoint that they were made from",
+        )  # fmt: skip
+    _check_files(path, tp * pp)
+    files: list[SourceFile] = []
+    tensors: dict[tuple[str, str], StoredTensor] = {}
+    told: Mapping[str, Any] = {}
+    for rank in range(tp * pp):
+        file = path / file_name(rank)
+        header = safetensors.read_header(file)
+        told = told or _told(header.metadata.get("crossdock"), str(file))
+        part, experts = parts_of(rank, tp, ep)
+        for name, tensor in header.tensors.items():
+            home = experts if len(tensor.shape) == 3 and name.endswith(_EXPERTS) else part
+            extent = Extent(rank, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
+            tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home)
+        files.append(SourceFile.of(file))
+    return Source(
+        format="trtllm",
+        root=path,
+        files=tuple(files),
+        tensors=tensors,
+        metadata={**config, **said, **({"crossdock": told} if told else {})},
+        metadata_at=where,
+        ranks={"tp": tp, "pp": pp, "etp": etp, "ep": ep},
+        partitions=partition(layers, pp),
+        notes={"files": str(len(files)), "written by": "crossdock" if told else "another program"},
+    )
+
+
+def _names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir()]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with reading(file) as fd:
+        found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file)), str(file))
+    wrong = [key for key in _TABLES if not isinstance(found.get(key, {}), dict | None)]
+    if wrong:
+        raise ConfigError([Problem("no JSON object", f"{key} in {file}", got=repr(found[key])[:80]) for key in wrong])
+    return found
+
+
+def _count(value: Any, name: str, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError("not a number of ranks or layers", where=f"{name} in {where}", got=repr(value)[:80])
+    return value
+
+
+def _told(text: str | None, where: str) -> Mapping[str, Any]:
+    """What crossdock wrote beside the tensors, or nothing."""
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FormatError("the metadata of crossdock is no JSON object", where=where)
+    return found
+
+
+def _check_files(path: Path, world_size: int) -> None:
+    """Every rank has its file, and no file is of another model."""
+    found = {int(match[1]) for name in _names(path) if (match := _RANK.match(name))}
+    missing = sorted(set(range(world_size)) - found)
+    problems = []
+    if missing:
+        names = ", ".join(map(file_name, missing[:8])) + (" and more" if len(missing) > 8 else "")
+        problems.append(Problem(f"{len(missing)} rank files are missing [half-checkpoint]", str(path), expected=names))
+    stray = sorted(found - set(range(world_size)))
+    if stray:
+        what = f"{len(stray)} rank files more than the {world_size} of config.json"
+        problems.append(Problem(what, str(path), got=", ".join(map(file_name, stray[:8]))))
+    if problems:
+        raise FormatError(problems)

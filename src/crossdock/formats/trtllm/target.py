@@ -1,0 +1,152 @@
+"""TensorRT-LLM checkpoints as a target: config.json and one safetensors file per rank.
+
+Which ranks hold what is the layout's matter; here parts become files, and dtypes and keys are checked. Facts: as in
+the package's docstring.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import encoded_size
+from crossdock.errors import UsageError
+from crossdock.formats.safetensors import header_bytes
+from crossdock.formats.stored import Source
+from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
+from crossdock.formats.trtllm import ranks as trtllm_ranks
+from crossdock.formats.trtllm.config import config_json, nested, settings
+from crossdock.layout.rules import Layout
+from crossdock.model.config import ModelConfig
+
+_DTYPES = ("float32", "float16", "bfloat16")
+# of plain weights, which trtllm-build quantises itself
+_BY_CONFIG = ("w8a16", "w4a16")
+# what config.json cannot say, for reading the folder back: kept in the rank files' __metadata__, which loaders skip
+TOLD = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "max_position_embeddings", "bos_token_id",
+        "eos_token_id", "pad_token_id")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrtllmTarget:
+    """A folder that `trtllm-build` of TensorRT-LLM 0.8 to 1.2 loads."""
+
+    name: str = "trtllm"
+    layout: str = "trtllm"
+    single_file: bool = False
+    algorithms: tuple[str, ...] = _BY_CONFIG
+
+    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
+        """As asked for, if the model can be cut so."""
+        found = trtllm_ranks.cut(config, request.parallel)
+        algorithm = None if request.quantize is None else request.quantize.upper()
+        return replace(found, settings={**found.settings, "quant_algo": algorithm})
+
+    def settled(self, request: Request, output: Source) -> Request:
+        """The ranks and the quantisation that the output's config.json names."""
+        said = settings(output.metadata)
+        parallel = Parallel(
+            said["tensor_parallel"],
+            said["pipeline_parallel"],
+            said["moe_tensor_parallel"] if said["moe_expert_parallel"] > 1 else 0,
+            said["moe_expert_parallel"] if said["moe_expert_parallel"] > 1 else 0,
+            said["use_parallel_embedding"],
+            said["embedding_sharding_dim"],
+        )
+        algorithm = (output.metadata.get("quantization") or {}).get("quant_algo")
+        quantize = algorithm.lower() if isinstance(algorithm, str) else None
+        return replace(request, parallel=parallel, quantize=quantize)
+
+    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+        """How the engine is built, and what newer versions want instead."""
+        build = ["trtllm-build", "--checkpoint_dir", str(output), "--output_dir", f"{output}-engine"]
+        hf = ["crossdock", "export", str(source), "--to", "hf", "-o", f"{output}-hf"]
+        return (
+            f"{shlex.join(build)}   (TensorRT-LLM 0.8 to 1.2, on a machine with the GPU)",
+            f"{shlex.join(hf)}   (TensorRT-LLM 1.3 and later load Hugging Face folders)",
+        )
+
+    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+        """The dtype asked for, or that of most of the source; float32 for what the layout's [encoding] lists."""
+        fixed = request.encodings.get(tensor.name)
+        if fixed is not None:
+            return Encoding(fixed)
+        if request.quantize is not None and request.quantize not in self.algorithms:
+            raise UsageError(
+                f"trtllm cannot be quantised to {request.quantize}", expected=f"-q {' or '.join(self.algorithms)}"
+            )
+        if any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+            return Encoding("float32")
+        if request.dtype == "auto":
+            if request.source_dtype in _DTYPES:
+                return Encoding(request.source_dtype)
+            return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
+        wanted = codecs.canonical_name(request.dtype)
+        if wanted not in _DTYPES:
+            raise UsageError(f"trtllm cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
+        return Encoding(wanted)
+
+    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
+        """Nothing: buffers that TensorRT-LLM computes itself are left to it."""
+        return ()
+
+    def assemble(
+        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+    ) -> Assembled:
+        """A file per rank in the order of the tensors, and the configuration."""
+        out = nested({key: value for key, (_, value) in written.items()})
+        said = settings(out)
+        tp, ep = said["tensor_parallel"], said["moe_expert_parallel"]
+        held: list[list[int]] = [[] for _ in range(tp * said["pipeline_parallel"])]
+        for number, tensor in enumerate(tensors):
+            held[trtllm_ranks.rank_of(tensor.part, tp, ep)].append(number)
+        told = json.dumps({name: getattr(config, name) for name in TOLD}, separators=(",", ":"))
+        files: list[TargetFile] = []
+        rank_files: list[RankFile] = []
+        places = [(0, 0)] * len(tensors)
+        spans = trtllm_ranks.layer_ranges(config.num_hidden_layers, said["pipeline_parallel"])
+        for rank, numbers in enumerate(held):
+            mine = [tensors[number] for number in numbers]
+            header, offsets, total = header_bytes(
+                [(t.name, t.dtype, t.shape) for t in mine], {"format": "pt", "crossdock": told}
+            )
+            for number, offset in zip(numbers, offsets, strict=True):
+                places[number] = (rank, offset)
+            files.append(TargetFile(trtllm_ranks.file_name(rank), total, header))
+            rank_files.append(_rank_file(rank, mine, spans[rank // tp], config, tp))
+        content = config_json(out)
+        files.append(TargetFile("config.json", len(content), content))
+        return Assembled(
+            tuple(files),
+            tuple(places),
+            ("TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",),
+            json.loads(content),
+            frozenset() if request.allow_overflow else frozenset({"overflow"}),
+            tuple(rank_files),
+        )
+
+    def facts(self, output: Path) -> Mapping[str, Any]:
+        """The keys of config.json, as they stand there."""
+        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
+        return found
+
+
+def _rank_file(rank: int, tensors: Sequence[Wanted], layers: tuple[int, int], config: ModelConfig, tp: int) -> RankFile:
+    rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+    kv = config.num_key_value_heads
+    return RankFile(
+        trtllm_ranks.file_name(rank),
+        len(tensors),
+        sum(encoded_size(codecs.get(t.dtype), math.prod(t.shape)) for t in tensors),
+        layers,
+        rows.get("transformer.vocab_embedding.weight", 0),
+        rows.get("lm_head.weight", 0),
+        1 if kv < tp else 0,
+    )
