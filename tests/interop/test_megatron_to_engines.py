@@ -23,8 +23,9 @@ TWINS = (
     tuple(name for name in CHECKPOINTS if name.startswith("llama-v0")),
     tuple(name for name in CHECKPOINTS if name.startswith("mixtral-")),
 )
-# tiny-kjv's logits reach 16, where float32 steps are 2e-6: Megatron's own are 1.3e-5 away from float64's
-ROUNDING = {"tiny-kjv": 2e-5}
+# transformers' logits of tiny-kjv are, bit for bit, those of Megatron-Core 0.16.1, which are 1.24e-5 from the stored
+# ones of another version and machine: see docs/decisions/0005
+ROUNDING = {"tiny-kjv": 1.4e-5}
 Export = Callable[[str, str], Path]
 
 

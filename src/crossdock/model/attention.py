@@ -72,9 +72,9 @@ def _visible(config: ModelConfig, layer: int, n: int) -> np.ndarray:
 def _attend(q: Array, k: Array, v: Array, visible: np.ndarray, scale: float, cap: float | None = None) -> Array:
     """q [n, heads, d], k [n, groups, d], v [n, groups, e] -> [n, heads, e], one head's scores at a time."""
     per_group = q.shape[1] // k.shape[1]
-    out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
+    out = np.empty((*q.shape[:2], v.shape[2]), q.dtype)
     for head in range(q.shape[1]):
         group = head // per_group
-        scores = capped(q[:, head] @ k[:, group].T * np.float32(scale), cap)
-        out[:, head] = softmax(np.where(visible, scores, np.float32(-np.inf))) @ v[:, group]
+        scores = capped(q[:, head] @ k[:, group].T * scale, cap)
+        out[:, head] = softmax(np.where(visible, scores, -np.inf)) @ v[:, group]
     return out

@@ -1,6 +1,7 @@
-"""The reference forward: what a canonical configuration and canonical tensors compute, in float32 with numpy.
+"""The reference forward: what a canonical configuration and canonical tensors compute, with numpy.
 
-It is the definition of what the fields of `ModelConfig` mean. It reads no file: `Weights` hands it the tensors.
+It is the definition of what the fields of `ModelConfig` mean, in the precision of the weights: float32 from files.
+It reads no file: `Weights` hands it the tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from crossdock.model.tensors import Array, Weights, capped, linear, norm
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
-    """Logits, float32 [n, vocab_size], of one sequence of n token ids at positions 0 to n - 1.
+    """Logits [n, vocab_size], of one sequence of n token ids at positions 0 to n - 1.
 
     Raises UsageError for an empty sequence, one longer than learned positions, an id outside the vocabulary.
     """
@@ -31,7 +32,7 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
         raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
     x = weights.rows("embed", ids)
     if config.scale_embedding:
-        x = x * np.float32(math.sqrt(config.hidden_size))
+        x = x * math.sqrt(config.hidden_size)
     if learned:
         x = x + weights.rows("pos_embed", np.arange(ids.size))
     by = None if learned else rotation(config, ids.size)

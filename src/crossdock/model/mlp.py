@@ -42,13 +42,13 @@ def route(weights: Weights, config: ModelConfig, layer: int, x: Array) -> tuple[
         best = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)  # a group counts by its two best experts
         kept = np.argsort(-best, axis=-1, kind="stable")[:, : config.topk_group]
         mask = np.full_like(grouped, -np.inf)
-        np.put_along_axis(mask, kept[..., None], np.float32(0), axis=1)
+        np.put_along_axis(mask, kept[..., None], 0.0, axis=1)
         choice = (grouped + mask).reshape(len(x), -1)
     chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : config.num_experts_per_tok]
     share = np.take_along_axis(scores, chosen, axis=-1)
     if config.norm_topk_prob:
-        share = share / (share.sum(axis=-1, keepdims=True) + np.float32(1e-20))
-    return chosen, share * np.float32(config.routed_scaling_factor)
+        share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, share * config.routed_scaling_factor
 
 
 def activation(name: str, x: Array) -> Array:
@@ -56,9 +56,9 @@ def activation(name: str, x: Array) -> Array:
     if name == "silu":
         return x * _sigmoid(x)
     if name == "gelu":
-        return np.asarray(x * 0.5 * (1 + _erf(x * math.sqrt(0.5)).astype(np.float32)), np.float32)
+        return np.asarray(x * 0.5 * (1 + _erf(x * math.sqrt(0.5)).astype(x.dtype)))
     if name == "gelu_tanh":
-        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), np.float32)
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
     kept = np.maximum(x, 0)
     return kept * kept if name == "relu2" else kept
 

@@ -1,19 +1,21 @@
 """Rotary positions: the angles of every scaling that the families use, and the rotation of halves or of neighbours.
 
-Formulas: RoFormer (arXiv 2104.09864), YaRN (2309.00071), transformers `modeling_rope_utils.py` 5.0. Knows no weights.
+Formulas: RoFormer (arXiv 2104.09864), YaRN (2309.00071), transformers `modeling_rope_utils.py` 5.0. Frequencies and
+angles are float32, as models were trained with: at position 4,000 exact angles give other logits. Knows no weights.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 
 class Rotation(NamedTuple):
@@ -29,9 +31,8 @@ def rotation(config: ModelConfig, n: int) -> Rotation:
     latent = config.kv_lora_rank > 0
     dim = config.qk_rope_head_dim if latent else int(config.head_dim * config.partial_rotary_factor)
     frequencies, magnitude = _frequencies(config, dim)
-    angles = np.outer(np.arange(n), frequencies)
-    cos, sin = (np.asarray(f(angles) * magnitude, np.float32) for f in (np.cos, np.sin))
-    return Rotation(cos, sin, latent)
+    angles = np.outer(np.arange(n, dtype=np.float32), frequencies)
+    return Rotation(np.cos(angles) * magnitude, np.sin(angles) * magnitude, latent)
 
 
 def rotate(x: Array, by: Rotation) -> Array:
@@ -54,35 +55,32 @@ def magnitude_of(factor: float, scale: float) -> float:
 
 def llama3_divisors(config: ModelConfig, dim: int) -> NDArray[np.float64]:
     """What Llama 3.1 divides the frequencies by, [dim / 2]: 1 for short waves, `factor` for long ones."""
-    scaling = config.rope_scaling
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    context = scaling["original_max_position_embeddings"]
-    divisors = []
-    for i in range(0, dim, 2):
-        wave = 2 * math.pi * config.rope_theta ** (i / dim)
-        if wave < context / high:
-            divisors.append(1.0)
-        elif wave > context / low:
-            divisors.append(factor)
-        else:
-            smooth = (context / wave - low) / (high - low)
-            divisors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(divisors)
-
-
-def _frequencies(config: ModelConfig, dim: int) -> tuple[NDArray[np.float64], float]:
     frequencies = config.rope_theta ** (-np.arange(0, dim, 2) / dim)
+    return frequencies / _llama3(config.rope_scaling, frequencies)
+
+
+def _llama3(scaling: Mapping[str, float], frequencies: Array) -> Array:
+    """Short waves stay, long ones become `factor` times as long, those between are blended."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    waves = 2 * math.pi / frequencies
+    smooth = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    return np.asarray((1 - smooth) * frequencies / scaling["factor"] + smooth * frequencies)
+
+
+def _frequencies(config: ModelConfig, dim: int) -> tuple[Array, float]:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / dim  # every step is rounded to float32, as in torch
+    frequencies = 1 / (config.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
     scaling = config.rope_scaling
     if config.rope_type == "linear":
         return frequencies / scaling["factor"], 1.0
     if config.rope_type == "llama3":
-        return frequencies / llama3_divisors(config, dim), 1.0
+        return _llama3(scaling, frequencies), 1.0
     if config.rope_type == "yarn":
         return _yarn(config, frequencies, dim), _yarn_magnitude(config)
     return frequencies, 1.0
 
 
-def _yarn(config: ModelConfig, frequencies: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
+def _yarn(config: ModelConfig, frequencies: Array, dim: int) -> Array:
     scaling = config.rope_scaling
     context = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
 
@@ -93,8 +91,8 @@ def _yarn(config: ModelConfig, frequencies: NDArray[np.float64], dim: int) -> ND
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
-    return np.asarray(frequencies * (1 - ramp) + frequencies / scaling["factor"] * ramp)
+    kept = 1 - np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low if high != low else 0.001), 0, 1)
+    return np.asarray(frequencies * kept + frequencies / scaling["factor"] * (1 - kept))
 
 
 def _yarn_magnitude(config: ModelConfig) -> float:

@@ -6,14 +6,14 @@ Weights come as float32 in canonical axes, large ones in blocks of output rows, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 
 class Weights(Protocol):
@@ -58,7 +58,7 @@ def linear(
 
 def rms_norm(x: Array, gamma: Array, eps: float) -> Array:
     """x / sqrt(mean(x²) + eps) · gamma over the last axis."""
-    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * gamma)
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * gamma)
 
 
 def norm(weights: Weights, config: ModelConfig, x: Array, name: str, layer: int | None = None) -> Array:
@@ -73,7 +73,7 @@ def norm(weights: Weights, config: ModelConfig, x: Array, name: str, layer: int 
 
 def capped(x: Array, cap: float | None) -> Array:
     """x pressed smoothly into -cap to cap; unchanged without a cap."""
-    return x if cap is None else np.asarray(np.tanh(x / np.float32(cap)) * np.float32(cap))
+    return x if cap is None else np.asarray(np.tanh(x / cap) * cap)
 
 
 def softmax(x: Array) -> Array:
