@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossdock.errors import FormatError, NotACheckpointError
 from crossdock.formats.gguf.container import GgufFile, read_header, read_split
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 
+_MOST_LAYERS = 100_000
 _KEPT = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id")
 
 
@@ -56,7 +59,8 @@ def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     out = {}
     for key, value in metadata.items():
         if key.startswith(f"{arch}."):
-            out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value
+            short = isinstance(value, np.ndarray) and value.size <= _MOST_LAYERS  # a number for each layer
+            out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value.tolist() if short else value
         elif key == "general.architecture" or key in _KEPT:
             out[key.replace(".", "_")] = value
     return out

@@ -18,6 +18,7 @@ from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Prob
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.root import RANK, Folder
+from crossdock.formats.megatron.shared_heads import joined
 from crossdock.formats.megatron.stages import Ranges, layer_counts, layer_ranges
 from crossdock.formats.pickles import TensorRef, printable
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
@@ -89,6 +90,7 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         state = common if name == first else _common(by_name[name])
         _check_same_run(state, common, by_name[name], found)
         _collect(by_name[name], state, rank, sizes, args, found)
+    found.tensors = joined(found.tensors, sizes.tp, args)
     where = f"args in {first}/{by_name[first].name}"
     ranges = _ranges(args, sizes, found, where)
     if found.problems:
@@ -318,9 +320,10 @@ def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str) ->
     if not args:
         return layer_ranges(have, sizes.pp)
     counts = layer_counts(args, sizes.pp, sizes.vpp, where)
+    gaps = bool(args.get("heterogeneous_layers_config_encoded_json"))  # such a layer may have nothing in it
     for place, count, held in zip(order, counts, have, strict=True):
-        complete = len(found.layers.get(place, ())) == held
-        if (count != held or not complete) and not found.problems:
+        complete = gaps or (count == held == len(found.layers.get(place, ())))
+        if (count < held or not complete) and not found.problems:
             found.problems.append(
                 Problem(
                     f"pipeline stage {place[0]}, chunk {place[1]} does not hold the layers that args say",
