@@ -111,7 +111,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_blocks_lie_on_pages(to: str, flags: dict[str, str], tmp_path: Path) -> None:
     plan = crossdock.plan(crossdock.open(write_llama(tmp_path / "source")), to, **flags)
-    share = Share(6 * (136 << 10))
+    share = Share(16 * (136 << 10))
     seen = 0
     with Reader(plan) as reader:
         for tensor in plan.tensors:

@@ -6,7 +6,7 @@ Nothing is mapped and nothing is allocated before the size asked for is known to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,19 @@ def read_into(fd: int, offset: int, buffer: NDArray[np.uint8], where: str) -> No
             raise _truncated(where, offset, view.nbytes, size_of(fd))
         view = view[count:]
         offset += count
+
+
+def read_runs(fd: int, offsets: Sequence[int], size: int, buffer: NDArray[np.uint8], where: str) -> None:
+    """Fill `buffer` with the `size` bytes at each of `offsets`, one after another."""
+    view = buffer.data
+    for index, offset in enumerate(offsets):
+        part = view[index * size : (index + 1) * size]
+        try:
+            count = os.preadv(fd, [part], offset)
+        except OSError as error:
+            raise _unreadable(where, offset, error) from error
+        if count != size:
+            read_into(fd, offset + count, buffer[index * size + count : (index + 1) * size], where)
 
 
 def _pread(fd: int, nbytes: int, offset: int, where: str) -> bytes:

@@ -56,6 +56,7 @@ class TargetTensor:
     zeros  elements that no move fills (padding), written as zero
     of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
     part   the rank file, as the target's layout spells it ("" where names are global)
+    experts  equal parts of its bytes, one after another, that hold one expert each; 1 where it is not cut so
     """
 
     name: str
@@ -71,6 +72,7 @@ class TargetTensor:
     of: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     part: str = ""
+    experts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

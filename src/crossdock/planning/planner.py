@@ -57,6 +57,7 @@ class _Filled:
     zeros: int
     of: tuple[str, ...]
     sources: tuple[str, ...]
+    experts: int
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
@@ -145,7 +146,7 @@ def _placed(
         *(
             TargetTensor(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
-                zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part,
+                zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -220,7 +221,13 @@ def _fill(
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
     wanted = Wanted(container.name, container.shape, dtype, container.part)
-    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names)
+    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names, _experts(container))
+
+
+def _experts(container: Container) -> int:
+    """How many experts lie one after another along the first dimension, which nothing else is in."""
+    first = [[(p.axis, p.step) for p in lens.axes if p.dim == 0] for lens in container.lenses]
+    return container.shape[0] if all(placed == [("expert", 1)] for placed in first) else 1
 
 
 def _name(provision: Provision) -> str:

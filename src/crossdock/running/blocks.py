@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
-from crossdock.codecs.conversion import Workspace, convert
+from crossdock.codecs.conversion import Conversion, Workspace, convert
 from crossdock.errors import MemoryPlanError
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.output import PAGE, aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
-TRANSPOSED = 8 << 20  # the same where source rows become target columns: each block reads a strip of every row
+STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
 SMALLEST = 64 << 10
 _BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the codec
 
@@ -49,10 +49,11 @@ class Share:
 
     def __init__(self, nbytes: int, turn: AbstractContextManager[Any] | None = None) -> None:
         self.turn = turn or nullcontext()
-        self.block = min(TRANSPOSED, nbytes // _BUFFERS // PAGE * PAGE - PAGE)
-        self.gathered = aligned(self.block + PAGE)  # a block begins anywhere in the first page
+        self.block = min(LARGEST, max(SMALLEST, nbytes // 16) // PAGE * PAGE - PAGE)
+        self.strip = max(self.block, min(STRIP, (nbytes - 4 * self.block) // 2 // PAGE * PAGE - PAGE))
+        self.gathered = aligned(self.strip + PAGE)  # a block begins anywhere in the first page
         self.encoded = aligned(self.block + PAGE)
-        self.hull = np.empty(min(max(4 * LARGEST, self.block), max(self.block, nbytes - 5 * self.block)), np.uint8)
+        self.hull = np.empty(max(self.strip, min(4 * LARGEST, nbytes - self.strip - 4 * self.block)), np.uint8)
         self.workspace = Workspace()
         self._values: Values = np.empty(0, np.float32)
 
@@ -80,7 +81,7 @@ def workers_for(memory: int) -> int:
     """How many workers to have when nobody says: one a core, or two where blocks stay large, since half of the time
     is spent waiting for disks; fewer where the memory has no room for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = max(cores, min(2 * cores, memory // (_BUFFERS * TRANSPOSED)))
+    wanted = max(cores, min(2 * cores, memory // (_BUFFERS * STRIP)))
     return max(1, min(wanted, memory // (_BUFFERS * SMALLEST)))
 
 
@@ -104,55 +105,85 @@ def blocks(
         data: NDArray[np.uint8] = np.frombuffer(tensor.data, np.uint8)
         yield Block(0, data, data, target, count(data, target))
         return
-    elements = math.prod(tensor.shape)
     if not tensor.moves:
         return
     units, name = units_for(plan, tensor.moves)
-    source = codecs.get(name)
-    adding = tensor.add != 0.0
-    converting = adding or source.name != target.name
-    convert_all = convert(source, target, compiled)
-    to_values = convert(source, codecs.get("float32"))
-    from_values = convert(codecs.get("float32"), target, compiled)
-    whole = math.lcm(source.block, target.block)
-    widest = max(source.block_bytes / source.block, target.block_bytes / target.block, 4 if adding else 0)
-    transposed = any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
-    room = share.block if transposed else min(share.block, LARGEST)
-    per_block = int(room / widest)
-    if most is None:
-        cuts = _cuts(elements, per_block, whole, encoded_size(target, whole), tensor.offset)
-    else:
-        cuts = _cuts(elements, min(per_block, most), whole, PAGE, 0)
-    gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull)
-    for start, stop in cuts:
-        page = (tensor.offset + encoded_size(target, start)) % PAGE
-        raw = share.gathered[0 if converting else page :][: encoded_size(source, stop - start)]
+    coding = _coding(codecs.get(name), target, tensor.add, compiled)
+    gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
+    elements, whole = math.prod(tensor.shape), most or math.lcm(coding.source.block, target.block)
+    rows = whole
+    per_strip = per_block = int(share.block / coding.widest)
+    if any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves):
+        per_strip = int(share.strip / coding.widest)
+        rows = math.lcm(whole, tensor.shape[-1])
+    for low, high in _cuts(0, elements, per_strip, rows if rows <= per_strip else whole, target, tensor.offset):
+        page = (tensor.offset + encoded_size(target, low)) % PAGE
+        strip = share.gathered[0 if coding.changes else page :][: encoded_size(coding.source, high - low)]
         if tensor.zeros:
-            raw[:] = 0
-        gatherer.fill(start // units.block, stop // units.block, raw.view(units.dtype))
-        encoded = share.encoded[page:][: encoded_size(target, stop - start)] if converting else raw
-        with share.turn if convert_all.chatty else nullcontext():
-            if adding:
-                values = share.values(stop - start)
-                to_values(raw, values.view(np.uint8), share.workspace)
-                values += np.float32(tensor.add)
-                from_values(values.view(np.uint8), encoded, share.workspace)
-            elif converting:
-                convert_all(raw, encoded, share.workspace)
-            census = count(raw, source, target if converting else None)
-        yield Block(encoded_size(target, start), encoded, raw, source, census)
+            strip[:] = 0
+        gatherer.fill(low // units.block, high // units.block, strip.view(units.dtype))
+        for start, stop in _cuts(low, high, per_block, whole, target, tensor.offset):
+            raw = strip[encoded_size(coding.source, start - low) : encoded_size(coding.source, stop - low)]
+            at = encoded_size(target, start)
+            page = (tensor.offset + at) % PAGE
+            encoded = share.encoded[page:][: encoded_size(target, stop - start)] if coding.changes else raw
+            yield Block(at, encoded, raw, coding.source, coding(raw, encoded, share))
 
 
-def _cuts(elements: int, most: int, whole: int, nbytes: int, offset: int) -> Iterator[tuple[int, int]]:
-    """Runs of about `most` elements, in multiples of `whole` elements that take `nbytes` bytes each.
+@dataclass(frozen=True, slots=True)
+class _Coding:
+    """How the elements of one tensor get from what is stored to what is written."""
 
-    They end on pages of a file in which the first element is at byte `offset`, where that can be.
+    source: Codec
+    target: Codec
+    add: float
+    direct: Conversion
+    to_values: Conversion
+    from_values: Conversion
+
+    @property
+    def changes(self) -> bool:
+        return bool(self.add) or self.source.name != self.target.name
+
+    @property
+    def widest(self) -> float:
+        """Bytes of an element in the buffer where it takes most."""
+        sizes = (codec.block_bytes / codec.block for codec in (self.source, self.target))
+        return max(*sizes, 4 if self.add else 0)
+
+    def __call__(self, raw: Bytes, encoded: Bytes, share: Share) -> Census:
+        """Fill `encoded`, unless it is `raw`; what was counted on the way."""
+        with share.turn if self.direct.chatty else nullcontext():
+            if self.add:
+                values = share.values(raw.size // self.source.block_bytes * self.source.block)
+                self.to_values(raw, values.view(np.uint8), share.workspace)
+                values += np.float32(self.add)
+                self.from_values(values.view(np.uint8), encoded, share.workspace)
+            elif self.changes:
+                self.direct(raw, encoded, share.workspace)
+            return count(raw, self.source, self.target if self.changes else None)
+
+
+def _coding(source: Codec, target: Codec, add: float, compiled: bool | None) -> _Coding:
+    float32 = codecs.get("float32")
+    return _Coding(
+        source, target, add, convert(source, target, compiled), convert(source, float32),
+        convert(float32, target, compiled),
+    )  # fmt: skip
+
+
+def _cuts(low: int, end: int, most: int, whole: int, target: Codec, offset: int) -> Iterator[tuple[int, int]]:
+    """Runs of about `most` elements in multiples of `whole`, from `low` to `end`.
+
+    They end on pages of a file in which element 0 is at byte `offset`, where that can be.
     """
+    nbytes = encoded_size(target, whole)
+    at = offset + encoded_size(target, low)
     period = PAGE // math.gcd(nbytes, PAGE)
     wholes = max(1, most // whole)
     wholes -= wholes % period if wholes > period else 0
-    ending = (n for n in range(wholes, max(0, wholes - period), -1) if (offset + n * nbytes) % PAGE == 0)
-    low, high = 0, min(elements, next(ending, wholes) * whole)
-    while low < elements:
+    ending = (n for n in range(wholes, max(0, wholes - period), -1) if (at + n * nbytes) % PAGE == 0)
+    high = min(end, low + next(ending, wholes) * whole)
+    while low < end:
         yield low, high
-        low, high = high, min(elements, high + wholes * whole)
+        low, high = high, min(end, high + wholes * whole)

@@ -12,6 +12,7 @@ class Hash(Protocol):
     """What both libraries offer."""
 
     def update(self, data: Any, /) -> None: ...
+    def digest(self) -> bytes: ...
     def hexdigest(self) -> str: ...
 
 
@@ -24,3 +25,29 @@ def new(name: str) -> Hash:
     if name == "sha256":
         return hashlib.sha256()
     raise UsageError(f"--hash {name}: not a hash that is offered", expected="xxh3 or sha256")
+
+
+class Parts:
+    """Tells which of the parts of `nbytes` bytes that pass one after another have equal bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = self._missing = nbytes
+        self._hash = new("xxh3")
+        self._seen: dict[bytes, list[int]] = {}
+        self._count = 0
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes, as many as there are."""
+        while data.nbytes:
+            part = data[: self._missing]
+            self._hash.update(part)
+            self._missing -= part.nbytes
+            data = data[part.nbytes :]
+            if not self._missing:
+                self._seen.setdefault(self._hash.digest(), []).append(self._count)
+                self._count += 1
+                self._hash, self._missing = new("xxh3"), self._nbytes
+
+    def alike(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of whole parts with equal bytes, by number."""
+        return tuple(tuple(numbers) for numbers in self._seen.values() if len(numbers) > 1)

@@ -24,11 +24,13 @@ NAME = ".crossdock-journal"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished tensor: its index in the plan, the hash of its bytes, and what was counted in it."""
+    """A finished tensor: its index in the plan, the hash of its bytes, what was counted in it, and which of its
+    experts have equal bytes."""
 
     tensor: int
     hash: str
     census: Census
+    alike: tuple[tuple[int, ...], ...] = ()
 
 
 def identity(plan: Plan, hash_name: str) -> dict[str, Any]:
@@ -151,7 +153,9 @@ def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
             if header is None:
                 header = record
             else:
-                finished[record["tensor"]] = Done(record["tensor"], record["hash"], Census(**record["census"]))
+                alike = tuple(map(tuple, record["alike"]))
+                census = Census(**record["census"])
+                finished[record["tensor"]] = Done(record["tensor"], record["hash"], census, alike)
         except (ValueError, KeyError, TypeError):
             break
         good += len(line) + 1

@@ -46,11 +46,17 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) 
                 hash_name: t.hash,
                 "from": list(planned.sources),
                 "holds": list(planned.of),
-                **{key: value for key, value in (("nan", t.census.nan), ("inf", t.census.inf),
-                                                 ("overflow", t.census.overflow), ("underflow", t.census.underflow),
-                                                 ("all_zero", t.census.all_zero and t.census.elements > 0)) if value},
+                **_found(t),
             }
             for t, planned in zip(tensors, plan.tensors, strict=True)
         ],
-    }  # fmt: skip
+    }
     return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _found(tensor: TensorResult) -> dict[str, Any]:
+    """What was counted in a tensor, without the zeros."""
+    census = tensor.census
+    counts = {name: getattr(census, name) for name in ("nan", "inf", "overflow", "underflow")}
+    counts |= {"all_zero": census.all_zero and census.elements > 0, "equal_experts": tensor.alike}
+    return {name: value for name, value in counts.items() if value}

@@ -6,6 +6,7 @@ Nothing here reads or writes tensor bytes.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from crossdock.running.journal import NAME, Done, Journal
 from crossdock.running.manifest import manifest_path
 
 MANIFEST = NAME + "-manifest"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
 
 
 def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> None:
@@ -28,8 +30,11 @@ def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> No
         old = _replaced(output)
         if output.exists():
             shutil.rmtree(old, ignore_errors=True)  # left by a kill after its successor was in place
-            os.rename(output, old)
-        os.rename(partial, output)
+            if not exchange(partial, output):
+                os.rename(output, old)
+                os.rename(partial, output)
+        else:
+            os.rename(partial, output)
     _flush(output.parent)
     _tidy(plan, partial, output)
 
@@ -63,6 +68,18 @@ def end_placement(plan: Plan, partial: Path, output: Path, hash_name: str) -> Ma
     return journal
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, so that at no time either is missing; False where that cannot be done.
+
+    Linux's renameat2 with RENAME_EXCHANGE, which most of its file systems have.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+
+
 def _tidy(plan: Plan, partial: Path, output: Path) -> None:
     """What follows the rename. The private copy of the manifest goes last, so that a kill in between is seen."""
     folder = partial if plan.single_file else output
@@ -74,6 +91,8 @@ def _tidy(plan: Plan, partial: Path, output: Path) -> None:
         (folder / MANIFEST).unlink()
         shutil.rmtree(partial)
     else:
+        if partial.exists() and not (partial / NAME).exists():
+            os.rename(partial, _replaced(output))  # what was there, exchanged for the new one
         shutil.rmtree(_replaced(output), ignore_errors=True)
         _flush(output.parent)
         (folder / MANIFEST).unlink()

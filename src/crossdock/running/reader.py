@@ -7,9 +7,11 @@ them in place by strides. Extents inside a torch.save blob are located when firs
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +20,14 @@ from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
 from crossdock.errors import FormatError, NotACheckpointError
-from crossdock.formats.files import read_into
+from crossdock.formats.files import read_into, read_runs
 from crossdock.formats.safetensors import read_header
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
 
 _CHEAP = 64 << 10  # bytes that are read along rather than skipped
+_SPARSE = 4  # of so many elements that are read one at least is wanted
+_WORTH = 32  # bytes in one run that are worth a system call of their own
 
 
 class Place(NamedTuple):
@@ -150,12 +154,21 @@ def in_units(move: Move, block: int) -> Move:
 
 
 class Gatherer:
-    """Fills runs of one target tensor in ascending order. One per tensor and worker."""
+    """Fills runs of one target tensor in ascending order. One per tensor and worker.
+
+    turn  held while many short reads are done: threads that do them at once wait for each other at every one
+    """
 
     def __init__(
-        self, plan: Plan, reader: Reader, moves: Sequence[Move], units: Units, buffer: NDArray[np.uint8]
+        self,
+        plan: Plan,
+        reader: Reader,
+        moves: Sequence[Move],
+        units: Units,
+        buffer: NDArray[np.uint8],
+        turn: AbstractContextManager[Any],
     ) -> None:
-        self._plan, self._reader, self._units, self._buffer = plan, reader, units, buffer
+        self._plan, self._reader, self._units, self._buffer, self._turn = plan, reader, units, buffer, turn
         self._moves = sorted((in_units(move, units.block) for move in moves), key=lambda move: move.dst)
         self._last = [m.dst + sum((n - 1) * s for n, s in zip(m.size, m.dst_step, strict=True)) for m in self._moves]
         self._next = 0
@@ -184,7 +197,7 @@ class Gatherer:
             self._copy_piece(extent, place, piece, out)
 
     def _copy_piece(self, extent: int, place: Place, piece: Strided, out: NDArray[Any]) -> None:
-        """Read the hull of the piece if that is worth it, else halve the piece along its widest source axis."""
+        """Read the hull of the piece if that is worth it, else its dense runs, else halve it along its widest axis."""
         nbytes = self._units.nbytes
         hull = 1 + sum((n - 1) * s for n, s in zip(piece.size, piece.src_step, strict=True))
         count = 1
@@ -196,8 +209,10 @@ class Gatherer:
             return
         room = self._buffer.size // 2 // 64 * 64 if self._units.decode else self._buffer.size
         width = self._source_bytes(extent, hull)
-        if width <= room and (hull <= 4 * count or width <= _CHEAP):
+        if width <= room and (hull <= _SPARSE * count or width <= _CHEAP):
             self._copy_hull(extent, place, piece, hull, out)
+            return
+        if not self._units.decode and self._copy_by_runs(extent, place, piece, out):
             return
         axis = max(range(len(piece.size)), key=lambda i: (piece.size[i] - 1) * piece.src_step[i])
         half = piece.size[axis] // 2
@@ -206,6 +221,26 @@ class Gatherer:
             dst = piece.dst + low * piece.dst_step[axis]
             sizes = (*piece.size[:axis], size, *piece.size[axis + 1 :])
             self._copy_piece(extent, place, Strided(src, dst, sizes, piece.src_step, piece.dst_step), out)
+
+    def _copy_by_runs(self, extent: int, place: Place, piece: Strided, out: NDArray[Any]) -> bool:
+        """Read each dense run of the source by itself and side by side, then copy; False where that is not worth it."""
+        nbytes = self._units.nbytes
+        width, apart = _dense_run(piece)
+        count = math.prod(piece.size[axis] for axis in apart)
+        if width * nbytes < _WORTH or count * width * nbytes > self._buffer.size:
+            return False
+        firsts = np.zeros(1, np.int64)
+        steps, step = list(piece.src_step), width * count
+        for axis in apart:
+            firsts = np.add.outer(firsts, np.arange(piece.size[axis]) * piece.src_step[axis]).ravel()
+            step //= piece.size[axis]
+            steps[axis] = step
+        raw, size = self._buffer[: count * width * nbytes], width * nbytes
+        read_runs(
+            place.fd, (place.offset + (piece.src + firsts) * nbytes).tolist(), size, raw, self._reader.where(extent)
+        )
+        _strided_copy(raw.view(self._units.dtype), Strided(0, piece.dst, piece.size, tuple(steps), piece.dst_step), out)
+        return True
 
     def _source_bytes(self, extent: int, hull: int) -> int:
         if not self._units.decode:
@@ -274,6 +309,19 @@ class Gatherer:
             source = picked.view(self._units.dtype)
         packed = steps_of(piece.size)
         _strided_copy(source, Strided(0, piece.dst, piece.size, packed, piece.dst_step), out)
+
+
+def _dense_run(piece: Strided) -> tuple[int, list[int]]:
+    """The elements of the longest runs of the source that are dense, and the axes along which such runs lie apart."""
+    width = count = 1
+    apart: list[int] = []
+    for axis in sorted(range(len(piece.size)), key=lambda axis: piece.src_step[axis]):
+        hull = width + (piece.size[axis] - 1) * piece.src_step[axis]
+        if not apart and hull <= _SPARSE * count * piece.size[axis]:
+            width, count = hull, count * piece.size[axis]
+        else:
+            apart.insert(0, axis)
+    return width, apart
 
 
 def _straight(piece: Strided) -> bool:

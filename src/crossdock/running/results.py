@@ -12,7 +12,10 @@ from crossdock.planning.plan import Move, Plan
 
 @dataclass(frozen=True, slots=True)
 class TensorResult:
-    """One tensor as it was written. hash: hexadecimal, over the tensor's encoded bytes."""
+    """One tensor as it was written. hash: hexadecimal, over the tensor's encoded bytes.
+
+    alike  groups of its experts, by number, that have equal bytes
+    """
 
     name: str
     file: str
@@ -21,6 +24,7 @@ class TensorResult:
     nbytes: int
     hash: str
     census: Census
+    alike: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,26 @@ class RunReport:
 
 
 def repeated(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
-    """A sentence for every group of matrices with equal bytes: experts or layers that overwrote each other in training
-    or on the way [experts-duplicated]. Experts that a target stacks into one tensor cannot be told apart here; what
-    the plan itself writes to several places counts once.
+    """A sentence for every group of matrices with equal bytes, and one for experts within a matrix: what overwrote each
+    other in training or on the way [experts-duplicated]. What the plan itself writes to several places counts once.
     """
     groups: dict[tuple[str, str, int], list[str]] = {}
+    holding: list[str] = []
     copied: set[tuple[Move, ...]] = set()
     for tensor, planned in zip(tensors, plan.tensors, strict=True):
-        if planned.moves in copied:
+        if planned.moves in copied or len(tensor.shape) < 2 or tensor.census.all_zero:
             continue
         copied.add(planned.moves)
-        if len(tensor.shape) > 1 and not tensor.census.all_zero:
-            groups.setdefault((tensor.hash, tensor.dtype, tensor.nbytes), []).append(tensor.name)
-    sentences = []
-    for names in groups.values():
-        if len(names) > 1:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            sentences.append(f"{len(names)} tensors have equal bytes: {shown} [experts-duplicated]")
-    return sentences
+        groups.setdefault((tensor.hash, tensor.dtype, tensor.nbytes), []).append(tensor.name)
+        holding += [f"{_equal(numbers)} in {tensor.name}" for numbers in tensor.alike]
+    sentences = [f"{len(names)} tensors have equal bytes: {_few(names)}" for names in groups.values() if len(names) > 1]
+    sentences += [f"experts have equal bytes: {_few(holding)}"] if holding else []
+    return [f"{sentence} [experts-duplicated]" for sentence in sentences]
+
+
+def _equal(numbers: Sequence[int]) -> str:
+    return " = ".join(map(str, numbers[:3])) + (" ..." if len(numbers) > 3 else "")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

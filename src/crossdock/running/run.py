@@ -51,7 +51,8 @@ def run(
     """Write `plan` to `output`. `memory`: bytes for all workers' buffers together; `order`: of the tasks, for tests.
 
     Raises UsageError (output exists, unfinished output of another plan), MemoryPlanError, EnvironmentProblem (disk),
-    FormatError (a blob is not what its index said), CheckFailed (`fail_on`), InputError (the source changed meanwhile).
+    PlanError (what is stored twice differs), FormatError (a blob is not what its index said), CheckFailed (`fail_on`),
+    InputError (the source changed meanwhile).
     """
     started = time.monotonic()
     workers = workers or workers_for(memory)
@@ -72,6 +73,7 @@ def run(
         seconds = time.monotonic() - started
         warnings = (*plan.warnings, *repeated(plan, tensors))
         return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
+    twins.check(plan, memory)
     journal = Journal.open(partial, plan, hash, force)
     try:
         finished = dict(journal.finished)
@@ -143,8 +145,6 @@ class _Copying:
             tasks = self.order(tasks)
         copied = sum(f.size for f in self.plan.files if f.copy_of)
         with Reader(self.plan) as reader:
-            if tasks:
-                twins.check(self.plan, reader, Share(self.share))
 
             def do(task: int, share: Share, stop: threading.Event) -> Done | None:
                 return self._copy_tensor(task, reader, share, files, stop)
@@ -178,15 +178,18 @@ class _Copying:
     ) -> Done | None:
         tensor = self.plan.tensors[task]
         digest = hashing.new(self.hash_name)
+        experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
         census = Census()
         for block in blocks(self.plan, tensor, reader, share, self.compiled):
             if stop.is_set():
                 return None
             digest.update(block.encoded.data)
+            if experts is not None:
+                experts.update(block.encoded.data)
             files[tensor.file].write(block.encoded, tensor.offset + block.offset)
             census += block.census
             self.counts[task] = block.offset + block.encoded.size
-        return Done(task, digest.hexdigest(), census)
+        return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike())
 
 
 def _check_output(plan: Plan, output: Path, force: bool) -> None:
@@ -247,7 +250,9 @@ def _check_sources(plan: Plan) -> None:
 def _result(plan: Plan, done: Done) -> TensorResult:
     tensor = plan.tensors[done.tensor]
     file = plan.files[tensor.file].name
-    return TensorResult(tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census)
+    return TensorResult(
+        tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census, done.alike
+    )
 
 
 def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozenset[str]) -> None:

@@ -5,31 +5,35 @@ from __future__ import annotations
 import numpy as np
 
 from crossdock.errors import PlanError, Problem
-from crossdock.planning.plan import Move, Plan, TargetTensor
-from crossdock.running.blocks import Share, blocks
-from crossdock.running.output import PAGE
+from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
+from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.reader import Reader
 
 
-def check(plan: Plan, reader: Reader, share: Share) -> None:
-    """Raise PlanError when a tensor that is stored twice holds two different contents."""
-    problems = []
-    for twin in plan.twins:
-        one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
-        second = Share((share.block + PAGE) * 6)
-        for mine, like in zip(blocks(plan, one, reader, share), blocks(plan, other, reader, second), strict=True):
-            if not np.array_equal(mine.encoded, like.encoded):
-                problems.append(
-                    Problem(
-                        f"differs from {twin.like}, to which the configuration ties it [tied-head]",
-                        where=twin.name,
-                        cause="the run was trained with untied embeddings",
-                        fix="--set tie_word_embeddings=false keeps both",
-                    )
-                )
-                break
+def check(plan: Plan, memory: int) -> None:
+    """Raise PlanError when a tensor that is stored twice holds two different contents. `memory`: bytes for reading."""
+    if not plan.twins:
+        return
+    first, second = (Share(share_of(memory, 2)) for _ in range(2))
+    with Reader(plan) as reader:
+        problems = [_different(twin) for twin in plan.twins if not _equal(plan, twin, reader, first, second)]
     if problems:
         raise PlanError(problems)
+
+
+def _equal(plan: Plan, twin: Twin, reader: Reader, first: Share, second: Share) -> bool:
+    one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
+    pairs = zip(blocks(plan, one, reader, first), blocks(plan, other, reader, second), strict=True)
+    return all(np.array_equal(mine.encoded, like.encoded) for mine, like in pairs)
+
+
+def _different(twin: Twin) -> Problem:
+    return Problem(
+        f"differs from {twin.like}, to which the configuration ties it [tied-head]",
+        where=twin.name,
+        cause="the run was trained with untied embeddings",
+        fix="--set tie_word_embeddings=false keeps both",
+    )
 
 
 def _imaginary(moves: tuple[Move, ...], elements: int) -> TargetTensor:

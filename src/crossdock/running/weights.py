@@ -77,9 +77,9 @@ class CheckpointWeights:
         units, stored = units_for(self._plan, tensor.moves)
         codec = codecs.get(stored)
         decode = convert(codec, codecs.get("float32"))
-        gatherer = Gatherer(self._plan, self._reader, tensor.moves, units, self._share.hull)
+        gatherer = Gatherer(self._plan, self._reader, tensor.moves, units, self._share.hull, self._share.turn)
         out = np.empty(stop - start, np.float32)
-        step = max(1, self._share.block // codec.block_bytes) * codec.block
+        step = max(1, self._share.strip // codec.block_bytes) * codec.block
         for low in range(start, stop, step):
             high = min(stop, low + step)
             raw = self._share.gathered[: encoded_size(codec, high - low)]
