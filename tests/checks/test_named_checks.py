@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import crossdock
 from conftest import Answer
+from crossdock.errors import EnvironmentProblem
+from crossdock.running import run
 from models import make_hf
 
 Crossdock = Callable[..., Answer]
@@ -72,6 +75,34 @@ def test_experts_duplicated(tmp_path: Path, crossdock: Crossdock) -> None:
     assert "experts-duplicated" not in clean.stdout + clean.stderr
 
 
+def test_experts_duplicated_within_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GGUF stacks experts: each is hashed by itself, in small blocks, and a run that goes on still knows."""
+    name = "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
+
+    def overwrite(tensors: dict[str, object]) -> None:
+        for later in (2, 3):
+            tensors[name.format(later)] = tensors[name.format(0)].clone()  # type: ignore[attr-defined]
+
+    model, out = planted(make_hf("mixtral", tmp_path / "m"), overwrite), tmp_path / "out.gguf"
+    for quantize in (None, "q8_0"):
+        plan = crossdock.plan(crossdock.open(model), "gguf", quantize=quantize)
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "put_in_place", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            with pytest.raises(EnvironmentProblem):
+                crossdock.run(plan, out, force=True)
+        report = crossdock.run(plan, out, force=True)
+        assert report.resumed == len(plan.tensors)
+        wanted = "experts have equal bytes: 0 = 2 = 3 in blk.0.ffn_gate_exps.weight [experts-duplicated]"
+        assert [w for w in report.warnings if "experts-duplicated" in w] == [wanted]
+        told = json.loads(report.manifest.read_text())["tensors"]
+        assert [(t["name"], t["equal_experts"]) for t in told if "equal_experts" in t] == [
+            ("blk.0.ffn_gate_exps.weight", [[0, 2, 3]])
+        ]
+    clean = crossdock.plan(crossdock.open(make_hf("mixtral", tmp_path / "clean")), "gguf")
+    report = crossdock.run(clean, tmp_path / "clean.gguf")
+    assert not any("experts-duplicated" in warning for warning in report.warnings)
+
+
 def test_layout_from_shape(tmp_path: Path, crossdock: Crossdock) -> None:
     """A transposed matrix is not turned back because its shape would fit."""
 
@@ -114,6 +145,7 @@ def test_tied_head(equal: bool, code: int, tmp_path: Path, crossdock: Crossdock)
     answer = crossdock("export", model, "--to", "gguf", "-o", out)
     assert answer.code == code, answer.stderr
     assert out.exists() == equal
+    assert not out.with_name("out.partial").exists()
     assert ("[tied-head]" in answer.stderr) != equal
 
 

@@ -1,6 +1,7 @@
 """Output files: every byte where it belongs, past the page cache or through it, and blocks that lie on pages."""
 
 import errno
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llama_files import write_llama
 
 import crossdock
 from crossdock.running.blocks import Share, blocks, workers_for
+from crossdock.running.hashing import Parts
 from crossdock.running.output import PAGE, OutputFile, aligned
 from crossdock.running.reader import Reader
 
@@ -134,3 +136,15 @@ def test_blocks_lie_on_pages(to: str, flags: dict[str, str], tmp_path: Path) -> 
 def test_workers_when_nobody_says(memory: int, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert workers_for(memory) == workers
+
+
+def test_parts_with_equal_bytes() -> None:
+    rng = np.random.default_rng(5)
+    parts = [rng.integers(0, 256, 1000, np.uint8).tobytes() for _ in range(5)]
+    data = memoryview(b"".join(parts[i] for i in (0, 1, 2, 1, 3, 0, 4, 1)))
+    for _ in range(20):
+        seen = Parts(1000)
+        cuts = [0, *sorted(rng.integers(0, len(data), 9).tolist()), len(data)]
+        for low, high in itertools.pairwise(cuts):
+            seen.update(data[low:high])
+        assert seen.alike() == ((0, 5), (1, 3, 7))
