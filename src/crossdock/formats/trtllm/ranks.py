@@ -87,20 +87,9 @@ def cut(config: ModelConfig, asked: Parallel) -> Ranks:
 
 def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Problem]:
     tp, pp = asked.tensor_parallel, asked.pipeline_parallel
-    problems = []
-    if not _heads_fit(config, tp):
-        kv = config.num_key_value_heads
-        what = "num_attention_heads" if config.num_attention_heads % tp else "num_key_value_heads"
-        count = config.num_attention_heads if config.num_attention_heads % tp else kv
-        cause = f"KV heads must divide the ranks or be divided by them; there are {kv}"
-        problems.append(Problem(f"{count} heads cannot be cut over {tp} ranks", where=what, cause=cause))
-    if _has_dense(config) and config.intermediate_size % tp:
-        what = f"{config.intermediate_size} cannot be cut over {tp} ranks"
-        problems.append(Problem(what, where="intermediate_size"))
-    if asked.use_parallel_embedding and asked.embedding_sharding_dim == 1 and config.hidden_size % tp:
-        problems.append(Problem(f"{config.hidden_size} cannot be cut over {tp} ranks", where="hidden_size"))
+    problems = _uncut(config, asked, tp)
     if problems:
-        fitting = [n for n in range(1, config.num_attention_heads + 1) if _fits(config, asked, n)]
+        fitting = [n for n in range(1, config.num_attention_heads + 1) if not _uncut(config, asked, n)]
         fix = f"tensor parallel sizes that fit this model: {', '.join(map(str, fitting))}"
         problems[-1] = replace(problems[-1], fix=fix)
     if pp > config.num_hidden_layers:
@@ -124,19 +113,23 @@ def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Pr
     return problems
 
 
-def _heads_fit(config: ModelConfig, tp: int) -> bool:
-    kv = config.num_key_value_heads
-    return config.num_attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0)
-
-
-def _has_dense(config: ModelConfig) -> bool:
-    return len(config.moe_layers) < config.num_hidden_layers
-
-
-def _fits(config: ModelConfig, asked: Parallel, tp: int) -> bool:
+def _uncut(config: ModelConfig, asked: Parallel, tp: int) -> list[Problem]:
+    """What `tp` ranks cannot share evenly, outside the experts."""
+    layers = range(config.num_hidden_layers)
+    problems = []
+    if config.num_attention_heads % tp:
+        what = f"{config.num_attention_heads} heads cannot be cut over {tp} ranks"
+        problems.append(Problem(what, where="num_attention_heads"))
+    for kv in sorted({config.kv_heads(layer) for layer in layers} - {0}):
+        if kv % tp and tp % kv:
+            cause = "KV heads must divide the ranks or be divided by them"
+            problems.append(Problem(f"{kv} heads cannot be cut over {tp} ranks", "num_key_value_heads", cause=cause))
+    own = config.intermediate_size_per_layer
+    dense = set(own) if own else {config.intermediate_size} if len(config.moe_layers) < len(layers) else set()
+    for width in sorted(dense):
+        if width % tp:
+            problems.append(Problem(f"{width} cannot be cut over {tp} ranks", where="intermediate_size"))
     columns = asked.use_parallel_embedding and asked.embedding_sharding_dim == 1
-    return (
-        _heads_fit(config, tp)
-        and not (_has_dense(config) and config.intermediate_size % tp)
-        and not (columns and config.hidden_size % tp)
-    )
+    if (columns or config.linear_attention_layers or config.linear_mlp_layers) and config.hidden_size % tp:
+        problems.append(Problem(f"{config.hidden_size} cannot be cut over {tp} ranks", where="hidden_size"))
+    return problems

@@ -140,7 +140,7 @@ class TrtllmTarget:
 
 def _rank_file(rank: int, tensors: Sequence[Wanted], layers: tuple[int, int], config: ModelConfig, tp: int) -> RankFile:
     rows = {tensor.name: tensor.shape[0] for tensor in tensors}
-    kv = config.num_key_value_heads
+    fewest = min((n for n in map(config.kv_heads, range(*layers)) if n), default=tp)
     return RankFile(
         trtllm_ranks.file_name(rank),
         len(tensors),
@@ -148,5 +148,5 @@ def _rank_file(rank: int, tensors: Sequence[Wanted], layers: tuple[int, int], co
         layers,
         rows.get("transformer.vocab_embedding.weight", 0),
         rows.get("lm_head.weight", 0),
-        1 if kv < tp else 0,
+        1 if fewest < tp else 0,
     )
