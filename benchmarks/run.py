@@ -3,8 +3,8 @@
     python benchmarks/run.py --work DIR [--converter .../convert_hf_to_gguf.py] [--rounds 5] [--json FILE]
 
 Every round runs all jobs of a group one after another; figures are medians over the rounds, ratios are taken
-within a round. Sources are made in DIR once (3.7 GB) and read once before timing, so that all readers find
-them in memory.
+within a round. Sources are made in DIR once (3.7 GB, and 2.6 GB for cp) and read once before timing, so that all
+readers find them in memory.
 
 The converter is not part of this repository. It comes with the source package of llama-cpp-python 0.3.36
 (`pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36`, folder `vendor/llama.cpp`); it needs
@@ -120,6 +120,35 @@ def chunk_jobs(work: Path) -> list[Job]:
     ]
 
 
+def rank_jobs(work: Path) -> list[Job]:
+    """Hugging Face → TensorRT-LLM's rank files at TP 4, beside cp of the bytes that are written."""
+    folder = make(work, "hf", "make_hf.py")
+    done = work / "ranks.complete"
+    command = (
+        *CROSSDOCK,
+        "export",
+        str(folder),
+        "--to",
+        "trtllm",
+        "--tp",
+        "4",
+        "--dtype",
+        "bf16",
+        "--no-progress",
+        "-o",
+    )
+    if not done.exists():
+        subprocess.run([*command, str(work / "ranks"), "--force"], check=True)
+        done.touch()
+    read_all(folder)
+    read_all(work / "ranks")
+    out, copy = work / "out-ranks", work / "out-ranks-cp"
+    return [
+        Job("trtllm", "cp -r of the rank files", ("cp", "-r", str(work / "ranks"), str(copy)), copy),
+        Job("trtllm", "hf → trtllm tp 4 bf16", (*command, str(out)), out),
+    ]
+
+
 def goals_of(runs: dict[str, list[Run]]) -> list[Goal]:
     """The goals that the jobs of this run can be held to."""
     goals = []
@@ -135,6 +164,18 @@ def goals_of(runs: dict[str, list[Run]]) -> list[Goal]:
                 "×",
             ),
             Goal("torch_dist → hf: peak RSS", median(ours).rss / MB, 350, "MB"),
+        ]
+    ranks = runs.get("hf → trtllm tp 4 bf16")
+    if ranks:
+        goals += [
+            Goal(
+                "hf → trtllm: wall against cp of the output",
+                ratio(ranks, runs["cp -r of the rank files"], "wall"),
+                1.5,
+                "×",
+            ),
+            # Megatron's exporter: 1.75 × the model at TP 2 in bfloat16, 3.31 × at TP 4 in float32; a fifth of the least
+            Goal("hf → trtllm: peak RSS", median(ranks).rss / MB, 1.75 * 2200 / 5, "MB"),
         ]
     for kind in ("f16", "bf16", "q8_0"):
         theirs = runs.get(f"converter {kind}")
@@ -176,14 +217,14 @@ def versions() -> dict[str, str]:
 def main() -> int:
     """Run the groups asked for; exit 1 when a goal is missed, 2 when a job fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for sources and outputs, about 12 GB")
+    parser.add_argument("--work", type=Path, required=True, help="folder for sources and outputs, about 15 GB")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("torch_dist", "hf", "chunks"), action="append")
+    parser.add_argument("--only", choices=("torch_dist", "hf", "trtllm", "chunks"), action="append")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    groups = given.only or ["torch_dist", "hf", "chunks"]
+    groups = given.only or ["torch_dist", "hf", "trtllm", "chunks"]
     about = machine(given.work) | versions()
     jobs: list[Job] = []
     runs: dict[str, list[Run]] = {}
@@ -192,6 +233,8 @@ def main() -> int:
             own = megatron_jobs(given.work)
         elif group == "hf":
             own = converter_jobs(given.work, given.converter)
+        elif group == "trtllm":
+            own = rank_jobs(given.work)
         else:
             own = chunk_jobs(given.work)
         jobs += own
