@@ -28,7 +28,8 @@ def sample():
         time.sleep(0.001)
 thread = threading.Thread(target=sample)
 thread.start()
-plan = crossdock.plan(crossdock.open(source), to, dtype=dtype, quantize=quantize or None)
+tp = 4 if to == "trtllm" else 1
+plan = crossdock.plan(crossdock.open(source), to, dtype=dtype, quantize=quantize or None, tp=tp)
 crossdock.run(plan, output, memory=int(memory), workers=2)
 done = True
 thread.join()
@@ -116,6 +117,8 @@ def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget:
         (llama, "hf", "float32", "", 8),
         (gpt2, "gguf", "float16", "", 8),
         (gpt2, "gguf", "auto", "q4_0", 64),
+        (llama, "trtllm", "float16", "", 8),
+        (gpt2, "trtllm", "bfloat16", "", 8),
     ],
 )
 def test_peak(make: Any, to: str, dtype: str, quantize: str, budget: int, tmp_path: Path) -> None:

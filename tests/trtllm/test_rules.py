@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from crossdock import delivery
 from crossdock.errors import CheckFailed, PlanError, UsageError
+from oracles.trtllm_files import rank_files
 
 Weights = dict[str, NDArray[Any]]
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 64, "head_dim": 4,
@@ -207,6 +208,23 @@ def test_zero_centred_norms_are_added_to_in_float32(tmp_path: Path) -> None:
     for dtype, want in (("float16", 1 + 2.0**-9), ("bfloat16", 1.0), ("float32", 1 + 2.0**-9)):
         (got,) = exported(folder, tmp_path / dtype, dtype=dtype)
         assert set(got["transformer.ln_f.weight"].astype(np.float64).tolist()) == {want}
+
+
+def test_an_interrupted_run_goes_on(llama: Path, tmp_path: Path) -> None:
+    plan = delivery.plan(delivery.open(llama), "trtllm", tp=4, pp=3)
+    delivery.run(plan, tmp_path / "at-once", workers=1)
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        delivery.run(plan, tmp_path / "twice", workers=1, progress=interrupt)
+    assert not (tmp_path / "twice").exists()
+    report = delivery.run(plan, tmp_path / "twice", workers=1)
+    assert 0 < report.resumed < len(report.tensors)
+    assert rank_files(tmp_path / "twice") == rank_files(tmp_path / "at-once")
+    assert not [warning for warning in report.warnings if "equal bytes" in warning]  # norms of many ranks are copies
 
 
 def test_weights_stay_plain_where_the_build_quantises(llama: Path, tmp_path: Path) -> None:
