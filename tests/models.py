@@ -92,6 +92,8 @@ FALCON: dict[str, Any] = {
 FALCON_NEW = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 GEMMA = LLAMA | {"head_dim": 16, "rope_parameters": ROPE, "tie_word_embeddings": True}
 GEMMA2 = GEMMA | {"sliding_window": 12, "query_pre_attn_scalar": 16}
+STABLELM = LLAMA | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.25}, "layer_norm_eps": 1e-5}
+NEOX = LLAMA | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2),
@@ -126,6 +128,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
     "nemotron": ("NemotronConfig", NEMOTRON),
+    "starcoder2": ("Starcoder2Config", LLAMA | {"rope_parameters": ROPE_500K}),
+    "starcoder2-bare": ("Starcoder2Config", LLAMA | {"rope_parameters": ROPE, "use_bias": False, "sliding_window": 40}),
+    "stablelm": ("StableLmConfig", STABLELM | {"use_qkv_bias": True}),
+    "stablelm-parallel": ("StableLmConfig", STABLELM | {"use_parallel_residual": True}),
+    "gpt_neox": ("GPTNeoXConfig", NEOX),
+    "gpt_neox-sequential": ("GPTNeoXConfig", NEOX | {"use_parallel_residual": False}),
     "gemma": ("GemmaConfig", GEMMA),
     "gemma2": ("Gemma2Config", GEMMA2),
     "gemma2-own-scale": ("Gemma2Config", GEMMA2 | {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0}),
@@ -143,6 +151,7 @@ NOT_IN_LLAMA_CPP = {
     "qwen3_moe-mixed": "mlp_only_layers",
     "qwen3_moe-sparse-step": "decoder_sparse_step",
     "gemma2-own-scale": "llama.cpp's gemma2 divides scores by the root of head_dim",
+    "starcoder2-bare": "llama.cpp's starcoder2 has biases in every matrix",
     "falcon-sequential": "llama.cpp's falcon has attention and MLP side by side",
 }
 ZERO_CENTRED = ("nemotron", "gemma", "gemma2")  # norms stored as gamma - 1

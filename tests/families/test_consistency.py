@@ -25,7 +25,8 @@ ARGS = {
     "num_experts": (8, None),
     "multi_latent_attention": (True, False),
     "window_size": ((128, 0), None),
-    "add_bias_linear": (True, False, None),
+    "add_bias_linear": (True, False),
+    "rotary_percent": (1.0, 0.5),
     "num_query_groups": (1, 2, 4),
     "heterogeneous_layers_config_encoded_json": ("{}", None),
 }
@@ -34,12 +35,13 @@ PLAIN: dict[str, object] = {
     "normalization": "RMSNorm", "swiglu": True, "squared_relu": False, "position_embedding_type": "rope",
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
     "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
-    "num_attention_heads": 4, "heterogeneous_layers_config_encoded_json": None,
+    "num_attention_heads": 4, "rotary_percent": 1.0, "heterogeneous_layers_config_encoded_json": None,
 }  # fmt: skip
 GPT: dict[str, object] = {
     "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
     "add_bias_linear": True,
 }  # fmt: skip
+ROPE = GPT | {"position_embedding_type": "rope"}
 MEGATRON: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"window_size": (128, 0)},
@@ -52,7 +54,10 @@ MEGATRON: dict[str, dict[str, object]] = {
     "gpt2": GPT,
     "starcoder": GPT | {"num_query_groups": 1},
     "gpt": GPT | {"num_query_groups": 2},
-    "gptnext": GPT | {"position_embedding_type": "rope"},
+    "gptnext": ROPE | {"swiglu": True},
+    "starcoder2": ROPE,
+    "stablelm": ROPE | {"swiglu": True, "add_bias_linear": False, "rotary_percent": 0.5},
+    "gpt_neox": ROPE | {"rotary_percent": 0.5},
     "nemotron": {"normalization": "LayerNorm", "swiglu": False, "squared_relu": True},
 }
 

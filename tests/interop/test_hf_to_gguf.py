@@ -24,7 +24,14 @@ from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 
 LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/gguf_layouts.json").read_text())
-APPROXIMATE = ("gpt2", "nemotron", "starcoder", "falcon", "gemma")  # gelu by a table of half precision, relu squared
+APPROXIMATE = (
+    "gpt2",
+    "nemotron",
+    "starcoder",
+    "falcon",
+    "gemma",
+    "gpt_neox",
+)  # gelu by a table of half precision, relu squared
 RECIPES = tuple(name for name in models.RECIPES if name not in models.NOT_IN_LLAMA_CPP)
 TOKENS = np.random.default_rng(5).integers(0, 203, (2, 24))
 Recipe = Callable[[str], Path]

@@ -29,12 +29,21 @@ UNEVEN = (("decoder_first_pipeline_num_layers", 1),)
 # or what is said where a format has no such model
 FAMILY = {
     "starcoder-v016-dist-tp2-fp32": "starcoder",
+    "starcoder2-v016-dist-tp2-fp32": "starcoder2",
+    "stablelm-v016-dist-tp2-fp32": "stablelm",
+    "gpt_neox-v016-dist-tp2-fp32": "gpt_neox",
     "gpt-gated-v016-dist-tp2-fp32": "gpt",
     "gptnext-gated-v016-dist-tp2-fp32": "gptnext",
     "nemotron_nas-v016-dist-tp2-fp32": "nemotron_nas",
     "nemotron_nas-all-v016-legacy-tp2-fp32": "nemotron_nas",
 }
-LLAMA_CPP = {"starcoder-v016-dist-tp2-fp32": 5e-3, "nemotron_nas-v016-dist-tp2-fp32": 1e-4}
+LLAMA_CPP = {
+    "starcoder-v016-dist-tp2-fp32": 5e-3,
+    "starcoder2-v016-dist-tp2-fp32": 5e-3,
+    "gpt_neox-v016-dist-tp2-fp32": 5e-3,
+    "stablelm-v016-dist-tp2-fp32": 1e-4,
+    "nemotron_nas-v016-dist-tp2-fp32": 1e-4,
+}
 REFUSED = {
     ("gpt-gated-v016-dist-tp2-fp32", "hf"): "an MLP without gate",
     ("gpt-gated-v016-dist-tp2-fp32", "gguf"): "an MLP without gate",

@@ -26,6 +26,9 @@ ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_bigcode": "starcoder",
     "falcon": "falcon",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "gpt_neox": "gptneox",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "llama": "llama",
@@ -55,6 +58,8 @@ PLAIN = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
@@ -73,6 +78,14 @@ EXPERT_PARTS = {
     "gate_proj": "gate",
     "down_proj": "down",
     "up_proj": "up",
+}
+NEOX_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
 }
 FALCON_LAYER = {
     "input_layernorm": "attn_norm",
@@ -100,6 +113,8 @@ def gguf_tensors(state: Mapping[str, Array], config: Config) -> dict[str, Array]
         return _gpt2(state, config)
     if family == "falcon":
         return _falcon(state, config)
+    if family == "gpt_neox":
+        return _neox(state, config)
     out: dict[str, Array] = {}
     experts: dict[str, dict[int, Array]] = {}
     for name, tensor in state.items():
@@ -212,6 +227,22 @@ def _falcon(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
     return out
 
 
+def _neox(state: Mapping[str, Array], config: Config) -> dict[str, Array]:
+    out: dict[str, Array] = {}
+    whole = {"embed_in": "token_embd", "final_layer_norm": "output_norm", "lm_head": "output", "embed_out": "output"}
+    for name, tensor in state.items():
+        inner, kind = name.removeprefix("gpt_neox.").rsplit(".", 1)
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)", inner)
+        if match is None:
+            out[f"{whole[inner]}.{kind}"] = tensor
+            continue
+        if match[2].endswith("query_key_value"):
+            heads = config["num_attention_heads"]
+            tensor = _qkv_sorted(tensor, heads, heads)
+        out[f"blk.{match[1]}.{NEOX_LAYER[match[2]]}.{kind}"] = tensor
+    return out
+
+
 def _falcon_groups(config: Config) -> int:
     return int(config["num_kv_heads"]) if config["new_decoder_architecture"] else 1
 
@@ -272,6 +303,8 @@ def gguf_keys(config: Config) -> Keys:
         entries = _falcon_keys(config)
     else:
         entries = _common_keys(config) | _family_keys(config)
+        if architecture == "gptneox":
+            del entries["attention.head_count_kv"]
     return {f"{architecture}.{key}": (_key_type(value), value) for key, value in entries.items()}
 
 
@@ -303,15 +336,19 @@ def _common_keys(config: Config) -> dict[str, Any]:
         "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.head_count_kv": config.get("num_key_value_heads"),
         "rope.freq_base": float(rope["rope_theta"]),
         "vocab_size": config["vocab_size"],
     }
+    layer_norm: Any = config.get("norm_epsilon", config.get("layer_norm_eps"))
     epsilon: Any = config.get("rms_norm_eps", config.get("norm_eps"))
-    entries["attention.layer_norm_rms_epsilon"] = float(epsilon)  # nemotron too: the converter writes both
+    if layer_norm is not None:
+        entries["attention.layer_norm_epsilon"] = float(layer_norm)
+    else:
+        entries["attention.layer_norm_rms_epsilon"] = float(epsilon)  # nemotron too: the converter writes both
     if config.get("head_dim"):
         entries["attention.key_length"] = entries["attention.value_length"] = config["head_dim"]
-    if config["model_type"] in ("gemma", "gemma2"):
+    if config["model_type"] in ("gemma", "gemma2", "stablelm", "gpt_neox"):
         del entries["rope.freq_base"]  # llama.cpp takes 10000
     if rope["rope_type"] == "linear":
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
@@ -334,6 +371,12 @@ def _qwen3_moe_keys(config: Config) -> dict[str, Any]:
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config["moe_intermediate_size"],
     }
+
+
+def _stablelm_keys(config: Config) -> dict[str, Any]:
+    partial: Any = rope_of(config)["partial_rotary_factor"]
+    parallel = config["use_parallel_residual"]
+    return {"rope.dimension_count": int(partial * head_dim(config)), "use_parallel_residual": parallel}
 
 
 def _gemma2_keys(config: Config) -> dict[str, Any]:
@@ -383,6 +426,8 @@ def _family_keys(config: Config) -> dict[str, Any]:
         "qwen3_moe": _qwen3_moe_keys,
         "nemotron": _nemotron_keys,
         "gemma2": _gemma2_keys,
+        "stablelm": _stablelm_keys,
+        "gpt_neox": _stablelm_keys,
         "deepseek_v3": _deepseek_keys,
     }
     own = by_family.get(config["model_type"])
