@@ -68,7 +68,10 @@ MORE: dict[str, dict[str, Any]] = {
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
 FAMILIES = sorted(families())
 # families that the format has no model for, and that say so
-LACKING = {("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext")}
+LACKING = {
+    ("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext"), ("hf", "llama_2023"), ("gguf", "llama_2023"),
+    ("hf", "llama_lora"), ("gguf", "llama_lora"),
+}  # fmt: skip
 # tensors that the format has no place for: models that have them are refused
 UNPLACED = {("hf", "gpt"): "pos_embed", ("gguf", "nemotron_nas"): "ffn_linear"}
 

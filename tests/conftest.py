@@ -74,6 +74,15 @@ def trtllm_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.fixture(scope="session")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's training files of 2023, in ggcp, ggcl, generated, expected, support; never write there."""
+    base = tmp_path_factory.mktemp("legacy")
+    with tarfile.open(TESTS / "data/ggml/legacy-training.tar.xz") as archive:
+        archive.extractall(base, filter="data")
+    return base / "ggml"
+
+
+@pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Name in tests/data/checkpoints (or "tiny-kjv") -> the folder, unpacked once a session; never write
     there."""

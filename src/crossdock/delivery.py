@@ -86,6 +86,7 @@ def plan(
     use_parallel_embedding: bool = False,
     embedding_sharding_dim: int = 0,
     allow_overflow: bool = False,
+    keep_order: bool = False,
 ) -> Plan:
     """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
 
@@ -93,6 +94,7 @@ def plan(
     quantize  block codec for matrices ("q8_0"); max_shard_size: bytes, for formats with shards
     tp, pp    ranks, for formats with rank files; moe_tp * moe_ep = tp: how they share experts (0: what is left over)
     allow_overflow  let values become inf where the target minds
+    keep_order  leave an optimizer's vectors in the order in which they are stored (gguf-checkpoint)
 
     Raises UsageError, PlanError, TokenizerError.
     """
@@ -106,6 +108,7 @@ def plan(
         travels=checkpoint.source.travels,
         parallel=Parallel(tp, pp, moe_tp, moe_ep, use_parallel_embedding, embedding_sharding_dim),
         allow_overflow=allow_overflow,
+        keep_order=keep_order,
     )
     return make_plan(checkpoint, target, request)
 
@@ -137,13 +140,14 @@ def verify(
     against: str | os.PathLike[str] | Checkpoint,
     *,
     tokenizer: str | os.PathLike[str] | None = None,
+    keep_order: bool = False,
     memory: int = MEMORY,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing."""
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
-    theirs = registry.open_source(Path(output))
+    theirs = registry.open_output(Path(output))
     if theirs.format not in registry.targets():
         raise UsageError(
             f"{theirs.format} is not a target, so there is nothing to verify it against",
@@ -155,6 +159,7 @@ def verify(
         tokenizer=None if tokenizer is None else Path(tokenizer),
         travels=checkpoint.source.travels,
         encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()},
+        keep_order=keep_order,
     )
     replay = make_plan(checkpoint, target, target.settled(request, theirs))
     workers = workers or workers_for(memory)

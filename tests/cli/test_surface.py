@@ -6,8 +6,8 @@ from click.testing import CliRunner
 
 from crossdock.cli import main
 
-SOURCE = {"--format", "--iteration", "--family", "--config", "--set"}
-TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size",
+SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--norm-eps", "--rope-base"}
+TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--allow-overflow"}  # fmt: skip
 RUNNING = {"--memory", "--workers"}
@@ -25,7 +25,9 @@ SURFACE = {
     ),
     "verify": (
         ["out"],
-        SOURCE | RUNNING | {"--against", "--tokenizer", "--model", "--tokens", "--json", "--no-progress"},
+        SOURCE
+        | RUNNING
+        | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (

@@ -23,7 +23,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 NAMED = re.compile(r"`((?:tests|scripts|examples|benchmarks|docs|src)/[\w./-]*\w)`")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*\b")
-OF_OTHERS = {"--help", "--version", "--ckpt-format"}  # the last is Megatron's
+OF_OTHERS = {"--help", "--version", "--ckpt-format", "--use-lbfgs", "--checkpoint-in"}  # Megatron's, llama.cpp's
 
 
 def name_of(path: Path) -> str:

@@ -146,4 +146,7 @@ def test_a_wrong_layout_file(text: str, what: str, add: Add) -> None:
 def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
     rules_of = layout(format_name, families.family(name))
     placed = {tensor for rule in rules_of.rules for tensor in rule.tensors}
+    if name == "llama_lora":  # an adapter, which formats of models do not hold
+        assert not placed
+        return
     assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")}

@@ -144,6 +144,8 @@ def _show_next(src: Path, output: Path, source: SourceFlags, target: TargetFlags
     words = ["crossdock", "verify", str(output), "--against", str(src), *source.words()]
     if target.tokenizer:
         words += ["--tokenizer", str(target.tokenizer)]
+    if target.keep_order:
+        words.append("--keep-order")
     show.say(f"\nnext: {show.clean(shlex.join(words))}")
 
 

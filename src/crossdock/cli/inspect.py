@@ -87,7 +87,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
 
         config = checkpoint.described.config
         shapes = weigh.shapes(checkpoint.family, config)
-        total = weigh.parameters(shapes)
+        total = weigh.parameters(checkpoint.family, config)
         facts["model"] = f"{config.family}, {show.about(total)} parameters ({show.number(total)})"
     show.facts(facts.items())
     if checkpoint is not None:
@@ -110,7 +110,8 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     if checkpoint is not None:
         unread = {name: why for name, why in checkpoint.unread.items() if name not in source.skipped}
         show_left_out(unread, checkpoint.described.ignored, every_key=True)
-        show.heading("As a target")
+        if shapes:
+            show.heading("As a target")
         rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
         show.table((), rows, "<<>")
 
@@ -228,7 +229,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
         shapes = weigh.shapes(checkpoint.family, described.config)
         out |= {
             "family": described.config.family,
-            "parameters": weigh.parameters(shapes),
+            "parameters": weigh.parameters(checkpoint.family, described.config),
             "config": {
                 name: {"value": value, "origin": described.origins.get(name, "")}
                 for name, value in described.config.as_dict().items()

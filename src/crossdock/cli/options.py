@@ -117,6 +117,14 @@ class SourceFlags:
     family: str | None
     config: Path | None
     set: Mapping[str, str]
+    norm_eps: float | None = None
+    rope_base: float | None = None
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What is set of the configuration: by --set, and by the options for single fields."""
+        named = {"norm_eps": self.norm_eps, "rope_theta": self.rope_base}
+        return {**self.set, **{field: repr(value) for field, value in named.items() if value is not None}}
 
     def read(self, path: Path) -> Source:
         """What is stored at `path`: headers only, without its meaning."""
@@ -128,7 +136,7 @@ class SourceFlags:
         """Its meaning: family, configuration, canonical tensors."""
         from crossdock import delivery
 
-        said = delivery.given(family=self.family, config=self.config, set=self.set)
+        said = delivery.given(family=self.family, config=self.config, set=self.settings)
         return delivery.interpret(source, said)
 
     def open(self, path: Path) -> Checkpoint:
@@ -139,7 +147,7 @@ class SourceFlags:
         """The same options again, for a command to be shown."""
         given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config}
         words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        return words + [word for key, value in self.set.items() for word in ("--set", f"{key}={value}")]
+        return words + [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +167,7 @@ class TargetFlags:
     use_parallel_embedding: bool
     embedding_sharding_dim: int
     allow_overflow: bool
+    keep_order: bool
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """Plan the conversion: no tensor data is read."""
@@ -179,6 +188,7 @@ class TargetFlags:
             use_parallel_embedding=self.use_parallel_embedding,
             embedding_sharding_dim=self.embedding_sharding_dim,
             allow_overflow=self.allow_overflow,
+            keep_order=self.keep_order,
         )
 
     def next_steps(self, output: Path, source: Path) -> Sequence[str]:
@@ -206,6 +216,9 @@ tokenizer_option = click.option(
     help="Tokenizer folder or file that goes along.  [default: the one beside the source]",
 )
 
+keep_order_option = click.option(
+    "--keep-order", is_flag=True, help="Leave the optimizer's vectors in their order (gguf-checkpoint)."
+)
 family_option = click.option(
     "--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"
 )
@@ -223,10 +236,18 @@ _SOURCE = (
     family_option,
     click.option("--config", type=PATH, metavar="PATH", help="A config.json for a source that has none."),
     set_option,
+    click.option("--norm-eps", type=float, metavar="X", help="The norms' epsilon, for a source that lacks it."),
+    click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
 )
 
 _TARGET = (
-    click.option("--to", required=True, type=target_format, metavar="FORMAT", help="gguf, hf or trtllm."),
+    click.option(
+        "--to",
+        required=True,
+        type=target_format,
+        metavar="FORMAT",
+        help="gguf, hf, trtllm; gguf-checkpoint, gguf-lora, peft.",
+    ),
     click.option(
         "--dtype",
         type=dtype_or_auto,
@@ -278,6 +299,7 @@ _TARGET = (
         "--embedding-sharding-dim", type=whole, default="0", metavar="N", help="0: cut its rows, 1: its columns."
     ),
     click.option("--allow-overflow", is_flag=True, help="Let values become Inf in float16 (trtllm)."),
+    keep_order_option,
 )
 
 _RUNNING = (

@@ -22,6 +22,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "tokenizer",
             "pre_tokenizer",
             "max_shard_size",
+            "keep_order",
         ),
         "Source": (
             "against",
@@ -31,6 +32,8 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "config",
             "config_b",
             "set",
+            "norm_eps",
+            "rope_base",
             "model",
             "ctx",
             "text",

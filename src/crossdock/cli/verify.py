@@ -13,6 +13,7 @@ from crossdock.cli.options import (
     PATH,
     SourceFlags,
     json_option,
+    keep_order_option,
     progress_option,
     running_options,
     source_options,
@@ -48,6 +49,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
 @tokenizer_option
+@keep_order_option
 @click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
 @click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
 @running_options
@@ -58,6 +60,7 @@ def verify(
     against: Path,
     source: SourceFlags,
     tokenizer: Path | None,
+    keep_order: bool,
     tokens: bool,
     model: Path | None,
     memory: int,
@@ -81,7 +84,13 @@ def verify(
     read = _read_text(out, tokenizer, checkpoint) if tokens else None
     with watching("verify", off=no_progress) as progress:
         report = crossdock.verify(
-            out, checkpoint, tokenizer=tokenizer, memory=memory, workers=workers, progress=progress
+            out,
+            checkpoint,
+            tokenizer=tokenizer,
+            keep_order=keep_order,
+            memory=memory,
+            workers=workers,
+            progress=progress,
         )
     if as_json:
         show.print_json(report if read is None else {**show.plain(report), "tokens": read})

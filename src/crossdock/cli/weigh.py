@@ -46,13 +46,16 @@ def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
     return out
 
 
-def parameters(tensors: Mapping[Shape, int]) -> int:
-    """How many numbers the tensors hold."""
-    return sum(count * prod(shape) for shape, count in tensors.items())
+def parameters(family: Family, config: ModelConfig) -> int:
+    """How many numbers the model's tensors hold."""
+    sizes = family.sizes(config)
+    return sum(sizes.elements(decl.axes, family.layers_of(decl, config)) for decl in family.present(config).values())
 
 
 def weights(tensors: Mapping[Shape, int]) -> list[tuple[str, str, int]]:
-    """(target, type, bytes) for what can be asked for."""
+    """(target, type, bytes) for what can be asked for; nothing for what is no model of Hugging Face's kind."""
+    if not tensors:
+        return []
     return [
         (target, dtype, sum(count * _size(shape, dtype, target) for shape, count in tensors.items()))
         for target, dtype in TYPES

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from crossdock.errors import NotACheckpointError, UsageError
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Target
+from crossdock.formats.target import ReopeningTarget, Target
 
 
 class SourceFormat(Protocol):
@@ -35,6 +35,7 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "crossdock.formats.gguf.source",
         "trtllm": "crossdock.formats.trtllm.source",
+        "ggml_training": "crossdock.formats.ggml_training",
         "hf": "crossdock.formats.hf.source",
         "megatron": "crossdock.formats.megatron",
         "dcp": "crossdock.formats.dcp_folder",
@@ -45,6 +46,7 @@ _TARGETS: Mapping[str, str] = MappingProxyType(
         "gguf": "crossdock.formats.gguf.target:GgufTarget",
         "hf": "crossdock.formats.hf.target:HfTarget",
         "trtllm": "crossdock.formats.trtllm.target:TrtllmTarget",
+        "gguf-checkpoint": "crossdock.formats.ggml_training.target:GgufCheckpointTarget",
     }
 )
 
@@ -91,10 +93,24 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
     raise NotACheckpointError(
         "not a checkpoint that crossdock reads",
         where=str(path),
-        expected="a Megatron run or iteration, a Hugging Face, TensorRT-LLM or torch DCP folder, or a GGUF file",
+        expected="a Megatron run or iteration, a Hugging Face, TensorRT-LLM or torch DCP folder, a GGUF file, "
+        "or an old training checkpoint of llama.cpp (ggcp, ggcl)",
         got=_contents(path),
         fix="give the folder that holds the files above; --format forces one of " + ", ".join(names()),
     )
+
+
+def open_output(path: Path) -> Source:
+    """Open what a target wrote, for `verify`: through the target where the output is no source of its own.
+
+    Raises NotACheckpointError, FormatError.
+    """
+    for name in targets():
+        writer = target(name)
+        found = writer.reopen(path) if isinstance(writer, ReopeningTarget) else None
+        if found is not None:
+            return found
+    return open_source(path)
 
 
 @functools.cache

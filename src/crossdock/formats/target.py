@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from crossdock.errors import UsageError
-from crossdock.formats.stored import Source, SourceFile
+from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -72,6 +72,7 @@ class Request:
     vocab_from     where the model's vocab_size comes from, for messages; the planner knows
     encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
     parallel       ranks, for formats with rank files; allow_overflow: values too large for the dtype may become inf
+    keep_order     leave the optimizer's vectors in the order in which the source has them
     """
 
     dtype: str = "auto"
@@ -82,6 +83,7 @@ class Request:
     travels: tuple[Path, ...] = ()
     vocab_from: str = ""
     encodings: Mapping[str, str] = field(default_factory=dict)
+    keep_order: bool = False
     source_dtype: str = "float32"
     parallel: Parallel = Parallel()
     allow_overflow: bool = False
@@ -191,4 +193,48 @@ class Target(Protocol):
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
     ) -> Assembled:
         """Files and places for `tensors`. `written`: config key -> (type, value) from the layout's [write]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A stored tensor that goes along although it is no weight, its last axis perhaps in another order.
+
+    pieces  (first element, count) along the last axis of the source, in the target's order
+    """
+
+    name: str
+    stored: StoredTensor
+    pieces: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What training left beside the weights, as a target takes it.
+
+    keys  (key, type, value) for the header
+    same  stored tensors that, one behind the other, must equal `Carried` (how its order was found), or nothing
+    """
+
+    carried: tuple[Carried, ...]
+    keys: tuple[tuple[str, str, Any], ...]
+    warnings: tuple[str, ...] = ()
+    same: tuple[Carried, tuple[StoredTensor, ...]] | None = None
+
+
+@runtime_checkable
+class StateTarget(Protocol):
+    """A target that takes the state of training along."""
+
+    def state(self, source: Source, request: Request) -> State:
+        """What of `source` goes along. May read a few hundred bytes a tensor. Raises PlanError, UsageError."""
+        ...
+
+
+@runtime_checkable
+class ReopeningTarget(Protocol):
+    """A target whose outputs are no source of their own; `verify` opens them through it."""
+
+    def reopen(self, output: Path) -> Source | None:
+        """The output's stored tensors, None when `output` is something else. Raises FormatError."""
         ...

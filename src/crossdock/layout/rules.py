@@ -23,7 +23,7 @@ from crossdock.model.families import Family, checked_tables, constants, merged, 
 _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
     "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
-    "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,),
+    "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "padded", "when")
 
@@ -61,6 +61,7 @@ class Layout:
 
     needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
     notices  key of the format -> sentence to show when a field's value had to come from it
+    omitted  canonical tensors (globs) that the format has no place for, and the sentence to say so
     """
 
     format: str
@@ -78,6 +79,7 @@ class Layout:
     needs: Mapping[str, Expression]
     warn: Mapping[str, Expression]
     notices: Mapping[str, str]
+    omitted: Mapping[str, str]
 
 
 @functools.cache
@@ -144,6 +146,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         needs={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
         notices=texts("notices"),
+        omitted=texts("omitted"),
     )
 
 

@@ -82,6 +82,8 @@ class ModelConfig:
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
 
+    lora_ranks: Mapping[str, float] = field(default_factory=dict)  # of an adapter's pairs; empty: no adapter
+
     dtype: str = "float32"  # of the source's large tensors
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
@@ -113,7 +115,7 @@ REQUIRED: tuple[str, ...] = tuple(
     if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 )
 DEFAULTS: Mapping[str, Any] = {
-    f.name: f.default if f.default is not dataclasses.MISSING else {}  # the one mapping field starts empty
+    f.name: f.default if f.default is not dataclasses.MISSING else {}  # mappings start empty
     for f in dataclasses.fields(ModelConfig)
     if f.name not in REQUIRED
 }

@@ -210,10 +210,14 @@ def _spoken(kinds: tuple[type, ...]) -> str:
 
 
 def is_allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Whether a field may have this value: one of those listed; "positive" is any number above 0, "some" any list."""
-    if "some" in allowed and isinstance(value, tuple) and value:
+    """Whether a field may have this value: one of those listed, or of a kind.
+
+    "positive" is any number above 0, "fraction" one below 1 besides, "some" any list or table that is not empty.
+    """
+    if "some" in allowed and isinstance(value, tuple | Mapping) and value:
         return True
-    return value in allowed or ("positive" in allowed and isinstance(value, int | float) and value > 0)
+    number = isinstance(value, int | float) and value > 0
+    return value in allowed or ("positive" in allowed and number) or ("fraction" in allowed and number and value < 1)
 
 
 def constants(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from crossdock.errors import Problem
 from crossdock.formats.stored import Extent, SourceFile
 from crossdock.formats.target import RankFile, TargetFile
 from crossdock.model.config import Described
@@ -79,7 +80,7 @@ class TargetTensor:
 class Twin:
     """Two stored tensors that must hold the same values (a head that is tied to the embedding and stored all the same).
 
-    `one` and `other` fill the same imaginary tensor of `elements` elements.
+    `one` and `other` fill the same imaginary tensor of `elements` elements; `otherwise` is the problem if they differ.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Twin:
     elements: int
     one: tuple[Move, ...]
     other: tuple[Move, ...]
+    otherwise: Problem
 
 
 @dataclass(frozen=True)

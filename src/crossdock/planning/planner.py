@@ -5,6 +5,7 @@ Everything that can be known to be wrong before copying is raised here, all at o
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Ranks, Request, Target, Wanted
+from crossdock.formats.target import Assembled, Carried, Ranks, Request, State, StateTarget, Target, Wanted
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import Described, ModelConfig
@@ -22,6 +23,7 @@ from crossdock.model.families import Family, is_allowed
 from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
 from crossdock.planning.sources import Extents, moves_for
+from crossdock.planning.state import carried_moves, order_twins
 from crossdock.planning.wanted import unplaced, wanted_containers
 
 
@@ -68,13 +70,17 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     variables = _variables(rules, config, ranks)
     extents = Extents()
     filled = _filled(checkpoint, target, rules, variables, ranks, extents)
+    state = target.state(checkpoint.source, request) if isinstance(target, StateTarget) else State((), ())
+    filled += [_carried(one, extents) for one in state.carried]
     request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
     filled, notices = _encoded(filled, target, request, rules)
     computed = target.computed(config)
     tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
     told = replace(request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}")
-    twins = _twins(checkpoint, extents)
-    assembled = target.assemble(tensors, config, _written(rules, variables, tensors), told)
+    twins = (*_twins(checkpoint, extents), *order_twins(extents, state))
+    omitted = _omitted(checkpoint, rules)
+    written = _written(rules, variables, tensors) | {key: (kind, value) for key, kind, value in state.keys}
+    assembled = target.assemble(tensors, config, written, told)
     return Plan(
         source_format=checkpoint.source.format,
         source_root=checkpoint.source.root,
@@ -92,14 +98,44 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
             *checkpoint.resolved.notices,
             *ranks.warnings,
             *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
+            *(f"NOT carried over: {', '.join(names)}; {sentence}" for sentence, names in omitted.items()),
             *_grouped(notices),
+            *state.warnings,
             *assembled.warnings,
         ),
-        ignored={**checkpoint.resolved.unread, **checkpoint.described.ignored},
+        ignored=_ignored(checkpoint, state, omitted),
         settings={"dtype": request.dtype, "quantize": request.quantize, **ranks.settings},
         fail_on=assembled.fail_on,
         ranks=assembled.ranks,
     )
+
+
+def _ignored(checkpoint: Checkpoint, state: State, omitted: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Names that are left out, and why: what nothing reads and the target has no place for, without what is carried."""
+    carried = {one.stored.name for one in state.carried}
+    unread = {name: why for name, why in checkpoint.resolved.unread.items() if name not in carried}
+    return {**unread, **{name: why for why, names in omitted.items() for name in names}, **checkpoint.described.ignored}
+
+
+def _omitted(checkpoint: Checkpoint, rules: Layout) -> dict[str, tuple[str, ...]]:
+    """Sentence -> the stored names of what the target's layout has no place for and says so."""
+    out: dict[str, tuple[str, ...]] = {}
+    for glob, sentence in rules.omitted.items():
+        provisions = [
+            provision
+            for name, by_key in checkpoint.resolved.provisions.items() if fnmatch.fnmatchcase(name, glob)
+            for found in by_key.values() for provision in found
+        ]  # fmt: skip
+        if provisions:
+            out[sentence] = tuple(dict.fromkeys(_name(provision) for provision in provisions))
+    return out
+
+
+def _carried(carried: Carried, extents: Extents) -> _Filled:
+    """A stored vector that goes along as it is, as if it filled a container of its own."""
+    stored = carried.stored
+    wanted = Wanted(carried.name, stored.shape, stored.dtype)
+    return _Filled(wanted, carried_moves(extents, carried), 0.0, 0, (), (stored.name,), 1)
 
 
 def _variables(rules: Layout, config: ModelConfig, ranks: Ranks) -> dict[str, Any]:
@@ -120,7 +156,7 @@ def _filled(
     family, config = checkpoint.family, checkpoint.config
     geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
-    problems += unplaced(wanted, family, config, target.name)
+    problems += unplaced(wanted, family, config, target.name, rules)
     fills = [_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted]
     if problems:
         raise PlanError(problems)
@@ -274,9 +310,14 @@ def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: 
     other, _, used = moves_for(extents, checkpoint.resolved, like, lens, shape)
     alone = Resolved({like: {(None, None): (provision,)}}, (), {})
     one, _, _ = moves_for(extents, alone, like, lens, shape)
-    return Twin(
-        _name(provision), " and ".join(dict.fromkeys(map(_name, used))), math.prod(shape), tuple(one), tuple(other)
+    names = " and ".join(dict.fromkeys(map(_name, used)))
+    otherwise = Problem(
+        f"differs from {names}, to which the configuration ties it [tied-head]",
+        where=_name(provision),
+        cause="the run was trained with untied embeddings",
+        fix="--set tie_word_embeddings=false keeps both",
     )
+    return Twin(_name(provision), names, math.prod(shape), tuple(one), tuple(other), otherwise)
 
 
 def _grouped(notices: Sequence[str]) -> list[str]:

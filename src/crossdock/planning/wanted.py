@@ -5,6 +5,7 @@ Integers only: nothing here knows what fills a container, or its dtype.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -57,8 +58,13 @@ def wanted_containers(
     return [container for _, container in keyed], problems
 
 
-def unplaced(wanted: Sequence[Container], family: Family, config: ModelConfig, target: str) -> list[Problem]:
-    """A problem for every canonical tensor that has no place. The same box in several rank files counts once."""
+def unplaced(
+    wanted: Sequence[Container], family: Family, config: ModelConfig, target: str, rules: Layout
+) -> list[Problem]:
+    """A problem for every canonical tensor that has no place, those aside for which the layout says so.
+
+    The same box in several rank files counts once.
+    """
     boxes: dict[str, dict[tuple[Placement, ...], dict[str, int]]] = {}
     for container in wanted:
         for lens in container.lenses:
@@ -70,6 +76,8 @@ def unplaced(wanted: Sequence[Container], family: Family, config: ModelConfig, t
     problems = []
     sizes = family.sizes(config)
     for name, decl in family.present(config).items():
+        if name not in boxes and any(fnmatch.fnmatchcase(name, glob) for glob in rules.omitted):
+            continue
         want = sizes.elements(decl.axes, family.layers_of(decl, config))
         placed = sum(
             math.prod(p.high - p.low for p in box) * max(times.values()) for box, times in boxes.get(name, {}).items()

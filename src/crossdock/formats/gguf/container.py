@@ -128,11 +128,13 @@ def header_bytes(
     metadata: Sequence[tuple[str, str, Any]],
     tensors: Sequence[tuple[str, tuple[int, ...], str]],
     alignment: int = DEFAULT_ALIGNMENT,
+    version: int = 3,
 ) -> tuple[bytes, list[int], int]:
-    """The header of a version 3 file with its padding, the offset of each tensor's data, and the file's size.
+    """The header of a file with its padding, the offset of each tensor's data, and the file's size.
 
     metadata  (key, type, value) in writing order; types as in `GgufFile.types`
     tensors   (name, shape with the outermost dimension first, codec name) in data order
+    version   3, or 2, which is alike in all else
     Every tensor's data is padded with zeros to the alignment, the last one too (ggml reads whole paddings).
     Raises PlanError for names, shapes and codecs, ConfigError for metadata that GGUF cannot hold.
     """
@@ -140,7 +142,7 @@ def header_bytes(
     if alignment != DEFAULT_ALIGNMENT and all(key != "general.alignment" for key, _, _ in pairs):
         pairs.append(("general.alignment", "UINT32", alignment))
     _check_written(pairs, tensors, alignment)
-    parts = [MAGIC, _U32.pack(3), _U64.pack(len(tensors)), _U64.pack(len(pairs))]
+    parts = [MAGIC, _U32.pack(version), _U64.pack(len(tensors)), _U64.pack(len(pairs))]
     for key, kind, value in pairs:
         parts += [_string(key), _value(key, kind, value)]
     starts, end = [], 0

@@ -33,7 +33,11 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     kind = first.metadata.get("general.type", "model")
     if kind != "model":
         raise NotACheckpointError(f"this GGUF is not a model but of type {kind!r} [adapter-unmerged]", where=str(path))
-    parts: tuple[GgufFile, ...] = read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,)
+    return as_source(path, read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,), "gguf")
+
+
+def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
+    """The files of a model as a source of `format`. Raises FormatError when they do not name an architecture."""
     metadata = parts[0].metadata
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str):
@@ -44,7 +48,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
             extent = Extent(number, tensor.offset, tensor.nbytes, (0,) * len(tensor.shape), tensor.shape)
             tensors["", tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.codec, (extent,))
     return Source(
-        format="gguf",
+        format=format,
         root=path,
         files=tuple(SourceFile.of(part.path) for part in parts),
         tensors=tensors,

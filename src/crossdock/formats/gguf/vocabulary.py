@@ -1,0 +1,45 @@
+"""A vocabulary taken from another GGUF file, key by key as it stands there. Reads its header only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crossdock.errors import TokenizerError
+from crossdock.formats.gguf.container import read_header
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether `path` is a file that begins as GGUF files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def vocabulary_of(path: Path, vocab_size: int, vocab_from: str = "") -> list[tuple[str, str, Any]]:
+    """The keys `tokenizer.*` of a GGUF file as (key, type, value), for a model of `vocab_size` tokens.
+
+    Raises TokenizerError when there are none or they are for another number of tokens, FormatError for a broken file.
+    """
+    if not is_gguf(path):
+        raise TokenizerError(
+            "no vocabulary of llama.cpp here",
+            where=str(path),
+            expected="a GGUF file: --tokenizer VOCAB.gguf",
+        )
+    header = read_header(path)
+    keys = [(key, header.types[key], value) for key, value in header.metadata.items() if key.startswith("tokenizer.")]
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise TokenizerError("this GGUF file has no vocabulary", where=str(path), expected="tokenizer.ggml.tokens")
+    if len(tokens) != vocab_size:
+        raise TokenizerError(
+            "the vocabulary is for another model",
+            where=str(path),
+            expected=f"{vocab_size} tokens" + (f" ({vocab_from})" if vocab_from else ""),
+            got=f"{len(tokens)}",
+            fix="--tokenizer with the vocabulary that the model was trained with",
+        )
+    return keys
