@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from crossdock.codecs import registry as codecs
@@ -12,9 +13,10 @@ from crossdock.formats import registry
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
-from crossdock.planning.describe import LAYOUT_OF, Given, describe
+from crossdock.planning.describe import LAYOUT_OF, Given, describe, spoken
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import Checkpoint, make_plan
+from crossdock.planning.renames import renamed
 from crossdock.planning.resolve import resolve
 from crossdock.running.blocks import workers_for
 from crossdock.running.diff import DiffReport, diff_checkpoints
@@ -34,17 +36,20 @@ def open(
     family: str | None = None,
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
     format     force a source format; iteration: of a Megatron run; family: instead of the derived one
-    config     Hugging Face config.json (or its folder) that gives or overrides the configuration
+    config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
+               or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
+    rename     stored names of own making -> those of the format, see `planning.renames`
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    return interpret(source, given(family=family, config=config, set=set))
+    return interpret(source, given(family=family, config=config, set=set, rename=rename))
 
 
 def given(
@@ -52,19 +57,28 @@ def given(
     family: str | None = None,
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Given:
     """What the user says about the model, with the `--config` file read."""
     if config is None:
-        return Given(family, dict(set or {}))
-    from crossdock.formats.hf.source import read_config
+        return Given(family, dict(set or {}), renames=dict(rename or {}))
+    from crossdock.formats.hf.config import flattened
+    from crossdock.formats.hf.source import read_json
+    from crossdock.formats.megatron.args import spoken_args
 
-    keys, where = read_config(Path(config))
-    return Given(family, dict(set or {}), keys, where)
+    keys, where = read_json(Path(config))
+    args = spoken_args(keys)
+    if args is not None:
+        return Given(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
+    return Given(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
 
 
 def interpret(source: Source, said: Given) -> Checkpoint:
     """Give a source its meaning: family, configuration, and where every canonical tensor lies."""
+    source, notices = renamed(source, said.renames, LAYOUT_OF.get(source.format, source.format))
+    source, said = spoken(source, said)
     reading = describe(source, said)
+    reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))
     rules = layout(LAYOUT_OF.get(source.format, source.format), reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)

@@ -65,8 +65,8 @@ def diff(
     """
     import crossdock
 
-    one = SourceFlags(None, None, family, config, set).open(a)
-    other = SourceFlags(None, None, family, config_b or config, set).open(b)
+    one = SourceFlags(None, None, family, config, set, {}).open(a)
+    other = SourceFlags(None, None, family, config_b or config, set, {}).open(b)
     with watching("diff", off=no_progress) as progress:
         report = crossdock.diff(one, other, memory=memory, workers=workers, progress=progress)
     if as_json:

@@ -117,6 +117,7 @@ class SourceFlags:
     family: str | None
     config: Path | None
     set: Mapping[str, str]
+    rename: Mapping[str, str]
     norm_eps: float | None = None
     rope_base: float | None = None
 
@@ -136,7 +137,7 @@ class SourceFlags:
         """Its meaning: family, configuration, canonical tensors."""
         from crossdock import delivery
 
-        said = delivery.given(family=self.family, config=self.config, set=self.settings)
+        said = delivery.given(family=self.family, config=self.config, set=self.settings, rename=self.rename)
         return delivery.interpret(source, said)
 
     def open(self, path: Path) -> Checkpoint:
@@ -147,7 +148,9 @@ class SourceFlags:
         """The same options again, for a command to be shown."""
         given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config}
         words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        return words + [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
+        pairs = [("--set", key, value) for key, value in self.settings.items()]
+        pairs += [("--rename", key, value) for key, value in self.rename.items()]
+        return words + [word for option, key, value in pairs for word in (option, f"{key}={value}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +233,21 @@ set_option = click.option(
     help="A configuration value, under the source's own key or crossdock's.  [repeatable]",
 )
 
+rename_option = click.option(
+    "--rename",
+    multiple=True,
+    metavar="PATTERN=NAME",
+    callback=_pairs,
+    help="Read tensors of own names, such as blocks.{layer}.qkv.weight, under the format's.  [repeatable]",
+)
+
 _SOURCE = (
     click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
     click.option("--iteration", type=whole, metavar="N", help="Iteration to take.  [default: latest]"),
     family_option,
-    click.option("--config", type=PATH, metavar="PATH", help="A config.json for a source that has none."),
+    click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
     set_option,
+    rename_option,
     click.option("--norm-eps", type=float, metavar="X", help="The norms' epsilon, for a source that lacks it."),
     click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
 )

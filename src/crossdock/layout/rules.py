@@ -24,6 +24,7 @@ _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
     "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
     "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
+    "spelled": (str, list), "model_types": (list,), "renames": (list,),
 })  # fmt: skip
 _SCALARS = ("extends", "padded", "when")
 
@@ -62,6 +63,7 @@ class Layout:
     needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
     notices  key of the format -> sentence to show when a field's value had to come from it
     omitted  canonical tensors (globs) that the format has no place for, and the sentence to say so
+    spelled  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
     """
 
     format: str
@@ -80,12 +82,31 @@ class Layout:
     warn: Mapping[str, Expression]
     notices: Mapping[str, str]
     omitted: Mapping[str, str]
+    spelled: Mapping[str, tuple[Expression, ...]]
+    model_types: Mapping[str, tuple[str, ...]]
 
 
 @functools.cache
 def layout(format_name: str, family: Family | None = None) -> Layout:
     """The layout of `format_name` for `family`; without a family only its config keys mean anything."""
     return _layout(format_name, family)
+
+
+def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
+    """What users may call a layout's tensors in a rename -> the stored names that it has for them, as patterns.
+
+    By canonical tensors ("attn_q attn_k attn_v"), and by the names of [renames], each of which stands for its last.
+    """
+    table = _base(format_name)
+    out: dict[str, tuple[str, ...]] = {}
+    for key, value in table.get("tensors", {}).items():
+        at = value.get("at", "") if isinstance(value, Mapping) else value
+        texts = [text.partition(" : ")[0].strip() for text in (at if isinstance(at, list) else [at]) if text]
+        if texts:
+            out.setdefault(" ".join(key.split()), tuple(texts))
+    for key, (*others, name) in table.get("renames", {}).items():
+        out |= dict.fromkeys((key, *others), (name,))
+    return out
 
 
 def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
@@ -147,6 +168,8 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         warn={key: expression(value, where) for key, value in texts("warn").items()},
         notices=texts("notices"),
         omitted=texts("omitted"),
+        spelled={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
+        model_types={key: tuple(value) for key, value in texts("model_types").items()},
     )
 
 

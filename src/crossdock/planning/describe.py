@@ -40,12 +40,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user says: `--family`, `--set`, and the keys of a `--config` file in Hugging Face's terms."""
+    """What the user says: `--family`, `--set`, `--rename`, and the keys of a `--config` file, in a format's terms."""
 
     family: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     config_at: str = ""
+    terms: str = "hf"
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,40 @@ class _Told:
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+
+
+def spoken(source: Source, given: Given) -> tuple[Source, Given]:
+    """`source` with a `--config` in its own format's terms as its configuration, over what it carries itself.
+
+    Raises UsageError when the terms are not those of this format.
+    """
+    format_name = LAYOUT_OF.get(source.format, source.format)
+    if given.config is None or given.terms == "hf":
+        return source, given
+    if not format_name.startswith(given.terms):
+        raise UsageError(
+            f"--config is in {given.terms}'s terms, the checkpoint is {source.format}",
+            where=given.config_at,
+            fix="give the model's Hugging Face config.json",
+        )
+    stored = {name: tensor for (_, name), tensor in source.tensors.items()}
+    keys = dict(given.config)
+    facts = {
+        "tensors": stored.keys(),
+        "shapes": {name: tensor.shape for name, tensor in stored.items()},
+        "dtypes": {name: tensor.dtype for name, tensor in stored.items()},
+    }
+    for key, alternatives in layout(format_name).spelled.items():
+        for expr in alternatives:
+            default = expr.names <= facts.keys()
+            if key in keys or (default and source.metadata) or not expr.names <= keys.keys() | facts.keys():
+                continue
+            try:
+                keys[key] = expr.evaluate({**keys, **facts})
+            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
+                continue
+    at = f"{given.config_at} over {source.metadata_at}" if source.metadata else given.config_at
+    return replace(source, metadata={**source.metadata, **keys}, metadata_at=at), replace(given, config=None)
 
 
 def describe(source: Source, given: Given) -> Reading:
@@ -151,7 +187,8 @@ class _Lenient(dict[str, Any]):
 
 
 def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
-    if given.family is not None:
+    allowed = layout(format_name).model_types.get(given.family or "", ())
+    if given.family is not None and not allowed:
         return family(given.family)
     if given.config is not None:
         format_name, keys = "hf", dict(given.config)
@@ -164,9 +201,9 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
     found = []
     for candidate in families().values():
         text = candidate.sections.get(format_name, {}).get("when")
-        if text is None and format_name == "megatron_rank":
+        if text is None and format_name.startswith("megatron_"):
             text = candidate.sections.get("megatron", {}).get("when")
-        if text is None:
+        if text is None or (allowed and candidate.name not in allowed):
             continue
         try:
             if Expression(text, candidate.name).evaluate(_Lenient(keys)):
@@ -175,6 +212,8 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             continue
     if len(found) == 1:
         return found[0]
+    if given.family is not None:
+        return family(given.family)
     telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type",
                "num_experts", "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
     seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
@@ -248,7 +287,7 @@ def _from_config(given: Given, chosen: Family) -> _Told:
 
 
 def _known(rules: Layout) -> set[str]:
-    groups = [*rules.read.values(), tuple(rules.variables.values())]
+    groups = [*rules.read.values(), tuple(rules.variables.values()), *rules.spelled.values()]
     return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
 
 

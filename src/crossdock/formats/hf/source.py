@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, InputError, NotACheckpointError, Problem
-from crossdock.formats import safetensors
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.hf.config import LARGEST, flattened, parse
-from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.formats.weight_file import tensors_in
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -64,7 +64,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     problems: list[Problem] = []
     for number, file in enumerate(files):
         try:
-            for tensor in _tensors(file, number):
+            for tensor in tensors_in(file, number):
                 if tensor.name in home:
                     problems.append(
                         Problem(f"is in two files: {home[tensor.name].name} and {file.name}", where=tensor.name)
@@ -95,6 +95,12 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The flat keys of a config.json, or of the one in a folder, and where it was read."""
+    found, where = read_json(path)
+    return flattened(found, where), where
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """A configuration's JSON as it is, or that of the config.json in a folder, and where it was read."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise NotACheckpointError(
@@ -102,7 +108,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         )
     with reading(file) as fd:
         data = read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file))
-    return flattened(parse(data, str(file)), str(file)), str(file)
+    return parse(data, str(file)), str(file)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]:
@@ -145,21 +151,6 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]
         raise FormatError("shards are missing and there is no index [half-checkpoint]", where=str(folder),
                           got=", ".join(f.name for f in shards[:8]))  # fmt: skip
     return shards, None, None
-
-
-def _tensors(file: Path, number: int) -> Iterator[StoredTensor]:
-    if file.suffix == ".safetensors":
-        for name, tensor in safetensors.read_header(file).tensors.items():
-            extent = Extent(number, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
-            yield StoredTensor(name, tensor.shape, tensor.codec, (extent,))
-        return
-    from crossdock.formats.torchfile.reader import open_torch, state_tensors
-
-    root = open_torch(file, where=str(file)).root
-    for name, ref in state_tensors(root, where=str(file)):
-        strides = None if ref.contiguous else ref.strides
-        extent = Extent(number, ref.offset, ref.nbytes, (0,) * len(ref.shape), ref.shape, strides)
-        yield StoredTensor(name, ref.shape, ref.dtype, (extent,))
 
 
 def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:

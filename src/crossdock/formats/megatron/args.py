@@ -74,6 +74,16 @@ def plain(value: object, where: str = "", left: list[int] | None = None, depth: 
     return describe(value)
 
 
+def spoken_args(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keys of a user's JSON in Megatron's terms: its args, TransformerConfig, or both parts of an exporter's case.
+
+    None when it is in other terms (a Hugging Face config.json).
+    """
+    parts = [config[name] for name in ("transformer_config", "helper") if isinstance(config.get(name), dict)]
+    keys = {key: value for part in parts for key, value in part.items()} if parts else dict(config)
+    return keys if "num_layers" in keys and not {"num_hidden_layers", "architectures"} & keys.keys() else None
+
+
 def run_notes(common: object, args: Mapping[str, Any]) -> dict[str, str]:
     """What the common dict tells about the run: iteration, versions, parallel sizes."""
     found = common if isinstance(common, dict) else {}

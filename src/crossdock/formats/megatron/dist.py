@@ -63,11 +63,13 @@ def open_dist(root: Path, folder: Folder) -> Source:
     )
 
 
-def without_prefix(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], str]:
-    """`tensors` under names without `module.` or `model.`, when all have it; and what was left out."""
+def without_prefix(
+    tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...] = PREFIXES
+) -> tuple[dict[str, StoredTensor], str]:
+    """`tensors` under names without one of `prefixes`, when all have it; and what was left out."""
     removed = ""
     while tensors:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
+        prefix = next((p for p in prefixes if all(name.startswith(p) for name in tensors)), "")
         if not prefix:
             break
         removed += prefix

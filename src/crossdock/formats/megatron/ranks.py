@@ -21,8 +21,9 @@ from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
 from crossdock.formats.megatron.stages import Ranges, layer_counts, layer_ranges
 from crossdock.formats.pickles import TensorRef, printable
-from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.torchfile import open_torch, state_tensors
+from crossdock.formats.weight_file import stored
 
 FILES = ("model_optim_rng.pt", "model_rng.pt")
 MAX_RANKS = 65_536  # files of one checkpoint
@@ -281,14 +282,13 @@ def _named(
 def _stored(
     name: str, ref: TensorRef, part: str, file: int, sizes: Sizes, args: Mapping[str, Any], where: str
 ) -> StoredTensor:
-    shape, strides = ref.shape, None if ref.contiguous else ref.strides
+    shape = ref.shape
     grouped = GROUPED.search(name)
     if grouped:
         shape = _grouped_shape(name, ref, int(grouped[1]), sizes, args, where)
-    used = 1 + sum((size - 1) * stride for size, stride in zip(ref.shape, ref.strides, strict=True))
-    nbytes = used * ref.itemsize if ref.elements else 0
-    extent = Extent(file, ref.offset, nbytes, (0,) * len(shape), shape, strides)
-    return StoredTensor(name, shape, ref.dtype, (extent,) if ref.elements else (), part)
+    whole = stored(name, ref, file)
+    extents = tuple(replace(extent, origin=(0,) * len(shape), shape=shape) for extent in whole.extents)
+    return replace(whole, shape=shape, extents=extents, part=part)
 
 
 def _grouped_shape(
