@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from crossdock.cli import main
 
-SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--norm-eps", "--rope-base"}
+SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--norm-eps", "--rope-base"}
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--allow-overflow"}  # fmt: skip
