@@ -94,7 +94,7 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
     raise NotACheckpointError(
         "not a checkpoint that crossdock reads",
         where=str(path),
-        expected="a Megatron run, iteration or state dict, a Hugging Face, TensorRT-LLM or torch DCP folder, a GGUF file, "
+        expected="a Megatron run, iteration or state dict, a Hugging Face, TensorRT-LLM or torch DCP folder, a GGUF, "
         "or an old training checkpoint of llama.cpp (ggcp, ggcl)",
         got=_contents(path),
         fix="give the folder that holds the files above; --format forces one of " + ", ".join(names()),
