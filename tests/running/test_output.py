@@ -11,9 +11,10 @@ import pytest
 from llama_files import write_llama
 
 import crossdock
+from crossdock.errors import FormatError
 from crossdock.running.blocks import Share, blocks, workers_for
 from crossdock.running.hashing import Parts
-from crossdock.running.output import PAGE, OutputFile, aligned
+from crossdock.running.output import PAGE, OutputFile, WrittenFile, aligned
 from crossdock.running.reader import Reader
 
 SIZE = 3_000_001
@@ -148,3 +149,20 @@ def test_parts_with_equal_bytes() -> None:
         for low, high in itertools.pairwise(cuts):
             seen.update(data[low:high])
         assert seen.alike() == ((0, 5), (1, 3, 7))
+
+
+@pytest.mark.parametrize("disk", [None, refused_when_opened])
+def test_reading_back(disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if disk is not None:
+        disk(monkeypatch)
+    rng = np.random.default_rng(4)
+    wanted = rng.integers(0, 256, SIZE, np.uint8)
+    (tmp_path / "file").write_bytes(wanted.tobytes())
+    file = WrittenFile(tmp_path / "file")
+    for low, high in [(0, SIZE), (0, 10), (SIZE - 5, SIZE), (PAGE, 3 * PAGE), *rng.integers(0, SIZE, (30, 2)).tolist()]:
+        low, high = sorted((low, high))
+        assert np.array_equal(file.read(low, high - low), wanted[low:high])
+    for low, nbytes in [(SIZE - 5, 6), (0, SIZE + 1), (SIZE + PAGE, 1)]:
+        with pytest.raises(FormatError, match="the file is too short"):
+            file.read(low, nbytes)
+    file.close()

@@ -1,7 +1,7 @@
 """Plain dtypes: every element by itself, in as many bytes as its dtype has.
 
-Floats are cast by numpy and ml_dtypes (round to nearest, ties to even), one-byte dtypes are read through a
-table of 256 values. Integers and float8_e8m0fnu scales are only read or copied: nothing is ever rounded to
+Floats are cast by numpy and ml_dtypes (round to nearest, ties to even), one-byte dtypes and float16 are read
+through a table of their values. Integers and float8_e8m0fnu scales are only read or copied: nothing is ever rounded to
 them.
 """
 
@@ -66,6 +66,11 @@ class Plain:
         return self.name in ("float32", "float64")
 
     @property
+    def looked_up(self) -> bool:
+        """True where a table of all patterns is faster than numpy's cast."""
+        return self.block_bytes == 1 or self.name == "float16"
+
+    @property
     def saturates(self) -> bool:
         """True for float8_e4m3fn, which has no inf: torch 2.13 and GPUs cast to its largest value instead."""
         return self.name == "float8_e4m3fn"
@@ -81,8 +86,8 @@ class Plain:
 
     def decode(self, raw: Bytes, out: Values) -> None:
         """Cast to float32. float64 and integers above 2**24 are rounded."""
-        if self.block_bytes == 1:
-            np.take(byte_values(self.name), raw, out=out, mode="clip")
+        if self.looked_up:
+            np.take(pattern_values(self.name), raw.view(f"u{self.block_bytes}"), out=out, mode="clip")
             return
         with np.errstate(all="ignore"):
             np.copyto(out, raw.view(self.dtype), casting="unsafe")
@@ -104,16 +109,13 @@ def plain_codecs() -> Iterator[Plain]:
 
 
 @cache
-def byte_values(name: str) -> Values:
-    """The float32 values of the 256 bytes of a one-byte dtype; read-only."""
-    every = np.arange(256, dtype=np.uint8)
-    values = np.empty(256, np.float32)
+def pattern_values(name: str) -> Values:
+    """The float32 values of all patterns of a dtype of one or two bytes; read-only."""
+    dtype = np.dtype({**_FLOATS, **_COPIED}[name][0])
+    every = np.arange(256**dtype.itemsize, dtype=f"u{dtype.itemsize}")
+    values = np.empty(every.size, np.float32)
     with np.errstate(all="ignore"):
-        np.copyto(
-            values,
-            every != 0 if name == "bool" else every.view({**_FLOATS, **_COPIED}[name][0]),
-            casting="unsafe",
-        )
+        np.copyto(values, every != 0 if name == "bool" else every.view(dtype), casting="unsafe")
     values.flags.writeable = False
     return values
 

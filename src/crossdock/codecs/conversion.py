@@ -112,7 +112,7 @@ def _copy(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
 def _direct(source: Plain, target: Plain) -> tuple[Run, int]:
     """Plain float to plain float, and the scratch bytes it takes."""
     size = source.block_bytes
-    if size == 1 or (size == 2 and target.block_bytes == 1):
+    if source.looked_up or (size == 2 and target.block_bytes == 1):
 
         def look_up(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
             patterns, into, table = raw.view(f"u{size}"), out.view(target.dtype), byte_table(source, target)

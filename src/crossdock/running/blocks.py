@@ -92,23 +92,25 @@ def blocks(
     share: Share,
     compiled: bool | None = False,
     most: int | None = None,
+    counting: bool = False,
 ) -> Iterator[Block]:
     """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for.
 
     Its bytes lie within pages of memory as they will in pages of the file, and end where one of these ends if they
     can: so the output goes from here to the disk as it is.
 
-    most  elements of a block at most, in whole blocks of both codecs; what the share has room for otherwise
+    most      elements of a block at most, in whole blocks of both codecs; what the share has room for otherwise
+    counting  fill in each block's census
     """
     target = codecs.get(tensor.dtype)
     if tensor.data is not None:
         data: NDArray[np.uint8] = np.frombuffer(tensor.data, np.uint8)
-        yield Block(0, data, data, target, count(data, target))
+        yield Block(0, data, data, target, count(data, target) if counting else Census())
         return
     if not tensor.moves:
         return
     units, name = units_for(plan, tensor.moves)
-    coding = _coding(codecs.get(name), target, tensor.add, compiled)
+    coding = _coding(codecs.get(name), target, tensor.add, compiled, counting)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
     elements, whole = math.prod(tensor.shape), most or math.lcm(coding.source.block, target.block)
     rows = whole
@@ -140,6 +142,7 @@ class _Coding:
     direct: Conversion
     to_values: Conversion
     from_values: Conversion
+    counting: bool
 
     @property
     def changes(self) -> bool:
@@ -161,14 +164,14 @@ class _Coding:
                 self.from_values(values.view(np.uint8), encoded, share.workspace)
             elif self.changes:
                 self.direct(raw, encoded, share.workspace)
-            return count(raw, self.source, self.target if self.changes else None)
+            return count(raw, self.source, self.target if self.changes else None) if self.counting else Census()
 
 
-def _coding(source: Codec, target: Codec, add: float, compiled: bool | None) -> _Coding:
+def _coding(source: Codec, target: Codec, add: float, compiled: bool | None, counting: bool) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
         source, target, add, convert(source, target, compiled), convert(source, float32),
-        convert(float32, target, compiled),
+        convert(float32, target, compiled), counting,
     )  # fmt: skip
 
 

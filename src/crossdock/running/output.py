@@ -1,4 +1,5 @@
-"""A file of the output while it grows: its room is reserved, bytes go to known places, and are flushed when asked.
+"""A file of the output while it grows: its room is reserved, bytes go to known places, and are flushed when asked;
+and the file read back from the disk.
 
 Whole pages of large blocks go past the page cache (O_DIRECT) where the file system lets them: copying an output
 through the cache costs more time than converting it, and pushes out what the machine needs. All else, and every
@@ -17,6 +18,7 @@ import numpy as np
 
 from crossdock.codecs.codec import Bytes
 from crossdock.errors import InputError
+from crossdock.formats.files import read_into, reading
 from crossdock.formats.stored import SourceFile
 
 PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
@@ -48,9 +50,8 @@ class OutputFile:
             os.ftruncate(self._fd, size)
             if size:
                 _reserve(self._fd, size)
-            if size >= _LARGE and hasattr(os, "O_DIRECT"):
-                with contextlib.suppress(OSError):
-                    self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            if size >= _LARGE:
+                self._direct = _open_direct(path, os.O_WRONLY)
         except BaseException:
             self.close()
             raise
@@ -103,6 +104,47 @@ class OutputFile:
                     raise
                 break
         return done
+
+
+class WrittenFile:
+    """An output as it is on the disk: large blocks are read past the page cache where the file system lets them.
+
+    One for each thread. Raises NotACheckpointError, EnvironmentProblem.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened = contextlib.ExitStack()
+        self._fd = self._opened.enter_context(reading(path))
+        self._direct = _open_direct(path, os.O_RDONLY)
+        if self._direct is not None:
+            self._opened.callback(os.close, self._direct)
+        self._pages = aligned(0)
+
+    def close(self) -> None:
+        """Close it."""
+        self._opened.close()
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes from `offset`, valid until the next call. FormatError when the file is shorter."""
+        low = offset % PAGE
+        end = low + nbytes
+        if self._pages.size < end:
+            self._pages = aligned(-(-end // PAGE) * PAGE)
+        pages, there = self._pages[: -(-end // PAGE) * PAGE], low
+        if self._direct is not None and nbytes >= _LARGE:
+            with contextlib.suppress(OSError):  # refused, or broken, which reading the usual way will tell
+                there = max(low, os.preadv(self._direct, [pages.data], offset - low))
+        if there < end:
+            read_into(self._fd, offset - low + there, pages[there:end], str(self._path))
+        return pages[low:end]
+
+
+def _open_direct(path: Path, how: int) -> int | None:
+    if hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):
+            return os.open(path, how | os.O_DIRECT | os.O_CLOEXEC)
+    return None
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -180,7 +180,7 @@ class _Copying:
         digest = hashing.new(self.hash_name)
         experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
         census = Census()
-        for block in blocks(self.plan, tensor, reader, share, self.compiled):
+        for block in blocks(self.plan, tensor, reader, share, self.compiled, counting=True):
             if stop.is_set():
                 return None
             digest.update(block.encoded.data)

@@ -7,6 +7,7 @@ source.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -20,17 +21,17 @@ import numpy as np
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, encoded_size
-from crossdock.codecs.conversion import RUN, Workspace, convert
+from crossdock.codecs.conversion import RUN
 from crossdock.codecs.statistics import ErrorFigures, compare
 from crossdock.errors import FormatError, Problem
-from crossdock.formats.files import read_into, reading
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
+from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
-from crossdock.running.run import Progress
+from crossdock.running.run import Progress, compiled_for
 from crossdock.tokenizers.files import read_json
 
 Status = Literal["equal", "different", "missing", "unexpected"]
@@ -91,13 +92,22 @@ def verify_plan(
         checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
     counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
-    turn = threading.Lock()
+    turn, compiled = threading.Lock(), compiled_for(plan, memory)
     with Reader(plan) as reader:
 
         def do(task: int, mine: Share, stop: threading.Event) -> TensorCheck | None:
             tensor = plan.tensors[task]
             return _compare(
-                plan, tensor, output.tensors[tensor.part, tensor.name], output, reader, mine, counts, task, stop
+                plan,
+                tensor,
+                output.tensors[tensor.part, tensor.name],
+                output,
+                reader,
+                mine,
+                compiled,
+                counts,
+                task,
+                stop,
             )
 
         for result in work(todo, do, workers, lambda: Share(share, turn)):
@@ -124,6 +134,7 @@ def _compare(
     output: Source,
     reader: Reader,
     share: Share,
+    compiled: bool | None,
     counts: list[int],
     task: int,
     stop: threading.Event,
@@ -134,22 +145,19 @@ def _compare(
     figures = ErrorFigures()
     measured = False
     different = 0
-    found = np.empty(share.block, np.uint8)
-    with reading(path) as fd:
-        for block in blocks(plan, tensor, reader, share):
+    with contextlib.closing(WrittenFile(path)) as written:
+        for block in blocks(plan, tensor, reader, share, compiled):
             if stop.is_set():
                 return None
-            if found.size < block.encoded.size:
-                found = np.empty(block.encoded.size, np.uint8)
-            mine = found[: block.encoded.size]
-            read_into(fd, extent.offset + block.offset, mine, str(path))
-            equal = np.array_equal(mine, block.encoded)
+            mine = written.read(extent.offset + block.offset, block.encoded.size)
+            equal = _equal(mine, block.encoded)
             if not equal:
                 rows = (mine != block.encoded).reshape(-1, target.block_bytes)
                 different += int(np.count_nonzero(rows.any(axis=1))) * target.block
             if not equal or block.source.name != target.name:
                 measured = True
-                figures += _distance(block.raw, block.source, mine, target, tensor.add, share.workspace)
+                with share.turn:
+                    figures += _distance(block.raw, block.source, mine, target, tensor.add, share)
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
@@ -158,25 +166,29 @@ def _compare(
     )  # fmt: skip
 
 
-def _distance(
-    raw: Bytes, source: Codec, encoded: Bytes, target: Codec, add: float, workspace: Workspace
-) -> ErrorFigures:
+def _equal(one: Bytes, other: Bytes) -> bool:
+    """Eight bytes at a time where there are as many: the answers of the comparison take memory too."""
+    words = one.size // 8 * 8
+    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(
+        one[words:], other[words:]
+    )
+
+
+def _distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, add: float, share: Share) -> ErrorFigures:
     """How far encoded values lie from those of `raw` plus `add`, in runs that stay in the cache."""
-    float32 = codecs.get("float32")
-    to_wanted, to_got = convert(source, float32), convert(target, float32)
     block = math.lcm(source.block, target.block)
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
-    wanted, got = np.empty(step, np.float32), np.empty(step, np.float32)
+    wanted, got = share.values(2 * step).reshape(2, step)
     figures = ErrorFigures()
     for index in range(-(-raw.size // read)):
         given = raw[index * read : (index + 1) * read]
         elements = given.size // source.block_bytes * source.block
         ours, theirs = wanted[:elements], got[:elements]
-        to_wanted(given, ours.view(np.uint8), workspace)
+        source.decode(given, ours)
         if add:
             ours += np.float32(add)
-        to_got(encoded[index * written : (index + 1) * written], theirs.view(np.uint8), workspace)
+        target.decode(encoded[index * written : (index + 1) * written], theirs)
         figures += compare(ours, theirs)
     return figures
 
