@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,13 +156,55 @@ def verify(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     keep_order: bool = False,
+    logits: str | Sequence[int] | None = None,
+    engine: str | None = None,
     memory: int = MEMORY,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing."""
+    """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
+
+    logits  a text, "@file", or token ids ("1,2,3" or numbers): also compare what both compute on it
+    engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference forward
+
+    An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
+    TokenizerError, and EnvironmentProblem when something that is needed is not installed.
+    """
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
-    theirs = registry.open_output(Path(output))
+    path, named = Path(output), None if tokenizer is None else Path(tokenizer)
+    request = Request(tokenizer=named, travels=checkpoint.source.travels, keep_order=keep_order)
+    if logits is None:
+        if engine is not None:
+            raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
+        return _verify_files(path, checkpoint, request, memory, workers, progress)[0]
+    from crossdock.proof.logits import answer, question
+
+    asked = question(logits, engine, checkpoint, path, named)
+    if asked.alone:
+        report, replay = VerifyReport(True, (), (), 0, 0.0), None
+    else:
+        report, replay = _verify_files(path, checkpoint, request, memory, workers, progress)
+    found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
+    return replace(report, ok=report.ok and found.ok, logits=found)
+
+
+def _written(output: Path, source: Checkpoint) -> Checkpoint:
+    """The output as a checkpoint. A GGUF holds Llama 3.1's rope divisors, not the numbers they come from; those are the
+    source's, since comparing the files compares the divisors."""
+    llama3 = source.config.rope_type == "llama3" and output.is_file()
+    return open(output, set={"rope_scaling": json.dumps(dict(source.config.rope_scaling))} if llama3 else None)
+
+
+def _verify_files(
+    output: Path,
+    checkpoint: Checkpoint,
+    request: Request,
+    memory: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> tuple[VerifyReport, Plan]:
+    """The report, and the plan that the output was held against."""
+    theirs = registry.open_output(output)
     if theirs.format not in registry.targets():
         raise UsageError(
             f"{theirs.format} is not a target, so there is nothing to verify it against",
@@ -169,16 +212,11 @@ def verify(
             expected=" or ".join(registry.targets()),
         )
     target = registry.target(theirs.format)
-    request = Request(
-        tokenizer=None if tokenizer is None else Path(tokenizer),
-        travels=checkpoint.source.travels,
-        encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()},
-        keep_order=keep_order,
-    )
+    request = replace(request, encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})
     replay = make_plan(checkpoint, target, target.settled(request, theirs))
     workers = workers or workers_for(memory)
-    facts = target.facts(Path(output))
-    return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress)
+    facts = target.facts(output)
+    return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress), replay
 
 
 def diff(

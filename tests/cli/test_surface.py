@@ -27,7 +27,8 @@ SURFACE = {
         ["out"],
         SOURCE
         | RUNNING
-        | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--json", "--no-progress"},
+        | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--logits", "--engine"}
+        | {"--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (

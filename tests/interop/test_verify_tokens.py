@@ -87,7 +87,7 @@ def test_what_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "only GGUF" in run("verify", tmp_path / "hf", *asked, code=2).stderr
     bad = tmp_path / "bad.gguf"
     rewrite_gguf(out, bad, lambda model: model.set("tokenizer.ggml.model", "nothing"))
-    assert "llama.cpp does not load the vocabulary" in run("verify", bad, *asked, code=1).stderr
+    assert "llama.cpp does not take the model" in run("verify", bad, *asked, code=1).stderr
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     missing = run("verify", out, *asked, code=4)
     assert 'pip install "crossdock[tokens]"' in missing.stderr
@@ -95,4 +95,4 @@ def test_what_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     missing = run("verify", out, *asked, code=4)
     assert "xllamacpp" in missing.stderr
-    assert 'pip install "crossdock[tokens]"' in missing.stderr
+    assert 'pip install "crossdock[llama]"' in missing.stderr

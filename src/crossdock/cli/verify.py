@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from crossdock.cli import show
+from crossdock.cli.logits import show_logits
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
@@ -42,6 +43,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
         "crossdock verify model.gguf --against runs/iter_0010000",
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
         "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
+        'crossdock verify model.gguf --against runs/iter_0010000 --logits "In the beginning" --engine llama.cpp',
         "crossdock verify model.gguf.generated.gpuidx --against activation/ --model model.gguf",
     ),
 )
@@ -51,6 +53,8 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @tokenizer_option
 @keep_order_option
 @click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
+@click.option("--logits", metavar="TEXT", help="Also hold logits against the source's: a text, @file, or ids: 1,2,3.")
+@click.option("--engine", metavar="NAME", help="Who computes OUT's logits: llama.cpp, transformers, onnxruntime.")
 @click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
 @running_options
 @json_option
@@ -62,6 +66,8 @@ def verify(
     tokenizer: Path | None,
     keep_order: bool,
     tokens: bool,
+    logits: str | None,
+    engine: str | None,
     model: Path | None,
     memory: int,
     workers: int | None,
@@ -72,6 +78,8 @@ def verify(
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
+    With --logits both sides compute a text, by the reference forward (OUT by --engine, if one is named), and
+    lie no further apart than OUT's types explain.
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
     from crossdock.formats import gpuidx
@@ -88,6 +96,8 @@ def verify(
             checkpoint,
             tokenizer=tokenizer,
             keep_order=keep_order,
+            logits=logits,
+            engine=engine,
             memory=memory,
             workers=workers,
             progress=progress,
@@ -134,6 +144,8 @@ def _show(report: VerifyReport, read: TokensReport | None, out: Path, against: P
         for problem in report.problems:
             for line in problem.lines():
                 show.say(f"  {show.clean(line)}")
+    if report.logits is not None:
+        show_logits(report.logits)
     if read is not None:
         _show_tokens(read)
     ok = report.ok and (read is None or read.ok)

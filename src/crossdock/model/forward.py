@@ -20,7 +20,17 @@ from crossdock.model.tensors import Array, Weights, capped, linear, norm
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
-    """Logits [n, vocab_size], of one sequence of n token ids at positions 0 to n - 1.
+    """Logits [n, vocab_size], of one sequence of n token ids at positions 0 to n - 1. Raises as `hidden`."""
+    return logits(config, weights, hidden(config, weights, tokens))
+
+
+def logits(config: ModelConfig, weights: Weights, x: Array) -> Array:
+    """Logits [rows, vocab_size], of rows of what `hidden` gives."""
+    return capped(linear(weights, norm(weights, config, x, "norm"), "head"), config.final_logit_softcapping)
+
+
+def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
+    """The residual stream behind the last layer, [n, hidden_size], of n token ids at positions 0 to n - 1.
 
     Raises UsageError for an empty sequence, one longer than learned positions, an id outside the vocabulary.
     """
@@ -38,7 +48,7 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
     by = None if learned else rotation(config, ids.size)
     for layer in range(config.num_hidden_layers):
         x = _layer(weights, config, layer, x, by)
-    return capped(linear(weights, norm(weights, config, x, "norm"), "head"), config.final_logit_softcapping)
+    return x
 
 
 def _layer(weights: Weights, config: ModelConfig, layer: int, x: Array, by: Rotation | None) -> Array:

@@ -7,23 +7,22 @@ kind: huggingface/tokenizers for tokenizer.json, google/sentencepiece for tokeni
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossdock import tokenizers
-from crossdock.errors import CheckFailed, EnvironmentProblem, TokenizerError
-from crossdock.proof import llama_vocabulary
+from crossdock.errors import EnvironmentProblem, TokenizerError
+from crossdock.proof.engines.ask import ask
+from crossdock.proof.engines.registry import engine
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, TokenizerFiles
 from crossdock.tokenizers.hard_texts import HARD_TEXTS, around
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 
 EXTRA = 'pip install "crossdock[tokens]"'
+TIMEOUT = 300.0  # seconds for a vocabulary
 SPECIAL = 16  # special tokens that are tried within text, at most
 TIE = 1e-4  # log probabilities closer than this are equal: sentencepiece adds in float32, llama.cpp in float64
 
@@ -52,7 +51,7 @@ class TokensReport:
 
 
 def check_tokens(
-    output: Path, tokenizer: Path, *, texts: Sequence[str] = HARD_TEXTS, timeout: float = 300
+    output: Path, tokenizer: Path, *, texts: Sequence[str] = HARD_TEXTS, timeout: float = TIMEOUT
 ) -> TokensReport:
     """Compare the ids of `texts`, and of special tokens within text where the source's library knows them there.
 
@@ -62,19 +61,10 @@ def check_tokens(
     files, read = tokenizers.find(tokenizer), tokenizers.read(tokenizer)
     special = read.kind == "bpe"  # SentencePiece has no special tokens in text, and its JSON other spaces around them
     asked = [*texts, *_special_texts(read)] if special else list(texts)
-    if files.get(TOKENIZER_JSON) is not None and (special or files.get(TOKENIZER_MODEL) is None):
-        reader, wanted, scores = _by_tokenizers(files, asked)
-    elif files.get(TOKENIZER_MODEL) is not None:
+    if not _by_json(files, special):
         asked = [text for text in asked if "\x00" not in text]  # sentencepiece stops at NUL
-        reader, wanted, scores = _by_sentencepiece(files, asked, len(read.tokens))
-    else:
-        raise TokenizerError(
-            "no library reads vocab.json and merges.txt as they are",
-            where=str(files.root),
-            expected="tokenizer.json or tokenizer.model",
-            fix="save it with transformers once: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-        )
-    got = _by_llama(output, asked, parse_special=special, timeout=timeout)
+    reader, wanted, scores = ids_by_source(files, read, asked)
+    got = ids_by_llama(output, asked, parse_special=special, timeout=timeout)
     different, ties = [], 0
     for text, ours, theirs in zip(asked, got, wanted, strict=True):
         if ours == theirs:
@@ -84,6 +74,33 @@ def check_tokens(
         else:
             different.append(TokenDifference(text, tuple(ours), tuple(theirs)))
     return TokensReport(not different, len(asked), reader, tuple(different), ties)
+
+
+def ids_by_source(
+    files: TokenizerFiles, read: Tokenizer, texts: Sequence[str], *, add_special: bool = False
+) -> tuple[str, list[list[int]], list[float]]:
+    """What the library that owns the tokenizer reads `texts` as: its name, the ids, log probabilities of a Unigram's.
+
+    add_special  with the tokens that the tokenizer puts around a text, such as the one that begins it
+    Raises TokenizerError, and EnvironmentProblem when the library is missing.
+    """
+    if _by_json(files, read.kind == "bpe"):
+        return _by_tokenizers(files, texts, add_special=add_special)
+    if files.get(TOKENIZER_MODEL) is None:
+        raise TokenizerError(
+            "no library reads vocab.json and merges.txt as they are",
+            where=str(files.root),
+            expected="tokenizer.json or tokenizer.model",
+            fix="save it with transformers once: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    reader, ids, scores = _by_sentencepiece(files, texts, len(read.tokens))
+    if add_special and read.add_bos and "bos" in read.special:
+        ids = [[read.special["bos"], *found] for found in ids]
+    return reader, ids, scores
+
+
+def _by_json(files: TokenizerFiles, bpe: bool) -> bool:
+    return files.get(TOKENIZER_JSON) is not None and (bpe or files.get(TOKENIZER_MODEL) is None)
 
 
 def _special_texts(read: Tokenizer) -> list[str]:
@@ -96,12 +113,14 @@ def _sum(scores: Sequence[float], ids: Sequence[int]) -> float:
     return sum(scores[number] if 0 <= number < len(scores) else float("nan") for number in ids)
 
 
-def _by_tokenizers(files: TokenizerFiles, texts: Sequence[str]) -> tuple[str, list[list[int]], list[float]]:
+def _by_tokenizers(
+    files: TokenizerFiles, texts: Sequence[str], *, add_special: bool
+) -> tuple[str, list[list[int]], list[float]]:
     library = _needed("tokenizers")
     path = files.get(TOKENIZER_JSON)
     try:
         reader = library.Tokenizer.from_file(str(path))
-        ids = [reader.encode(text, add_special_tokens=False).ids for text in texts]
+        ids = [reader.encode(text, add_special_tokens=add_special).ids for text in texts]
     except Exception as error:  # the library raises bare Exception
         raise TokenizerError(f"huggingface/tokenizers cannot use it: {error}", where=str(path)) from None
     return f"tokenizers {library.__version__}, {path}", ids, []
@@ -121,29 +140,12 @@ def _by_sentencepiece(
     return f"sentencepiece {library.__version__}, {path}", ids, scores
 
 
-def _by_llama(model: Path, texts: Sequence[str], *, parse_special: bool, timeout: float) -> list[list[int]]:
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise EnvironmentProblem("llama.cpp is needed and not installed: the wheel xllamacpp", fix=EXTRA)
-    request = {"model": str(model), "texts": list(texts), "parse_special": parse_special}
-    # -P: the script's own folder must not hide a module of the standard library
-    command = [sys.executable, "-P", llama_vocabulary.__file__]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, errors="replace", timeout=timeout,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise CheckFailed(f"llama.cpp took more than {timeout:.0f} s to read the texts", where=str(model)) from None
-    if done.returncode == llama_vocabulary.OTHER_VERSION:
-        raise EnvironmentProblem("the installed xllamacpp is not the version that crossdock knows", fix=EXTRA)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()][-6:]
-        raise CheckFailed(
-            f"llama.cpp does not load the vocabulary (exit code {done.returncode})",
-            where=str(model),
-            cause="; ".join(lines)[-600:],
-        )
-    ids: list[list[int]] = json.loads(done.stdout)
+def ids_by_llama(
+    model: Path, texts: Sequence[str], *, add_special: bool = False, parse_special: bool, timeout: float = TIMEOUT
+) -> list[list[int]]:
+    """What llama.cpp reads `texts` as, by the vocabulary in a GGUF. Raises EnvironmentProblem, CheckFailed."""
+    request = {"model": str(model), "texts": list(texts), "add_special": add_special, "parse_special": parse_special}
+    ids: list[list[int]] = json.loads(ask(engine("llama.cpp"), request, timeout=timeout))
     return ids
 
 

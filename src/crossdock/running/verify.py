@@ -31,6 +31,7 @@ from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
 from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
+from crossdock.running.results import LogitsReport
 from crossdock.running.run import Progress, compiled_for
 from crossdock.tokenizers.files import read_json
 
@@ -54,13 +55,17 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The outcome. problems: what is wrong beside tensor bytes, such as configuration keys and copied files."""
+    """The outcome. problems: what is wrong beside tensor bytes, such as configuration keys and copied files.
+
+    logits  what came of comparing logits, where that was asked for
+    """
 
     ok: bool
     tensors: tuple[TensorCheck, ...]
     problems: tuple[Problem, ...]
     nbytes: int
     seconds: float
+    logits: LogitsReport | None = None
 
 
 def verify_plan(

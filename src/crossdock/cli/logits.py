@@ -1,0 +1,59 @@
+"""How `verify` shows logits: totals, a sentence on what was allowed, and the positions that lie furthest apart."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import click
+
+from crossdock.cli import show
+
+if TYPE_CHECKING:
+    from crossdock.running.results import LogitsReport
+
+WORST = 5  # positions listed
+
+
+def show_logits(report: LogitsReport) -> None:
+    """The comparison; the problems of one that could not be made."""
+    by = "the reference forward" if report.engine == "reference" else report.engine
+    show.heading(f"Logits: source by the reference forward, output by {by}")
+    used = show.counted(report.tokens, "token")
+    if report.given > report.tokens:
+        used = f"the first {report.tokens:,} of {report.given:,} tokens"
+    pairs = [("text", used + (f" in {report.windows} windows" if report.windows > 1 else ""))]
+    pairs.append(("read by", show.clean(report.reader)))
+    if report.positions:
+        pairs += _figures(report)
+    show.facts(pairs)
+    if report.positions and report.kl > 0:
+        show.say()
+        worst = sorted(report.positions, key=lambda one: -one.kl if math.isfinite(one.kl) else -math.inf)[:WORST]
+        rows = [
+            (f"{one.window}:{one.index}", f"{one.token}", f"{one.max_abs:.3g}", f"{one.kl:.3g}",
+             f"{one.best_source}" + ("" if one.best_source == one.best_output else f" → {one.best_output}"))
+            for one in worst
+        ]  # fmt: skip
+        show.table(("worst positions", "token", "largest", "KL", "best next"), rows, "<>>><")
+    for problem in report.problems:
+        for line in problem.lines():
+            show.say(f"  {show.clean(line)}")
+    for sentence in report.failed if report.positions else ():
+        show.say(click.style(f"  {sentence}", fg="red"))
+
+
+def _figures(report: LogitsReport) -> list[tuple[str, str]]:
+    if report.limit_distance is None:
+        allowed = (f"  (at most {report.limit_max_abs:.3g}: {report.why})", "")
+    else:
+        allowed = ("", f"  (at most {report.limit_distance:.3g}: {report.why})")
+    pairs = [
+        ("largest difference", f"{report.max_abs:.3g}{allowed[0]}"),
+        ("relative distance", f"{report.distance:.3g}{allowed[1]}"),
+        ("KL divergence", f"{report.kl:.3g} nats a token"),
+        ("agreement", f"best token {100 * report.top1:.4g}%, best five {100 * report.top5:.4g}%"),
+    ]
+    if report.perplexity_source is not None and report.perplexity_output is not None:
+        pairs.append(("perplexity", f"source {report.perplexity_source:.6g}, output {report.perplexity_output:.6g}"))
+    return pairs

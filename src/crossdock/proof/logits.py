@@ -1,0 +1,252 @@
+"""Do the source and the output compute the same? Logits against logits, position by position, on the same token ids.
+
+The source goes through the reference forward; the output does too, or through a real engine in a process of its own.
+Both sides are streamed: a few rows of logits are held at a time, an engine's lie in a file until they are compared.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
+from crossdock.formats import registry as formats
+from crossdock.model.config import ModelConfig
+from crossdock.model.forward import hidden, logits
+from crossdock.model.tensors import Array
+from crossdock.planning.plan import Plan
+from crossdock.planning.planner import Checkpoint
+from crossdock.proof.engines import registry
+from crossdock.proof.engines.ask import TIMEOUT, ask
+from crossdock.proof.engines.registry import Engine
+from crossdock.proof.limits import Limits, limits, losing
+from crossdock.proof.texts import Asked, read_asked
+from crossdock.running.results import LogitsReport, PositionCheck
+from crossdock.running.run import Progress
+from crossdock.running.weights import CheckpointWeights
+
+REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
+ROW = 16  # bytes that a logit of a row takes: both sides, each in parts and whole
+
+Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Token ids, and who computes the output's logits of them. alone: only `engine` reads the output."""
+
+    asked: Asked
+    engine: Engine | None
+    output: Path
+    alone: bool
+
+
+def question(
+    said: str | Sequence[int], engine: str | None, source: Checkpoint, output: Path, tokenizer: Path | None
+) -> Question:
+    """What is asked, checked as far as it can be before anything is computed.
+
+    Raises UsageError, TokenizerError, NotACheckpointError, and EnvironmentProblem for what is not installed.
+    """
+    by = None if engine is None else registry.engine(engine)
+    alone = False
+    if by is not None:
+        if not by.opens(output):
+            raise UsageError(f"{by.name} does not read this output", where=str(output), expected=by.reads)
+        by.needed()
+        alone = by.format is None and not any(formats.source_format(n).sniff(output) for n in formats.names())
+    return Question(read_asked(said, source, output, tokenizer), by, output, alone)
+
+
+def answer(
+    question: Question,
+    source: Checkpoint,
+    target: Callable[[], Checkpoint],
+    replay: Plan | None,
+    *,
+    memory: int,
+    timeout: float = TIMEOUT,
+    progress: Progress | None = None,
+) -> LogitsReport:
+    """Compare the logits of `source` with those of the output, by the question's engine or of what `target` opens.
+
+    replay  the plan that the output was held against, whose types set the limits
+    memory  bytes for reading and for logits; an engine takes what it takes
+    A failing engine or a broken output is a problem in the report. Raises UsageError for token ids outside the
+    vocabulary, MemoryPlanError, EnvironmentProblem.
+    """
+    asked, engine = question.asked, question.engine
+    lost = set() if replay is None else losing(replay)
+    stored = {tensor.dtype for tensor in replay.tensors if len(tensor.shape) > 1} if replay else {source.config.dtype}
+    allowed = limits(source.config, lost, stored, engine)
+    started = time.monotonic()
+    positions: list[PositionCheck] = []
+    # squared differences, the source's squared distances from its mean, its largest value
+    sums = np.zeros(3)
+    problems: tuple[Problem, ...] = ()
+    vocab_size = source.config.vocab_size
+    at_once = max(1, memory // 4 // (ROW * vocab_size))
+    total, done = 2 * sum(map(len, asked.windows)), 0
+    try:
+        with ExitStack() as stack:
+            ours = _Reference(stack.enter_context(CheckpointWeights(source, memory // 8 * 3)), source.config)
+            if engine is None:
+                theirs = target()
+                weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
+                other: _Reference | _Files = _Reference(weights, theirs.config)
+            else:
+                ours.window(asked.windows[0][:1])  # ids and memory are complained about before an engine is started
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
+                other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
+            for number, ids in enumerate(asked.windows):
+                our = ours.window(ids)
+                done += len(ids)
+                if progress is not None:
+                    progress(done, total, "source")
+                their = other.window(ids)
+                done += len(ids)
+                if progress is not None:
+                    progress(done, total, "output")
+                for start in range(0, len(ids), at_once):
+                    stop = min(len(ids), start + at_once)
+                    for at, s, t in zip(range(start, stop), our(start, stop), their(start, stop), strict=True):
+                        positions.append(_compare(s, t, number, at, ids, sums))
+    except (CheckFailed, InputError) as error:
+        problems = error.problems
+    return _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
+
+
+class _Reference:
+    """The reference forward over a checkpoint, window by window."""
+
+    def __init__(self, weights: CheckpointWeights, config: ModelConfig) -> None:
+        self._weights, self._config = weights, config
+
+    def window(self, ids: Sequence[int]) -> Rows:
+        x = hidden(self._config, self._weights, ids)
+        return lambda start, stop: logits(self._config, self._weights, x[start:stop])
+
+
+class _Files:
+    """Logits that an engine wrote, in the order of its windows."""
+
+    def __init__(self, folder: Path, vocab_size: int, engine: str) -> None:
+        self._folder, self._vocab_size, self._engine, self._next = folder, vocab_size, engine, 0
+
+    def window(self, ids: Sequence[int]) -> Rows:
+        path = self._folder / f"{self._next}.npy"
+        self._next += 1
+        try:
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                shape, order, dtype = np.lib.format.read_array_header_1_0(file)
+                offset = file.tell()
+        except (OSError, ValueError) as error:
+            raise CheckFailed(f"{self._engine} wrote no logits", where=path.name, cause=str(error)[:200]) from None
+        if shape != (len(ids), self._vocab_size) or order or dtype != np.float32:
+            raise CheckFailed(
+                f"{self._engine} gives logits of another size",
+                expected=f"{len(ids)} tokens × vocab_size {self._vocab_size}",
+                got=" × ".join(map(str, shape)) + f" {dtype}",
+            )
+
+        def rows(start: int, stop: int) -> Array:
+            skip = offset + 4 * start * self._vocab_size
+            got = np.fromfile(path, np.float32, (stop - start) * self._vocab_size, offset=skip)
+            return got.reshape(stop - start, self._vocab_size)
+
+        return rows
+
+
+def _asked(engine: Engine, output: Path, asked: Asked, vocab_size: int, folder: Path, timeout: float) -> _Files:
+    room, need = shutil.disk_usage(folder).free, 4 * vocab_size * sum(map(len, asked.windows))
+    if need > room:
+        raise EnvironmentProblem(
+            "there is no room for an engine's logits", where=str(folder), expected=f"{need:,} bytes", got=f"{room:,}",
+            fix="a shorter text, or TMPDIR on another disk",
+        )  # fmt: skip
+    ask(engine, {"model": os.fspath(output), "windows": asked.windows, "out": os.fspath(folder)}, timeout=timeout)
+    return _Files(folder, vocab_size, engine.name)
+
+
+def _compare(
+    source: Array, output: Array, window: int, at: int, ids: Sequence[int], sums: NDArray[np.float64]
+) -> PositionCheck:
+    """One row of logits against another; adds to `sums`. Figures are NaN where a side is not finite."""
+    s, t = source.astype(np.float64), output.astype(np.float64)
+    with np.errstate(all="ignore"):
+        difference = t - s
+        squares = float(difference @ difference), float(np.var(s)) * s.size
+        sums[:2] += squares
+        sums[2] = max(sums[2], float(np.abs(s).max()))
+        log_s, log_t = _log_softmax(s), _log_softmax(t)
+        kl = float(np.exp(log_s) @ (log_s - log_t))
+    after = ids[at + 1] if at + 1 < len(ids) else None
+    few = min(5, s.size)
+    best, theirs = (set(np.argpartition(-row, few - 1)[:few].tolist()) for row in (s, t))
+    return PositionCheck(
+        window, at, ids[at], float(np.abs(difference).max()), _ratio(*squares), max(kl, 0.0), int(s.argmax()),
+        int(t.argmax()), len(best & theirs), None if after is None else -float(log_s[after]),
+        None if after is None else -float(log_t[after]),
+    )  # fmt: skip
+
+
+def _ratio(squares: float, reference: float) -> float:
+    return math.sqrt(squares / reference) if reference else (math.inf if squares else 0.0)
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = x - x.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _report(
+    asked: Asked, positions: Sequence[PositionCheck], sums: NDArray[np.float64], allowed: Limits,
+    problems: tuple[Problem, ...], engine: Engine | None, seconds: float,
+) -> LogitsReport:  # fmt: skip
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(values) / len(values) if values else math.nan
+
+    def perplexity(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return None if not known else float(np.exp(mean(known)))
+
+    largest = float(np.max([one.max_abs for one in positions])) if positions else math.nan  # NaN stays NaN
+    distance = _ratio(sums[0], sums[1])
+    if allowed.median or not positions:
+        distance = float(np.median([one.distance for one in positions])) if positions else math.nan
+    kl = mean([one.kl for one in positions])
+    allowed = allowed.scaled(float(sums[2]))
+    failed = allowed.failed(largest, distance)
+    return LogitsReport(
+        ok=not problems and not failed,
+        engine=engine.name if engine else REFERENCE,
+        reader=asked.reader,
+        tokens=sum(map(len, asked.windows)),
+        given=asked.given,
+        windows=len(asked.windows),
+        why=allowed.why,
+        limit_max_abs=allowed.max_abs,
+        limit_distance=allowed.distance,
+        failed=failed,
+        max_abs=largest,
+        distance=distance,
+        kl=kl,
+        top1=mean([float(one.best_source == one.best_output) for one in positions]),
+        top5=mean([one.top5 / 5 for one in positions]),
+        perplexity_source=perplexity([one.loss_source for one in positions]),
+        perplexity_output=perplexity([one.loss_output for one in positions]),
+        positions=tuple(positions),
+        problems=problems,
+        seconds=seconds,
+    )

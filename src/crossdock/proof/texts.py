@@ -1,0 +1,92 @@
+"""What `--logits` names, as windows of token ids: a text, a file, or the ids themselves.
+
+Text is read by the library that owns the tokenizer that travels with the model, never by crossdock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossdock import tokenizers
+from crossdock.errors import UsageError
+from crossdock.planning.planner import Checkpoint
+from crossdock.proof.tokens import ids_by_llama, ids_by_source
+from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, read_bytes, read_text
+
+WINDOW = 512  # tokens that are read at once, each window on its own from position 0
+MOST = 4096  # tokens; a text may be longer, and is read this far
+IDS = re.compile(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)+,?\s*|\s*\d{1,9}\s*,\s*", re.ASCII)
+LARGEST = 16 << 20  # bytes of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Token ids in windows. given: ids before the cut at `MOST`; reader: what made them of text."""
+
+    windows: tuple[tuple[int, ...], ...]
+    given: int
+    reader: str
+
+
+def read_asked(said: str | Sequence[int], checkpoint: Checkpoint, output: Path, tokenizer: Path | None = None) -> Asked:
+    """The windows that `said` asks for: "1,2,3", "@ids.npy" (rows are windows), "@text.txt", a text, or ids.
+
+    The tokenizer: the one given, else that of the source, else that of a folder `output`, else the vocabulary in a GGUF
+    `output`, which llama.cpp reads. Raises UsageError, FormatError, TokenizerError, EnvironmentProblem.
+    """
+    reader = ""
+    if not isinstance(said, str):
+        rows = [[int(number) for number in said]]
+    elif IDS.fullmatch(said):
+        rows = [[int(number) for number in said.split(",") if number.strip()]]
+    elif said.startswith("@") and said.endswith(".npy"):
+        rows = _load(Path(said[1:]))
+    else:
+        text = _read(Path(said[1:])) if said.startswith("@") else said
+        reader, ids = _tokenize(text, checkpoint, output, tokenizer)
+        rows = [ids]
+    size = min(WINDOW, checkpoint.config.max_position_embeddings)
+    windows, room = [], MOST
+    for row in rows:
+        taken = row[:room]
+        room -= len(taken)
+        windows += [tuple(taken[i : i + size]) for i in range(0, len(taken), size)]
+    if not windows:
+        raise UsageError("there are no tokens to compute logits for", got=repr(said)[:80])
+    return Asked(tuple(windows), sum(map(len, rows)), reader)
+
+
+def _read(path: Path) -> str:
+    read_bytes(path, LARGEST)
+    return read_text(path)
+
+
+def _load(path: Path) -> list[list[int]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"no token ids can be read: {str(error).splitlines()[0][:200]}", where=str(path)) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+        raise UsageError("no token ids", where=str(path), expected="an array of integers, [n] or [windows, n]")
+    return [[int(number) for number in row] for row in np.atleast_2d(array)[:, :MOST][:MOST]]
+
+
+def _tokenize(text: str, checkpoint: Checkpoint, output: Path, tokenizer: Path | None) -> tuple[str, list[int]]:
+    vocabularies = (TOKENIZER_JSON, TOKENIZER_MODEL)
+    beside = [path.parent for path in checkpoint.source.travels if path.name in vocabularies]
+    beside += [output for name in vocabularies if output.is_dir() and (output / name).is_file()]
+    if tokenizer is not None or beside:
+        where = tokenizer or beside[0]
+        reader, ids, _ = ids_by_source(tokenizers.find(where), tokenizers.read(where), [text], add_special=True)
+        return reader, ids[0]
+    if output.is_file() and output.suffix == ".gguf":
+        return f"llama.cpp, {output}", ids_by_llama(output, [text], add_special=True, parse_special=True)[0]
+    raise UsageError(
+        "a text needs a tokenizer, and none lies beside the source or the output",
+        fix="give it with --tokenizer, or give token ids: --logits 1,2,3",
+    )
