@@ -201,9 +201,17 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
         ranks = target.ranks(config, request)
     except PlanError as error:
         problems += error.problems
-    problems += [
+    problems += refusals(rules, config, target.name)
+    if problems:
+        raise PlanError(problems)
+    return ranks
+
+
+def refusals(rules: Layout, config: ModelConfig, target: str) -> list[Problem]:
+    """Why the format cannot hold this model, by what its rules want of the configuration."""
+    problems = [
         Problem(
-            f"{target.name} cannot express this {family.name} model",
+            f"{target} cannot express this {config.family} model",
             where=name,
             expected=" or ".join(map(repr, allowed)),
             got=repr(getattr(config, name)),
@@ -213,14 +221,11 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
         if not is_allowed(getattr(config, name), allowed)
     ]
     values = config.as_dict()
-    problems += [
-        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
+    return problems + [
+        Problem(sentence, where=config.family, expected="" if need.text == "False" else need.text)
         for sentence, need in rules.needs.items()
         if not need.evaluate(values)
     ]
-    if problems:
-        raise PlanError(problems)
-    return ranks
 
 
 def _fill(
