@@ -32,6 +32,7 @@ class Problem:
     expected  and `got`: the two values that disagree, already as text
     cause     the likely cause
     fix       what to do: a flag, a command, a file to look at
+    check     the short name of the check that found it, for programs: in JSON, not in the text
     """
 
     what: str
@@ -40,6 +41,7 @@ class Problem:
     got: str = ""
     cause: str = ""
     fix: str = ""
+    check: str = ""
 
     def lines(self) -> list[str]:
         """The problem as text: the sentence first, details indented below it."""
@@ -57,7 +59,7 @@ class Problem:
 
     def as_dict(self) -> dict[str, str]:
         """The non-empty fields, for `--json`."""
-        fields = ("what", "where", "expected", "got", "cause", "fix")
+        fields = ("what", "where", "expected", "got", "cause", "fix", "check")
         return {name: getattr(self, name) for name in fields if getattr(self, name)}
 
 
@@ -76,9 +78,10 @@ class CrossdockError(Exception):
         got: str = "",
         cause: str = "",
         fix: str = "",
+        check: str = "",
     ) -> None:
         if isinstance(what, str):
-            self.problems = (Problem(what, where, expected, got, cause, fix),)
+            self.problems = (Problem(what, where, expected, got, cause, fix, check),)
         elif isinstance(what, Problem):
             self.problems = (what,)
         else:

@@ -11,7 +11,9 @@ from crossdock.cli import main
 from crossdock.errors import CheckFailed, EnvironmentProblem, PlanError, Problem, UsageError
 
 PROBLEMS = [
-    Problem("one is missing", where="common.pt", expected="4", got="3", cause="an old save", fix="--set a=4"),
+    Problem(
+        "one is missing", where="common.pt", expected="4", got="3", cause="an old save", fix="--set a=4", check="half"
+    ),
     Problem("evil \x1b[31mname\n"),
 ]
 

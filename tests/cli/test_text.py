@@ -103,7 +103,7 @@ def test_json_has_no_nan_and_no_objects(capsys: pytest.CaptureFixture[str]) -> N
         "path": "a/b\udcff",
         "numbers": [0, 1, 2],
         "many": "float32 array of 1000",
-        "problem": {"what": "x", "where": "", "expected": "", "got": "", "cause": "", "fix": ""},
+        "problem": {"what": "x", "where": "", "expected": "", "got": "", "cause": "", "fix": "", "check": ""},
         "set": [1],
         "1": "b'x'",
     }

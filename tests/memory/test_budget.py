@@ -1,6 +1,7 @@
 """Anonymous memory of a run above an idle interpreter with the imports: at most the budget and 64 MiB."""
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import make_torch_dist
+from torch_files import tensor, write_archive
 
 # sampled by a thread: file pages that the kernel keeps do not count
 MEASURED = """
@@ -42,10 +47,18 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": True, "torch_dtype": "bfloat16",
 }  # fmt: skip
 GPT2: dict[str, Any] = {
-    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 256, "n_embd": 3072, "n_head": 16,
-    "n_layer": 1, "n_inner": 12288, "n_positions": 64, "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 256, "n_embd": 2048, "n_head": 16,
+    "n_layer": 1, "n_inner": 8192, "n_positions": 64, "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
 }  # fmt: skip
+
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 256, "hidden_size": 1024,
+    "intermediate_size": 2048, "num_hidden_layers": 1, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+MEGATRON = {"hidden": 1024, "heads": 16, "groups": 8, "head_dim": 64, "ffn": 2048, "vocab": 32768}
 
 
 def write_sparse(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -55,10 +68,7 @@ def write_sparse(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[i
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
-        begin, size = end, 2
-        for n in shape:
-            size *= n
-        end = begin + size
+        begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -99,6 +109,52 @@ def gpt2(folder: Path) -> Path:
     return write_sparse(folder, GPT2, shapes)
 
 
+def mixtral(folder: Path) -> Path:
+    """Each expert is a tensor of 4 MiB; stacked, as GGUF has them, they are 32 MiB."""
+    h, f, v = MIXTRAL["hidden_size"], MIXTRAL["intermediate_size"], MIXTRAL["vocab_size"]
+    at = "model.layers.0."
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h), "lm_head.weight": (v, h)}
+    shapes |= {at + f"self_attn.{p}_proj.weight": (h, h) for p in "qkvo"}
+    shapes |= {at + "block_sparse_moe.gate.weight": (MIXTRAL["num_local_experts"], h)}
+    for expert in range(MIXTRAL["num_local_experts"]):
+        inner = at + f"block_sparse_moe.experts.{expert}."
+        shapes |= {inner + "w1.weight": (f, h), inner + "w2.weight": (h, f), inner + "w3.weight": (f, h)}
+    shapes |= {at + "input_layernorm.weight": (h,), at + "post_attention_layernorm.weight": (h,)}
+    return write_sparse(folder, MIXTRAL, shapes | {"model.norm.weight": (h,)})
+
+
+def torch_dist(folder: Path) -> Path:
+    """An embedding of 64 MiB, whole in one chunk."""
+    make_torch_dist.write(folder, MEGATRON, layers=1, tp=1, pp=1, sparse=False)
+    return folder
+
+
+def ranks(folder: Path) -> Path:
+    """The same model as rank files, tensor parallel 2: the embedding is made of two tensors of 32 MiB."""
+    args = make_torch_dist.args_of(MEGATRON, 1, 2, 1)
+    h, f, qkv = MEGATRON["hidden"], MEGATRON["ffn"], (16 + 2 * 8) * 64
+    shapes = {
+        "embedding.word_embeddings.weight": (MEGATRON["vocab"] // 2, h),
+        "decoder.layers.0.input_layernorm.weight": (h,),
+        "decoder.layers.0.self_attention.linear_qkv.weight": (qkv // 2, h),
+        "decoder.layers.0.self_attention.linear_proj.weight": (h, h // 2),
+        "decoder.layers.0.pre_mlp_layernorm.weight": (h,),
+        "decoder.layers.0.mlp.linear_fc1.weight": (f, h),
+        "decoder.layers.0.mlp.linear_fc2.weight": (h, f // 2),
+        "decoder.final_layernorm.weight": (h,),
+        "output_layer.weight": (MEGATRON["vocab"] // 2, h),
+    }
+    state = {name: tensor("bfloat16", shape, str(n)) for n, (name, shape) in enumerate(shapes.items())}
+    for rank in range(2):
+        file = folder / "iter_0000010" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        file.parent.mkdir(parents=True)
+        with file.open("wb") as out:
+            saved = {"args": args, "checkpoint_version": 3.0, "iteration": 10, "model": state}
+            write_archive(out, saved, [bytes(2 * math.prod(shape)) for shape in shapes.values()])
+    (folder / "latest_checkpointed_iteration.txt").write_text("10")
+    return folder
+
+
 def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget: int) -> int:
     words = [str(source), str(output), to, dtype, quantize, str(budget << 20)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -119,6 +175,11 @@ def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget:
         (gpt2, "gguf", "auto", "q4_0", 64),
         (llama, "trtllm", "float16", "", 8),
         (gpt2, "trtllm", "bfloat16", "", 8),
+        (mixtral, "gguf", "float16", "", 8),
+        (torch_dist, "hf", "float32", "", 8),
+        (torch_dist, "gguf", "auto", "q8_0", 16),
+        (ranks, "gguf", "float16", "", 8),
+        (ranks, "hf", "float32", "", 8),
     ],
 )
 def test_peak(make: Any, to: str, dtype: str, quantize: str, budget: int, tmp_path: Path) -> None:

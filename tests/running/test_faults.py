@@ -51,6 +51,45 @@ def test_two_runs_at_once(source: Path, tmp_path: Path) -> None:
     assert crossdock.run(plan_of(source), output).resumed > 0
 
 
+WAITING = """
+import os, sys
+real = os.pwrite
+def pwrite(*a):
+    if not os.path.exists(sys.argv[-1] + ".go"):
+        print("writing", flush=True)
+        sys.stdin.readline()
+        open(sys.argv[-1] + ".go", "w").close()
+    return real(*a)
+os.pwrite = pwrite
+from crossdock.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("to", "name"), [("hf", "out"), ("gguf", "out.gguf")])
+def test_two_live_exports_into_one_output(source: Path, tmp_path: Path, to: str, name: str) -> None:
+    """The first has begun to write when the second comes: that one is refused, and the first's result is whole."""
+    crossdock.run(plan_of(source, to), tmp_path / "alone" / name)
+    output = tmp_path / "both" / name
+    words = ["export", source, "--to", to, "--workers", "1", "-o", output]
+    first = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *map(str, words)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdin is not None
+    assert first.stdout is not None
+    assert first.stdout.readline() == "writing\n"
+    for more in ([], ["--force"]):
+        second = run_crossdock(*words, *more)
+        assert second.code == 4
+        assert "another run is writing this output" in second.stderr
+        assert str(output) in second.stderr
+        assert not output.exists()
+    _, said = first.communicate("\n", timeout=60)
+    assert first.returncode == 0, said
+    assert contents(output) == contents(tmp_path / "alone" / name)
+
+
 def test_changed_source_between_two_runs(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     stopped(source, output)

@@ -58,7 +58,7 @@ def test_resumed_output_is_byte_identical(tmp_path: Path, to: str, quantize: str
     total = killed_at(0, source, whole, to, quantize, False, ALL)
     expected = contents(whole)
     resumed = 0
-    for last in sorted(random.Random(7).sample(range(1, total), 10)):
+    for last in sorted(random.Random(7).sample(range(1, total), 20)):
         output = tmp_path / f"killed-{last}" / name
         killed_at(last, source, output, to, quantize, False, ALL)
         if not output.exists():

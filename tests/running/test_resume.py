@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,12 +72,29 @@ def shuffled(seed: int) -> Callable[[Sequence[int]], Sequence[int]]:
     return lambda tasks: random.Random(seed).sample(list(tasks), len(tasks))
 
 
-@pytest.mark.parametrize(("seed", "workers", "memory"), [(1, 1, 1 << 20), (2, 2, 1 << 20), (3, 5, 64 << 20)])
-def test_any_order_workers_and_memory(seed: int, workers: int, memory: int, tmp_path: Path) -> None:
-    expected = straight("gguf", tmp_path / "straight")
-    plan = crossdock.plan(crossdock.open(CHECKPOINT), "gguf", tokenizer=TOKENIZER)
-    run(plan, tmp_path / "other", workers=workers, memory=memory, order=shuffled(seed))
+@pytest.mark.parametrize("to", ["gguf", "hf"])
+@pytest.mark.parametrize(
+    ("order", "workers", "memory"),
+    [
+        (lambda tasks: tasks[::-1], 1, 256 << 20),
+        (shuffled(1), 1, 1 << 20),
+        (shuffled(2), 2, 1 << 20),
+        (shuffled(3), 5, 64 << 20),
+    ],
+    ids=["reversed", "shuffled-1", "shuffled-2", "shuffled-5"],
+)
+def test_any_order_workers_and_memory(to: str, order: Any, workers: int, memory: int, tmp_path: Path) -> None:
+    expected = straight(to, tmp_path / "straight")
+    plan = crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER)
+    seen: list[list[int]] = []
+
+    def ordered(tasks: Sequence[int]) -> Sequence[int]:
+        seen.append(list(order(tasks)))
+        return seen[-1]
+
+    run(plan, tmp_path / "other", workers=workers, memory=memory, order=ordered)
     assert contents(tmp_path / "other") == expected
+    assert sorted(seen[0]) == list(range(len(plan.tensors))) != seen[0]
 
 
 def test_an_unfinished_output_of_another_plan_is_not_continued(tmp_path: Path) -> None:

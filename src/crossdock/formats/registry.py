@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from crossdock.errors import NotACheckpointError, UsageError
+from crossdock.errors import EnvironmentProblem, NotACheckpointError, UsageError
 from crossdock.formats.stored import Source
 from crossdock.formats.target import ReopeningTarget, Target
 
@@ -82,7 +82,23 @@ def target(name: str) -> Target:
 
 
 def open_source(path: Path, *, format: str | None = None, iteration: int | None = None) -> Source:
-    """Open a checkpoint of any format: headers only. Raises NotACheckpointError that says what was found."""
+    """Open a checkpoint of any format: headers only.
+
+    Raises NotACheckpointError that says what was found, EnvironmentProblem where the machine does not let it be read,
+    and what the format's own reader raises.
+    """
+    try:
+        return _open(path, format, iteration)
+    except OSError as error:
+        where = str(error.filename or path)
+        raise EnvironmentProblem(
+            f"this cannot be read: {error.strerror or error}",
+            where=where,
+            fix="check the path and the right to read it",
+        ) from error
+
+
+def _open(path: Path, format: str | None, iteration: int | None) -> Source:
     if not path.exists():
         raise NotACheckpointError("there is nothing at this path", where=str(path), fix="is it spelled right?")
     if format is not None:

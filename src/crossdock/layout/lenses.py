@@ -95,8 +95,12 @@ def geometry_of(
     return Geometry(sizes.whole, ranks or {}, partitions or {}, layers, sizes.by_layer)
 
 
-def containers(rule: Rule, pattern: Pattern, geometry: Geometry) -> Iterator[Container]:
+def containers(
+    rule: Rule, pattern: Pattern, geometry: Geometry, largest: tuple[int, ...] | None = None
+) -> Iterator[Container]:
     """Every container that `pattern` describes, parts and name indices in ascending order.
+
+    largest  the largest number that any name has, for each index of the name: no container beyond is looked at
 
     Raises PlanError when an axis cannot be cut over its ranks.
     """
@@ -108,7 +112,7 @@ def containers(rule: Rule, pattern: Pattern, geometry: Geometry) -> Iterator[Con
         if not _on_stage(rule.stage, env, geometry.ranks):
             continue
         part = rule.part.format(**env)
-        yield from _of_part(rule, pattern, geometry, env, part)
+        yield from _of_part(rule, pattern, geometry, env, part, largest)
 
 
 def _on_stage(stage: str, env: Mapping[str, int], ranks: Mapping[str, int]) -> bool:
@@ -117,7 +121,12 @@ def _on_stage(stage: str, env: Mapping[str, int], ranks: Mapping[str, int]) -> b
 
 
 def _of_part(
-    rule: Rule, pattern: Pattern, geometry: Geometry, env: Mapping[str, int], part: str
+    rule: Rule,
+    pattern: Pattern,
+    geometry: Geometry,
+    env: Mapping[str, int],
+    part: str,
+    largest: tuple[int, ...] | None,
 ) -> Iterator[Container]:
     held = pattern.parts or rule.tensors
     exists = _common_layers(held, geometry.layers)
@@ -128,7 +137,11 @@ def _of_part(
     if exists is not None and stacked and (differs or len(exists) != geometry.sizes.get("layer", 0)):
         return  # such a container needs every layer, all of one shape
     built = None if differs else _template(rule, pattern, geometry, env)
-    for numbers in itertools.product(*(range(low, high) for low, high in spans)):
+    ends = [high for _, high in spans]
+    if largest is not None:
+        firsts = [low if atom.ranks else 0 for atom, (low, _) in zip(pattern.indices, spans, strict=True)]
+        ends = [min(end, first + most + 1) for end, first, most in zip(ends, firsts, largest, strict=True)]
+    for numbers in itertools.product(*(range(low, end) for (low, _), end in zip(spans, ends, strict=True))):
         fixed = tuple(
             Placement(atom.axis, -1, 0, number, number + 1)
             for atom, number in zip(pattern.indices, numbers, strict=True)

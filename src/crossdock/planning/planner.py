@@ -317,10 +317,11 @@ def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: 
     one, _, _ = moves_for(extents, alone, like, lens, shape)
     names = " and ".join(dict.fromkeys(map(_name, used)))
     otherwise = Problem(
-        f"differs from {names}, to which the configuration ties it [tied-head]",
+        f"differs from {names}, to which the configuration ties it",
         where=_name(provision),
         cause="the run was trained with untied embeddings",
         fix="--set tie_word_embeddings=false keeps both",
+        check="tied-head",
     )
     return Twin(_name(provision), names, math.prod(shape), tuple(one), tuple(other), otherwise)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
+from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import Described
@@ -61,6 +62,8 @@ def resolve(
     found: dict[str, dict[Key, dict[tuple[Placement, ...], Provision]]] = {}
     twins: list[tuple[Provision, str]] = []
     read: set[tuple[str, str]] = set()
+    misshapen: set[str] = set()
+    largest = largest_numbers({name for _, name in source.tensors})
     padding: dict[str, int] = {}
     for rule in rules.rules:
         same = {name: chosen.tensors[name].same_as for name in rule.tensors if name not in present}
@@ -73,8 +76,11 @@ def resolve(
         if unsized:
             geometry = replace(geometry, sizes={**geometry.sizes, **_more_sizes(chosen, described, unsized)})
         offset = float(rule.offset.evaluate(variables)) if rule.offset is not None else 0.0
-        for container, stored in _stored(rule, geometry, source, rules.padded, padding, problems, described):
+        for container, stored in _stored(rule, geometry, source, largest, rules.padded, padding, problems, described):
             read.add((stored.part, stored.name))
+            if stored.shape != container.shape:
+                misshapen.update(rule.tensors)
+                continue
             for lens in container.lenses:
                 provision = Provision(lens, stored, offset)
                 if same.get(lens.tensor):
@@ -85,7 +91,7 @@ def resolve(
                 found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
     unread, dropped = _unread(source, rules, read, variables)
     problems += dropped
-    problems += _incomplete(found, chosen, described, sizes, rules, bool(source.tensors))
+    problems += _incomplete(found, chosen, described, sizes, rules, misshapen)
     if problems:
         raise PlanError(problems)
     provisions = {name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()}
@@ -111,6 +117,7 @@ def _stored(
     rule: Rule,
     geometry: Geometry,
     source: Source,
+    largest: Largest,
     padded: frozenset[str],
     padding: dict[str, int],
     problems: list[Problem],
@@ -118,9 +125,12 @@ def _stored(
 ) -> list[tuple[Container, StoredTensor]]:
     out = []
     for pattern in rule.patterns:
+        numbers = largest_indices(pattern, largest)
+        if numbers is None:
+            continue
         grown, axis = _grown(pattern, geometry, source, padded)
         try:
-            wanted = list(containers(rule, pattern, grown))
+            wanted = list(containers(rule, pattern, grown, numbers))
         except PlanError as error:
             if any((part, name) for part, name in source.tensors if name == pattern.spell((0,) * len(pattern.indices))):
                 problems.extend(error.problems)
@@ -131,8 +141,7 @@ def _stored(
                 continue
             if stored.shape != container.shape:
                 problems.append(_misshapen(container, stored, described))
-                continue
-            if axis:
+            elif axis:
                 padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
                 container = clipped(container, axis, geometry.sizes[axis])
             out.append((container, stored))
@@ -202,11 +211,12 @@ def _unread(
             unread[name] = reason
     problems = [
         Problem(
-            "nothing reads this tensor, so the result would lack it [tensor-dropped]",
+            "nothing reads this tensor, so the result would lack it",
             where=name,
             got=_shape_text(source, name),
             cause="another family, a feature that the family does not have, or an adapter that was not merged",
             fix="is --family right? inspect shows what the configuration says",
+            check="tensor-dropped",
         )
         for name in dropped[:20]
     ]
@@ -226,14 +236,14 @@ def _incomplete(
     described: Described,
     sizes: Sizes,
     rules: Layout,
-    any_tensor: bool,
+    misshapen: Set[str],
 ) -> list[Problem]:
     problems = []
     for name, decl in chosen.present(described.config).items():
         in_layers = chosen.layers_of(decl, described.config)
         want = sizes.elements(decl.axes, in_layers)
         have = sum(p.lens.volume for boxes in found.get(name, {}).values() for p in boxes.values())
-        if have == want:
+        if have == want or name in misshapen:
             continue
         names = [p.text.partition(" : ")[0] for r in rules.rules if name in r.tensors for p in r.patterns]
         if not names:
@@ -256,9 +266,12 @@ def _incomplete(
                     f"{name} is {'incomplete' if have < want else 'provided more than once'}{lacking}",
                     expected=f"{want} elements",
                     got=f"{have} in {', '.join(names[:2])}",
-                    cause="a rank file or shard is missing"
+                    cause="a rank file or shard is missing, or the configuration has more layers or experts"
                     if have < want
                     else "two names for one tensor, both present",
+                    fix="complete the checkpoint, or correct the configuration with --set FIELD=VALUE"
+                    if have < want
+                    else "remove one of them",
                 )
             )
     return problems

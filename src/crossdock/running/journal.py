@@ -168,12 +168,13 @@ def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
     if header.get("plan") != wanted["plan"] or header.get("hash") != wanted["hash"]:
         problems.append(
             Problem(
-                "an unfinished output of another plan is here [resume-mismatch]",
+                "an unfinished output of another plan is here",
                 where=str(folder),
                 expected=f"plan {str(wanted['plan'])[:12]} with {wanted['hash']} hashes",
                 got=f"plan {str(header.get('plan'))[:12]} with {header.get('hash')} hashes",
                 cause="other flags, another source, or another version of crossdock",
                 fix=fix,
+                check="resume-mismatch",
             )
         )
     old = {path: (size, mtime) for path, size, mtime in header.get("sources", [])}
@@ -181,11 +182,12 @@ def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
         if path in old and old[path] != (size, mtime):
             problems.append(
                 Problem(
-                    "the source changed since the unfinished run [resume-mismatch]",
+                    "the source changed since the unfinished run",
                     where=path,
                     expected=f"{old[path][0]:,} bytes, modified {old[path][1]}",
                     got=f"{size:,} bytes, modified {mtime}",
                     fix=fix,
+                    check="resume-mismatch",
                 )
             )
     return problems or [Problem("an unfinished output of other sources is here", where=str(folder), fix=fix)]

@@ -102,7 +102,7 @@ class LogitsReport:
 
 def repeated(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
     """A sentence for every group of matrices with equal bytes, and one for experts within a matrix: what overwrote each
-    other in training or on the way [experts-duplicated]. What the plan itself writes to several places counts once.
+    other in training or on the way. What the plan itself writes to several places counts once.
     """
     groups: dict[tuple[str, str, int], list[str]] = {}
     holding: list[str] = []
@@ -115,7 +115,7 @@ def repeated(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
         holding += [f"{_equal(numbers)} in {tensor.name}" for numbers in tensor.alike]
     sentences = [f"{len(names)} tensors have equal bytes: {_few(names)}" for names in groups.values() if len(names) > 1]
     sentences += [f"experts have equal bytes: {_few(holding)}"] if holding else []
-    return [f"{sentence} [experts-duplicated]" for sentence in sentences]
+    return [f"{sentence}; was one copied over another?" for sentence in sentences]
 
 
 def _equal(numbers: Sequence[int]) -> str:

@@ -263,7 +263,12 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
         census = tensor.census
         if "nonfinite" in fail_on and census.nonfinite:
             problems.append(
-                Problem(f"{census.nan} NaN and {census.inf} infinite values [nonfinite]", where=tensor.name)
+                Problem(
+                    f"{census.nan} NaN and {census.inf} infinite values",
+                    where=tensor.name,
+                    fix="export without --fail-on nonfinite if the model is meant so",
+                    check="nonfinite",
+                )
             )
         if "overflow" in fail_on and census.overflow:
             what = f"{census.overflow} values overflow {tensor.dtype}"

@@ -32,7 +32,10 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     first = read_header(path)
     kind = first.metadata.get("general.type", "model")
     if kind != "model":
-        raise NotACheckpointError(f"this GGUF is not a model but of type {kind!r} [adapter-unmerged]", where=str(path))
+        raise NotACheckpointError(
+            f"this GGUF is not a model but of type {kind!r}", where=str(path),
+            fix="give the model; merge an adapter into its base model first", check="adapter-unmerged",
+        )  # fmt: skip
     return as_source(path, read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,), "gguf")
 
 

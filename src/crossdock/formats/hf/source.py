@@ -5,6 +5,7 @@ Headers only; `.bin` files go through the safe pickle machine. Facts: transforme
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,9 +40,10 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     folder = path if path.is_dir() else path.parent
     if (folder / "adapter_config.json").is_file():
         raise NotACheckpointError(
-            "this is an adapter, not a model [adapter-unmerged]",
+            "this is an adapter, not a model",
             where=str(folder),
             fix="merge it into its base model first, and give the merged folder",
+            check="adapter-unmerged",
         )
     if path.is_file() and (name := _SHARD.match(path.name)) and int(name[2]) > 1:
         raise NotACheckpointError(
@@ -126,13 +128,15 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]
         outside = [n for n in names if Path(n).name != n]
         if outside:
             raise FormatError("the index names files outside the folder", where=str(index), got=", ".join(outside[:5]))
-        missing = [n for n in names if not (folder / n).is_file()]
+        missing = [n for n in names if not os.path.isfile(folder / n)]  # False for a name that no disk takes
         if missing:
             raise FormatError(
-                f"the index names {len(missing)} files that are not there [half-checkpoint]",
+                f"the index names {len(missing)} files that are not there",
                 where=str(index),
                 expected=", ".join(missing[:8]),
                 cause="an unfinished download or copy",
+                fix="fetch the files again, or the whole folder",
+                check="half-checkpoint",
             )
         total = found.get("metadata", {}).get("total_size") if isinstance(found.get("metadata"), dict) else None
         return [folder / n for n in names], weight_map, total
@@ -148,20 +152,21 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]
         )  # fmt: skip
     counts = {int(m[2]) for f in shards if (m := _SHARD.match(f.name))}
     if len(counts) != 1 or len(shards) != counts.pop():
-        raise FormatError("shards are missing and there is no index [half-checkpoint]", where=str(folder),
-                          got=", ".join(f.name for f in shards[:8]))  # fmt: skip
+        raise FormatError("shards are missing and there is no index", where=str(folder),
+                          got=", ".join(f.name for f in shards[:8]), fix="fetch what is missing",
+                          check="half-checkpoint")  # fmt: skip
     return shards, None, None
 
 
 def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:
-    """Where index and shards disagree [index-stale]; of broken shards nothing is known."""
+    """Where index and shards disagree; of broken shards nothing is known."""
     where = str(folder)
     lost = [n for n, file in index.items() if file not in broken and (n not in home or home[n].name != file)]
     extra = [n for n in home if n not in index]
-    problems = [
-        Problem(f"the index places {n} in {index[n]}, which lacks it [index-stale]", where=where) for n in lost[:8]
-    ]
-    problems += [Problem(f"{n} in {home[n].name} is not in the index [index-stale]", where=where) for n in extra[:8]]
+    fix = "fetch the files that the index was made for, or remove the index if the files are right"
+    said = [f"the index places {n} in {index[n]}, which lacks it" for n in lost[:8]]
+    said += [f"{n} in {home[n].name} is not in the index" for n in extra[:8]]
+    problems = [Problem(what, where=where, fix=fix, check="index-stale") for what in said]
     more = len(lost) + len(extra) - len(problems)
     if more:
         problems.append(Problem(f"and {more} more tensors on which index and files disagree", where=where))

@@ -119,7 +119,8 @@ def _check_files(path: Path, world_size: int) -> None:
     problems = []
     if missing:
         names = ", ".join(map(file_name, missing[:8])) + (" and more" if len(missing) > 8 else "")
-        problems.append(Problem(f"{len(missing)} rank files are missing [half-checkpoint]", str(path), expected=names))
+        what = f"{len(missing)} rank files are missing"
+        problems.append(Problem(what, str(path), expected=names, fix="fetch what is missing", check="half-checkpoint"))
     stray = sorted(found - set(range(world_size)))
     if stray:
         what = f"{len(stray)} rank files more than the {world_size} of config.json"
