@@ -146,6 +146,44 @@ def test_the_layer_for_multi_token_prediction_is_left_out(behind: int, hf_model:
         crossdock.open(folder)
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("form", ["state dict", "save_pretrained", "FSDP"])
+def test_experts_stacked_as_transformers_has_them_in_memory(kind: str, form: str, tmp_path: Path) -> None:
+    """transformers 5 holds gate_up_proj [E, 2F, H] in memory; it says itself what published names mean the same."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from transformers import AutoModelForCausalLM
+
+    folder = models.make_hf(kind, tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "published")
+    stacked, config = tmp_path / "stacked", None
+    if form == "state dict":
+        stacked.mkdir()
+        torch.save(model.state_dict(), stacked / "pytorch_model.bin")
+        shutil.copy(folder / "config.json", stacked)
+    elif form == "save_pretrained":
+        model.save_pretrained(stacked, save_original_format=False)
+    else:
+        dcp.save({"app": {"model": model.state_dict()}}, checkpoint_id=stacked, no_dist=True)
+        config = folder
+    source = crossdock.open(stacked, config=config)
+    names = {name for _, name in source.source.tensors}
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
+    assert not any(".experts.0." in name for name in names)
+    assert crossdock.diff(folder, source).same
+    crossdock.run(crossdock.plan(source, "hf"), tmp_path / "back")
+    for file in (tmp_path / "published").glob("*.safetensors"):
+        assert names_and_bytes(tmp_path / "back" / file.name) == names_and_bytes(file)
+
+
+def names_and_bytes(file: Path) -> dict[str, bytes]:
+    """Every tensor of a safetensors file."""
+    from safetensors.numpy import load_file
+
+    return {name: array.tobytes() for name, array in load_file(file).items()}
+
+
 # --- damage: what is done to a folder of shards, and what must be said about it ---------------------------------------
 
 

@@ -35,6 +35,7 @@ class Rule:
 
     offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only
     copy    when a tensor that is the same as another (a tied head) is written all the same
+    read_only  another form that sources have, which is never written
     """
 
     tensors: tuple[str, ...]
@@ -44,6 +45,7 @@ class Rule:
     when: Expression | None = None
     stage: str = ""
     copy: Expression | None = None
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,11 @@ def _written(key: str, value: str, where: str) -> Written:
 def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
     table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"at": value}
     where = f"{where} [tensors] {' '.join(names)}"
-    unknown = set(table) - {"at", "offset", "when", "stage", "part", "copy"}
+    unknown = set(table) - {"at", "offset", "when", "stage", "part", "copy", "read_only"}
     if unknown or "at" not in table:
         raise ConfigError(
-            f"a rule has `at` and perhaps offset, when, stage, part, copy; this has {sorted(table)}", where=where
+            f"a rule has `at` and perhaps offset, when, stage, part, copy, read_only; this has {sorted(table)}",
+            where=where,
         )
     part, stage = table.get("part", "default"), table.get("stage", "")
     if part not in parts:
@@ -213,6 +216,7 @@ def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: 
         when=expression(table["when"], where) if "when" in table else None,
         stage=stage,
         copy=expression(table["copy"], where) if "copy" in table else None,
+        read_only=table.get("read_only", False) is True,
     )
 
 

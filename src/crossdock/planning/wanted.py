@@ -31,7 +31,7 @@ def wanted_containers(
     problems: list[Problem] = []
     present = family.present(config)
     for number, rule in enumerate(rules.rules):
-        if rule.when is not None and not rule.when.evaluate(variables):
+        if rule.read_only or (rule.when is not None and not rule.when.evaluate(variables)):
             continue
         like = {name: name for name in rule.tensors} if all(name in present for name in rule.tensors) else {}
         if rule.copy is not None and not like and rule.copy.evaluate(variables):
