@@ -50,6 +50,15 @@ def tree_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+def read_all(folder: Path) -> None:
+    """Bring every file of a source into the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+
+
 def remove(output: Path) -> None:
     """Delete an output with all that lies beside it under the same name (manifest, partial)."""
     for path in output.parent.glob(output.name + "*"):

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Job, JobFailed, Run, machine, median, ratio, run_rounds, tree_size
+from measure import Job, JobFailed, Run, machine, median, ratio, read_all, run_rounds, tree_size
 
 HERE = Path(__file__).parent
 CROSSDOCK = (sys.executable, "-m", "crossdock")
@@ -57,15 +57,6 @@ def make(work: Path, name: str, script: str, *arguments: str) -> Path:
         subprocess.run([sys.executable, str(HERE / script), str(out), *arguments], check=True)
         done.touch()
     return out
-
-
-def read_all(folder: Path) -> None:
-    """Bring every file of a source into the page cache."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                while file.read(1 << 24):
-                    pass
 
 
 def export(group: str, source: Path, target: str, kind: str, work: Path) -> Job:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,3 +110,16 @@ def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder if folder.exists() else models.make_hf(recipe, folder)
 
     return made
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
+    """Rows of cells, printed past pytest's capturing under the module's TITLE when its tests have run."""
+    rows: list[tuple[str, ...]] = []
+    yield rows
+    capturing: Any = request.config.pluginmanager.getplugin("capturemanager")
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    with capturing.global_and_fixture_disabled():
+        print(f"\n{len(rows)} {request.module.TITLE}:")
+        for row in rows:
+            print("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

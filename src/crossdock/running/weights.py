@@ -19,11 +19,13 @@ from crossdock.planning.planner import Checkpoint
 from crossdock.running.blocks import Share, share_of
 from crossdock.running.reader import Gatherer, Reader, units_for
 
+LARGEST = 4 << 20  # bytes of one block of float32: matrix products do not get faster with more
+
 
 class CheckpointWeights:
     """The tensors of a checkpoint for `model.forward`. Close it (or leave its `with`) when done.
 
-    memory  bytes for reading: half for buffers, half for the float32 values of one block
+    memory  bytes for reading: half for buffers, at most half for the float32 values of one block
     Raises MemoryPlanError, PlanError, and what reading a broken file raises.
     """
 
@@ -32,7 +34,7 @@ class CheckpointWeights:
         self._plan = canonical_plan(checkpoint, {name: tuple(slot.sizes) for name, slot in self._slots.items()})
         self._tensors = {tensor.name: tensor for tensor in self._plan.tensors}
         self._share = Share(share_of(memory // 2, 1))
-        self._most = min(memory // 2, 32 << 20) // 4
+        self._most = min(memory // 2, LARGEST) // 4
         self._workspace = Workspace()
         self._reader = Reader(self._plan)
 
