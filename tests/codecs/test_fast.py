@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from ggml_reference import awkward_values
 
 from crossdock.codecs import fast, registry
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.conversion import convert
+from oracles.ggml_reference import awkward_values
 
 VALUES = awkward_values()
 

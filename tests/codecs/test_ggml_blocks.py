@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ggml_reference import awkward_values, ggml_quantize, ggml_type_size
 from gguf import GGMLQuantizationType, dequantize, quantize
 
 from crossdock.codecs import registry
@@ -12,6 +11,7 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.ggml_legacy import _BELOW_HALF
 from crossdock.errors import UsageError
 from crossdock.formats.gguf.types import TYPES_BY_CODEC
+from oracles.ggml_reference import awkward_values, ggml_quantize, ggml_type_size
 
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 SUPER = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")

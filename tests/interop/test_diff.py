@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import crossdock
+import models
 from crossdock.cli import main
 from crossdock.running.diff import DiffReport, TensorDiff
+from oracles.rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "mutations"))
-from rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf  # noqa: E402
-
-import models  # noqa: E402
-
 Models = Callable[[str], Path]
 INTO_GGUF = ("gpt2", "llama", "llama-head-dim", "llama-linear", "llama-bias", "qwen2-tied", "qwen3", "mixtral",
              "qwen3_moe", "deepseek_v3", "nemotron")  # fmt: skip

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crossdock.cli import main
+from oracles.rewriting import Gguf, rewrite_gguf
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("tokenizers", "mutations")]
-from rewriting import Gguf, rewrite_gguf  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests" / "tokenizers"))
 from test_tokenizer_engines import train_sentencepiece  # noqa: E402
 from tokenizer_samples import byte_level, save, train_bpe  # noqa: E402
 

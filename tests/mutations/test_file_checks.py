@@ -17,10 +17,10 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from rewriting import Array, Folder, Gguf, rewrite_gguf, rewrite_hf
 from seen_in_logits import seen_in_logits
 
 from crossdock.cli import main
+from oracles.rewriting import Array, Folder, Gguf, rewrite_gguf, rewrite_hf
 
 TITLE = "faults, each caught by `crossdock verify`, and what logits say of them"
 ROOT = Path(__file__).parents[2]

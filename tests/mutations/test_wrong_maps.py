@@ -20,10 +20,9 @@ import crossdock.delivery as delivery
 from crossdock.errors import CrossdockError
 from crossdock.layout import rules
 from crossdock.model import families
-from crossdock.model.forward import forward
-from crossdock.running.weights import CheckpointWeights
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
+from reference import reference_logits
 
 GPT2, LLAMA, QWEN2 = "gpt2-v019-dist-tp2-fp32", "llama-v019-dist-tp2pp2-bf16", "qwen2-v019-legacy-tp2-fp32"
 QWEN3, MIXTRAL = "qwen3-v019-dist-tp2pp2-fp32", "mixtral-v019-dist-tp2ep2pp2-bf16"
@@ -165,11 +164,9 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 def distances(root: Path, out: Path, engine: str) -> tuple[float, bool]:
     """How far the logits of `engine` are from Megatron's, and whether verify finds the output equal to its source."""
     tokens, expected = np.load(root / "tokens.npy"), np.load(root / "logits.npy")
-    checkpoint = delivery.open(root)
     delivery.export(root, out, "gguf" if engine == "llama.cpp" else "hf", dtype="float32")
     if engine == "forward":
-        with CheckpointWeights(checkpoint, 8 << 20) as weights:
-            got = np.stack([forward(checkpoint.config, weights, row.tolist()) for row in tokens])
+        got = reference_logits(root, tokens)
     else:
         got = (llama_logits if engine == "llama.cpp" else transformers_logits)(out, tokens)
     return float(np.abs(got - expected).max()), delivery.verify(out, root).ok

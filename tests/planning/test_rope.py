@@ -17,6 +17,7 @@ from crossdock.formats.stored import Source
 from crossdock.planning.describe import Given, describe
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
+from reference import reference_logits
 
 TOKENS = np.random.default_rng(5).integers(0, 203, (1, 90))  # the original context is 24
 YARN: dict[str, Any] = {
@@ -56,6 +57,7 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
     expected, got = transformers_logits(folder, TOKENS), llama_logits(tmp_path / "m.gguf", TOKENS)
     assert np.abs(got - expected).max() <= 1e-4
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+    assert np.abs(reference_logits(folder, TOKENS) - expected).max() <= 1e-5
     # the scaling matters: without it the logits are others
     if "yarn" in case:
         config = models.read_config(folder)

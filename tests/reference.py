@@ -1,0 +1,44 @@
+"""Logits of crossdock's reference forward for a checkpoint of any format, in float32 or, with `exact`, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import crossdock.delivery as delivery
+from crossdock.model.forward import forward
+from crossdock.model.tensors import Array, Weights
+from crossdock.running.weights import CheckpointWeights
+
+MEMORY = 8 << 20
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """The same weights as float64: `forward` computes in the precision that it is given."""
+
+    weights: Weights
+
+    def whole(self, name: str, layer: int | None = None) -> Array:
+        return self.weights.whole(name, layer).astype(np.float64)
+
+    def blocks(self, name: str, layer: int | None = None, expert: int | None = None) -> Iterator[Array]:
+        return (block.astype(np.float64) for block in self.weights.blocks(name, layer, expert))
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> Array:
+        return self.weights.rows(name, numbers).astype(np.float64)
+
+
+def reference_logits(
+    path: Path, tokens: NDArray[np.integer[Any]], *, config: Path | None = None, exact: bool = False
+) -> Array:
+    """[batch, n, vocabulary] for `tokens` [batch, n]."""
+    checkpoint = delivery.open(path, config=config)
+    with CheckpointWeights(checkpoint, MEMORY) as weights:
+        held = Doubled(weights) if exact else weights
+        return np.stack([forward(checkpoint.config, held, row.tolist()) for row in np.atleast_2d(tokens)])
