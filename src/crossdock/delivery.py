@@ -100,6 +100,7 @@ def plan(
     moe_ep: int = 0,
     use_parallel_embedding: bool = False,
     embedding_sharding_dim: int = 0,
+    fp8_kv_cache: bool = False,
     allow_overflow: bool = False,
     keep_order: bool = False,
 ) -> Plan:
@@ -124,6 +125,7 @@ def plan(
         parallel=Parallel(tp, pp, moe_tp, moe_ep, use_parallel_embedding, embedding_sharding_dim),
         allow_overflow=allow_overflow,
         keep_order=keep_order,
+        fp8_kv_cache=fp8_kv_cache,
     )
     return make_plan(checkpoint, target, request)
 

@@ -9,7 +9,7 @@ from crossdock.cli import main
 SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--norm-eps", "--rope-base"}
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
-          "--use-parallel-embedding", "--embedding-sharding-dim", "--allow-overflow"}  # fmt: skip
+          "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow"}  # fmt: skip
 RUNNING = {"--memory", "--workers"}
 
 SURFACE = {

@@ -169,6 +169,7 @@ class TargetFlags:
     moe_ep: int
     use_parallel_embedding: bool
     embedding_sharding_dim: int
+    fp8_kv_cache: bool
     allow_overflow: bool
     keep_order: bool
 
@@ -190,6 +191,7 @@ class TargetFlags:
             moe_ep=self.moe_ep,
             use_parallel_embedding=self.use_parallel_embedding,
             embedding_sharding_dim=self.embedding_sharding_dim,
+            fp8_kv_cache=self.fp8_kv_cache,
             allow_overflow=self.allow_overflow,
             keep_order=self.keep_order,
         )
@@ -273,7 +275,7 @@ _TARGET = (
         "--quantize",
         type=quantisation,
         metavar="NAME",
-        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); w8a16, w4a16 (trtllm).",
+        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); w8a16, w4a16, fp8 (trtllm).",
     ),
     tokenizer_option,
     click.option("--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"),
@@ -310,6 +312,7 @@ _TARGET = (
     click.option(
         "--embedding-sharding-dim", type=whole, default="0", metavar="N", help="0: cut its rows, 1: its columns."
     ),
+    click.option("--fp8-kv-cache", is_flag=True, help="The engine keeps keys and values in fp8 (trtllm)."),
     click.option("--allow-overflow", is_flag=True, help="Let values become Inf in float16 (trtllm)."),
     keep_order_option,
 )

@@ -81,6 +81,7 @@ class Source:
     skipped      stored things that are not model weights, name -> reason (optimizer state, rng, extra state)
     skipped_bytes  how many bytes of the files those are
     travels      files that go along with the model: tokenizer.json, generation_config.json, ...
+    scales       name of a weight -> scales of fp8 training: of the layer's input, of the weight itself
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     """
 
@@ -95,4 +96,5 @@ class Source:
     skipped: Mapping[str, str] = field(default_factory=dict)
     skipped_bytes: int = 0
     travels: tuple[Path, ...] = ()
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -73,6 +73,7 @@ class Request:
     encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
     parallel       ranks, for formats with rank files; allow_overflow: values too large for the dtype may become inf
     keep_order     leave the optimizer's vectors in the order in which the source has them
+    fp8_kv_cache   the engine keeps keys and values in fp8
     """
 
     dtype: str = "auto"
@@ -87,18 +88,21 @@ class Request:
     source_dtype: str = "float32"
     parallel: Parallel = Parallel()
     allow_overflow: bool = False
+    fp8_kv_cache: bool = False
 
 
 class Wanted(NamedTuple):
     """A tensor that the target will have. dtype: codec name (of the source when asked for an encoding).
 
-    part  the rank file it belongs to, as the layout spells it ("" where names are global)
+    part    the rank file it belongs to, as the layout spells it ("" where names are global)
+    scales  of fp8 training, where the source has them: of the layer's input, of the weight
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     part: str = ""
+    scales: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +124,14 @@ class RankFile:
 
 
 class Encoding(NamedTuple):
-    """The codec chosen for a tensor, and a sentence when it is not the one that was asked for."""
+    """The codec chosen for a tensor, and a sentence when it is not the one that was asked for.
+
+    scale  values are divided by it before they are encoded
+    """
 
     dtype: str
     notice: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -181,8 +189,10 @@ class Target(Protocol):
         """The codec for `tensor`, whose dtype is the source's. Raises UsageError for a dtype the format lacks."""
         ...
 
-    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
-        """Tensors that no source holds, with their encoded bytes."""
+    def computed(
+        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
+    ) -> Sequence[tuple[Wanted, bytes]]:
+        """Tensors that no source holds, with their encoded bytes. `tensors`: those that it holds, as encoded."""
         ...
 
     def facts(self, output: Path) -> Mapping[str, Any]:

@@ -53,6 +53,7 @@ class TargetTensor:
     """One tensor of the target: `nbytes` bytes at `offset` of file `file` (index into `Plan.files`).
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
+    scale  number that every value is divided by, after `add`
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
     of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
@@ -73,6 +74,7 @@ class TargetTensor:
     of: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     part: str = ""
+    scale: float = 1.0
     experts: int = 1
 
 
@@ -165,6 +167,7 @@ class Plan:
                 "of": tensor.of,
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
                 "moves": [list(_fields(m)) for m in tensor.moves],
+                **({} if tensor.scale == 1 else {"scale": tensor.scale}),
             }
         for twin in self.twins:
             yield {

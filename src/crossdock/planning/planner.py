@@ -60,6 +60,7 @@ class _Filled:
     of: tuple[str, ...]
     sources: tuple[str, ...]
     experts: int
+    scale: float = 1.0
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
@@ -74,8 +75,9 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     filled += [_carried(one, extents) for one in state.carried]
     request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
     filled, notices = _encoded(filled, target, request, rules)
-    computed = target.computed(config)
-    tensors = [*(one.wanted for one in filled), *(tensor for tensor, _ in computed)]
+    held = [one.wanted for one in filled]
+    computed = target.computed(config, held, request)
+    tensors = [*held, *(tensor for tensor, _ in computed)]
     told = replace(request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}")
     twins = (*_twins(checkpoint, extents), *order_twins(extents, state))
     omitted = _omitted(checkpoint, rules)
@@ -157,7 +159,8 @@ def _filled(
     geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
-    fills = [_fill(extents, checkpoint.resolved, container, rules, variables, problems) for container in wanted]
+    scales = checkpoint.source.scales
+    fills = [_fill(extents, checkpoint.resolved, one, rules, variables, problems, scales) for one in wanted]
     if problems:
         raise PlanError(problems)
     return [one for one in fills if one is not None]
@@ -169,7 +172,7 @@ def _encoded(
     """The same in the dtypes that the target chooses, and its notices about them."""
     encodings = [target.encoding(one.wanted, request, rules) for one in filled]
     return [
-        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype))
+        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype), scale=encoding.scale)
         for one, encoding in zip(filled, encodings, strict=True)
     ], [encoding.notice for encoding in encodings if encoding.notice]
 
@@ -183,6 +186,7 @@ def _placed(
             TargetTensor(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
+                scale=one.scale,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -235,6 +239,7 @@ def _fill(
     rules: Layout,
     variables: Mapping[str, Any],
     problems: list[Problem],
+    scales_of: Mapping[str, tuple[float, float]],
 ) -> _Filled | None:
     moves: list[Move] = []
     used: list[Provision] = []
@@ -261,7 +266,9 @@ def _fill(
     of = tuple(lens.tensor for lens in container.lenses)
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
-    wanted = Wanted(container.name, container.shape, dtype, container.part)
+    scales = {scales_of.get(provision.stored.name) for provision in used}
+    scale = scales.pop() if len(scales) == 1 else None
+    wanted = Wanted(container.name, container.shape, dtype, container.part, scale)
     return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names, _experts(container))
 
 
@@ -281,10 +288,10 @@ def _size(tensor: Wanted) -> int:
 
 
 def _main_dtype(tensors: Sequence[Wanted]) -> str:
-    """The dtype that most elements of matrices have."""
+    """The dtype that most elements of matrices have, those aside that were scaled into fp8."""
     elements: dict[str, int] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1:
+        if len(tensor.shape) > 1 and not (tensor.scales and tensor.dtype.startswith("float8")):
             elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
     return max(elements, key=lambda name: elements[name], default="float32")
 

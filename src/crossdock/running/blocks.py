@@ -110,7 +110,7 @@ def blocks(
     if not tensor.moves:
         return
     units, name = units_for(plan, tensor.moves)
-    coding = _coding(codecs.get(name), target, tensor.add, compiled, counting)
+    coding = _coding(codecs.get(name), target, tensor, compiled, counting)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
     elements, whole = math.prod(tensor.shape), most or math.lcm(coding.source.block, target.block)
     rows = whole
@@ -139,6 +139,7 @@ class _Coding:
     source: Codec
     target: Codec
     add: float
+    scale: float
     direct: Conversion
     to_values: Conversion
     from_values: Conversion
@@ -146,31 +147,39 @@ class _Coding:
 
     @property
     def changes(self) -> bool:
-        return bool(self.add) or self.source.name != self.target.name
+        return self.computes or self.source.name != self.target.name
+
+    @property
+    def computes(self) -> bool:
+        """Whether values are changed, not only their encoding."""
+        return self.add != 0 or self.scale != 1
 
     @property
     def widest(self) -> float:
         """Bytes of an element in the buffer where it takes most."""
         sizes = (codec.block_bytes / codec.block for codec in (self.source, self.target))
-        return max(*sizes, 4 if self.add else 0)
+        return max(*sizes, 4 if self.computes else 0)
 
     def __call__(self, raw: Bytes, encoded: Bytes, share: Share) -> Census:
         """Fill `encoded`, unless it is `raw`; what was counted on the way."""
         with share.turn if self.direct.chatty else nullcontext():
-            if self.add:
+            if self.computes:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
+                values /= np.float32(self.scale)
                 self.from_values(values.view(np.uint8), encoded, share.workspace)
+                if self.scale != 1 and self.counting:  # what is too large or too small shows only now
+                    return count(values.view(np.uint8), codecs.get("float32"), self.target)
             elif self.changes:
                 self.direct(raw, encoded, share.workspace)
             return count(raw, self.source, self.target if self.changes else None) if self.counting else Census()
 
 
-def _coding(source: Codec, target: Codec, add: float, compiled: bool | None, counting: bool) -> _Coding:
+def _coding(source: Codec, target: Codec, tensor: TargetTensor, compiled: bool | None, counting: bool) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, add, convert(source, target, compiled), convert(source, float32),
+        source, target, tensor.add, tensor.scale, convert(source, target, compiled), convert(source, float32),
         convert(float32, target, compiled), counting,
     )  # fmt: skip
 

@@ -100,6 +100,16 @@ class LogitsReport:
     seconds: float
 
 
+def clamped(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
+    """A sentence when values did not fit the scales that the training had kept for them."""
+    lost = [
+        one for one, planned in zip(tensors, plan.tensors, strict=True) if planned.scale != 1 and one.census.overflow
+    ]
+    count = sum(one.census.overflow for one in lost)
+    names = _few([one.name for one in lost])
+    return [f"{count:,} values were cut to the largest of fp8, their scales are stale: {names}"] if lost else []
+
+
 def repeated(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
     """A sentence for every group of matrices with equal bytes, and one for experts within a matrix: what overwrote each
     other in training or on the way. What the plan itself writes to several places counts once.

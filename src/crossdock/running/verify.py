@@ -162,7 +162,7 @@ def _compare(
             if not equal or block.source.name != target.name:
                 measured = True
                 with share.turn:
-                    figures += _distance(block.raw, block.source, mine, target, tensor.add, share)
+                    figures += _distance(block.raw, block.source, mine, tensor, share)
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
@@ -179,8 +179,9 @@ def _equal(one: Bytes, other: Bytes) -> bool:
     )
 
 
-def _distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, add: float, share: Share) -> ErrorFigures:
-    """How far encoded values lie from those of `raw` plus `add`, in runs that stay in the cache."""
+def _distance(raw: Bytes, source: Codec, encoded: Bytes, tensor: TargetTensor, share: Share) -> ErrorFigures:
+    """How far encoded values lie from those that they stand for, in runs that stay in the cache."""
+    target = codecs.get(tensor.dtype)
     block = math.lcm(source.block, target.block)
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
@@ -191,9 +192,11 @@ def _distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, add: flo
         elements = given.size // source.block_bytes * source.block
         ours, theirs = wanted[:elements], got[:elements]
         source.decode(given, ours)
-        if add:
-            ours += np.float32(add)
+        if tensor.add:
+            ours += np.float32(tensor.add)
         target.decode(encoded[index * written : (index + 1) * written], theirs)
+        if tensor.scale != 1:
+            theirs *= np.float32(tensor.scale)
         figures += compare(ours, theirs)
     return figures
 

@@ -74,7 +74,9 @@ class GgufTarget:
             return Encoding("float16", f"{kind}: rows of {row} are no whole blocks of {block} ({wanted}); float16")
         return Encoding(wanted)
 
-    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
+    def computed(
+        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
+    ) -> Sequence[tuple[Wanted, bytes]]:
         """`rope_freqs.weight` for Llama 3.1 rope scaling."""
         if config.rope_type != "llama3":
             return ()

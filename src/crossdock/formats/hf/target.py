@@ -70,7 +70,9 @@ class HfTarget:
             return Encoding("float32")
         return Encoding(wanted)
 
-    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
+    def computed(
+        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
+    ) -> Sequence[tuple[Wanted, bytes]]:
         """Nothing: every tensor of a Hugging Face folder is stored by its sources."""
         return ()
 

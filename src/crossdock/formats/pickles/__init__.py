@@ -4,8 +4,10 @@ from crossdock.formats.pickles.limits import Limits, TruncatedPickleError
 from crossdock.formats.pickles.machine import load, load_at
 from crossdock.formats.pickles.schema import ITEM_SIZES, dtype_of, storage_dtype
 from crossdock.formats.pickles.values import (
+    Charge,
     Global,
     Instance,
+    Rule,
     StateDict,
     StorageRef,
     TensorRef,
@@ -16,9 +18,11 @@ from crossdock.formats.pickles.values import (
 
 __all__ = [
     "ITEM_SIZES",
+    "Charge",
     "Global",
     "Instance",
     "Limits",
+    "Rule",
     "StateDict",
     "StorageRef",
     "TensorRef",

@@ -7,7 +7,7 @@ Facts from CPython 3.11 `Lib/pickletools.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import repeat
 from struct import Struct
 from struct import error as StructError
@@ -17,7 +17,7 @@ from crossdock.formats.pickles.limits import Limits
 from crossdock.formats.pickles.opcodes import ARGUMENTS
 from crossdock.formats.pickles.schema import INERT
 from crossdock.formats.pickles.steps import Run, SparseMemo
-from crossdock.formats.pickles.values import Global, Instance
+from crossdock.formats.pickles.values import Global, Instance, Rule
 
 _U32, _I32, _F64 = Struct("<I").unpack_from, Struct("<i").unpack_from, Struct(">d").unpack_from
 
@@ -29,18 +29,20 @@ def load(
     limits: Limits | None = None,
     persistent: Callable[[object], object] | None = None,
     stop_before: str | None = None,
+    more: Mapping[tuple[str, str], Rule] | None = None,
 ) -> object:
     """The value that pickle `data` holds, with inert stand-ins for everything that is not plain data.
 
     where        file and entry, for messages
     persistent   turns a persistent id (a torch storage) into a value; without it such ids are refused.
                  May raise ValueError with a sentence.
+    more         functions of ours for calls that are refused elsewhere
     stop_before  when the attributes of the outermost object reach this name, the rest is left unread
 
     Raises UnsafePickleError (a call, opcode or amount that is not allowed) or FormatError (broken), both with
     the byte offset.
     """
-    return load_at(data, 0, where=where, limits=limits, persistent=persistent, stop_before=stop_before)[0]
+    return load_at(data, 0, where=where, limits=limits, persistent=persistent, stop_before=stop_before, more=more)[0]
 
 
 def load_at(
@@ -51,6 +53,7 @@ def load_at(
     limits: Limits | None = None,
     persistent: Callable[[object], object] | None = None,
     stop_before: str | None = None,
+    more: Mapping[tuple[str, str], Rule] | None = None,
 ) -> tuple[object, int]:
     """`load` from byte `start` on: the value, and the offset after the pickle."""
     limits = limits or Limits()
@@ -61,7 +64,7 @@ def load_at(
             expected=f"at most {limits.bytes} bytes",
             got=f"{len(data)}",
         )
-    return _run(Run(data, where, limits, persistent), start, stop_before)
+    return _run(Run(data, where, limits, persistent, more or {}), start, stop_before)
 
 
 def _run(run: Run, start: int, stop_before: str | None) -> tuple[object, int]:

@@ -14,7 +14,7 @@ from crossdock.errors import FormatError, UnsafePickleError
 from crossdock.formats.pickles.limits import Limits, TruncatedPickleError
 from crossdock.formats.pickles.opcodes import NAMES
 from crossdock.formats.pickles.schema import INERT, call_rule
-from crossdock.formats.pickles.values import Global, Instance, StateDict, TensorRef, describe, printable
+from crossdock.formats.pickles.values import Global, Instance, Rule, StateDict, TensorRef, describe, printable
 
 SCAN_HINT = "run `crossdock scan PATH` to list every call in this checkpoint"
 
@@ -47,13 +47,21 @@ class SparseMemo(dict[int, object]):
 class Run:
     """One run over `data`: the steps that need more than a line. `at` is the current opcode."""
 
-    __slots__ = ("at", "budget", "data", "globals", "limits", "persistent", "tuple_keys", "where")
+    __slots__ = ("at", "budget", "data", "globals", "limits", "more", "persistent", "tuple_keys", "where")
 
-    def __init__(self, data: bytes, where: str, limits: Limits, persistent: Callable[[object], object] | None) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        where: str,
+        limits: Limits,
+        persistent: Callable[[object], object] | None,
+        more: Mapping[tuple[str, str], Rule] | None = None,
+    ) -> None:
         self.data = data
         self.where = where
         self.limits = limits
         self.persistent = persistent
+        self.more = more or {}
         self.at = 0
         self.budget = len(data) + 4096
         self.tuple_keys = limits.tuple_keys
@@ -89,7 +97,9 @@ class Run:
         if known is None:
             if len(module) + len(name) > 1024:
                 self.unsafe("a global with a name of more than 1024 characters")
-            known = self.globals[module, name] = Global(module, name, call_rule(module, name))
+            known = self.globals[module, name] = Global(
+                module, name, self.more.get((module, name)) or call_rule(module, name)
+            )
         return known
 
     def call(self, target: object, args: object) -> object:

@@ -78,8 +78,8 @@ def config_json(config: Mapping[str, Any]) -> bytes:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of ranks, under the names that a layout uses. The numbers are not checked."""
-    mapping = config.get("mapping") or {}
+    """What a config.json says of ranks and quantisation, under a layout's names. The numbers are not checked."""
+    mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
     tp = mapping.get("tp_size", config.get("tp_size", 1))
     ep = mapping.get("moe_ep_size", 1)
     return {
@@ -89,4 +89,6 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "moe_tensor_parallel": mapping.get("moe_tp_size", tp),
         "use_parallel_embedding": config.get("use_parallel_embedding", False),
         "embedding_sharding_dim": config.get("embedding_sharding_dim", 0),
+        "quant_algo": quantization.get("quant_algo"),
+        "kv_cache_quant_algo": quantization.get("kv_cache_quant_algo"),
     }

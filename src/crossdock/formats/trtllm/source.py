@@ -22,7 +22,6 @@ from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
 _TABLES = ("mapping", "quantization", "moe", "rotary_scaling")
-_PLAIN = (None, "W8A16", "W4A16")  # quantised by trtllm-build, stored plain
 
 
 def sniff(path: Path) -> bool:
@@ -47,12 +46,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     layers = _count(config.get("num_hidden_layers"), "num_hidden_layers", where)
     if tp * pp > MOST or etp * ep != tp or pp > layers:
         raise ConfigError("ranks that do not fit together", where=where, got=f"tp {tp}, pp {pp}, moe {etp} * {ep}")
-    quantised = (config.get("quantization") or {}).get("quant_algo")
-    if quantised not in _PLAIN:
-        raise ConfigError(
-            f"the weights are quantised ({quantised}), which crossdock does not read", where=where,
-            fix="give the checkpoint that they were made from",
-        )  # fmt: skip
     _check_files(path, tp * pp)
     files: list[SourceFile] = []
     tensors: dict[tuple[str, str], StoredTensor] = {}

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
-from crossdock.errors import UsageError
+from crossdock.errors import PlanError, UsageError
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
@@ -29,6 +31,7 @@ from crossdock.model.config import ModelConfig
 _DTYPES = ("float32", "float16", "bfloat16")
 # of plain weights, which trtllm-build quantises itself
 _BY_CONFIG = ("w8a16", "w4a16")
+FP8 = "float8_e4m3fn"
 # what config.json cannot say, for reading the folder back: kept in the rank files' __metadata__, which loaders skip
 TOLD = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "max_position_embeddings", "bos_token_id",
         "eos_token_id", "pad_token_id")  # fmt: skip
@@ -41,13 +44,14 @@ class TrtllmTarget:
     name: str = "trtllm"
     layout: str = "trtllm"
     single_file: bool = False
-    algorithms: tuple[str, ...] = _BY_CONFIG
+    algorithms: tuple[str, ...] = (*_BY_CONFIG, "fp8")
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """As asked for, if the model can be cut so."""
         found = trtllm_ranks.cut(config, request.parallel)
         algorithm = None if request.quantize is None else request.quantize.upper()
-        return replace(found, settings={**found.settings, "quant_algo": algorithm})
+        cache = "FP8" if request.fp8_kv_cache else None
+        return replace(found, settings={**found.settings, "quant_algo": algorithm, "kv_cache_quant_algo": cache})
 
     def settled(self, request: Request, output: Source) -> Request:
         """The ranks and the quantisation that the output's config.json names."""
@@ -60,9 +64,9 @@ class TrtllmTarget:
             said["use_parallel_embedding"],
             said["embedding_sharding_dim"],
         )
-        algorithm = (output.metadata.get("quantization") or {}).get("quant_algo")
-        quantize = algorithm.lower() if isinstance(algorithm, str) else None
-        return replace(request, parallel=parallel, quantize=quantize)
+        quantize = said["quant_algo"].lower() if isinstance(said["quant_algo"], str) else None
+        cache = said["kv_cache_quant_algo"] == "FP8"
+        return replace(request, parallel=parallel, quantize=quantize, fp8_kv_cache=cache)
 
     def next_steps(self, output: Path, source: Path) -> Sequence[str]:
         """How the engine is built, and what newer versions want instead."""
@@ -75,6 +79,16 @@ class TrtllmTarget:
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for, or that of most of the source; float32 for what the layout's [encoding] lists."""
+        if request.quantize == "fp8" and any(
+            fnmatch.fnmatchcase(tensor.name, g) for g in rules.encoding.get("fp8", ())
+        ):
+            if tensor.scales is None or len(tensor.shape) != 2:
+                raise PlanError(
+                    "the source has no scales of fp8 training for this tensor", where=tensor.name,
+                    expected="a Megatron state dict (.pt, .safetensors) with _extra_state",
+                    fix="export without -q, and let ModelOpt calibrate",
+                )  # fmt: skip
+            return Encoding(FP8, scale=tensor.scales[1])
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
@@ -93,9 +107,20 @@ class TrtllmTarget:
             raise UsageError(f"trtllm cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
         return Encoding(wanted)
 
-    def computed(self, config: ModelConfig) -> Sequence[tuple[Wanted, bytes]]:
-        """Nothing: buffers that TensorRT-LLM computes itself are left to it."""
-        return ()
+    def computed(
+        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
+    ) -> Sequence[tuple[Wanted, bytes]]:
+        """The scales of fp8 weights and of the fp8 cache; buffers that TensorRT-LLM computes are left to it."""
+        found = []
+        for tensor in tensors:
+            stem = tensor.name.removesuffix(".weight")
+            if tensor.scales is not None and tensor.dtype == FP8:
+                activation, weight = tensor.scales
+                found.append((f"{stem}.activation_scaling_factor", activation, tensor.part))
+                found.append((f"{stem}.weights_scaling_factor", weight, tensor.part))
+            if request.fp8_kv_cache and tensor.name.endswith(".attention.qkv.weight"):
+                found.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", 1.0, tensor.part))
+        return [(Wanted(name, (1,), "float32", part), np.float32(n).tobytes()) for name, n, part in found]
 
     def assemble(
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
