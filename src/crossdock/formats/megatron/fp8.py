@@ -9,7 +9,7 @@ in it. All are read by the safe pickle machine; tensor data of the model is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +18,54 @@ from crossdock.errors import CrossdockError, FormatError
 from crossdock.formats import pickles
 from crossdock.formats.files import read_exact, reading
 from crossdock.formats.pickles import Instance, StorageRef, TensorRef
+from crossdock.formats.stored import StoredTensor
 from crossdock.formats.torchfile.reader import open_torch
 
 NAME = "._extra_state"
 LARGEST = 16 << 20  # bytes of one module's state, with the history of its maxima
+DEEPEST = 64  # dots in a name
 Scales = tuple[float, float]
 
 
-def scales_of(states: Mapping[str, bytes], where: str) -> dict[str, Scales]:
-    """Weight name -> scale of the input, scale of the weight, as factors from fp8 to values. Empty states are left out.
-
-    Raises FormatError, UnsafePickleError.
-    """
+def scales_of(states: Mapping[str, bytes], where: str) -> tuple[dict[str, Scales], list[str]]:
+    """Weight name -> scale of the input, scale of the weight, as factors from fp8 to values; and what is wrong in
+    states that cannot be read: a model is whole without them. Modules without scales are left out."""
     out: dict[str, Scales] = {}
+    unreadable = []
     for name, data in states.items():
-        numbers = _numbers(data, f"{where}: {name}") if data else None
+        try:
+            numbers = _numbers(data, f"{where}: {name}") if data else None
+        except CrossdockError as error:
+            unreadable.append(error.problems[0].lines()[0])
+            continue
         if numbers is not None:
             out[name.removesuffix(NAME) + ".weight"] = numbers
-    return out
+    return out, unreadable
 
 
-def torch_states(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every `_extra_state` of a torch file and its bytes; names are keys joined by dots."""
+def states(path: Path, tensors: Iterable[StoredTensor]) -> Iterator[tuple[str, bytes]]:
+    """Every `_extra_state` of a file and its bytes. `tensors`: what the file holds as tensors, with extents in it."""
+    with reading(path) as fd:
+        for tensor in tensors:
+            if tensor.name.endswith(NAME) and tensor.dtype == "uint8" and len(tensor.extents) == 1:
+                extent = tensor.extents[0]
+                if extent.nbytes <= LARGEST and extent.strides is None:
+                    yield tensor.name, read_exact(fd, extent.offset, extent.nbytes, str(path))
+    if path.suffix != ".safetensors":
+        yield from _held(path)
+
+
+def _held(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Those that a torch file holds as io.BytesIO."""
     root = open_torch(path, where=str(path)).root
     stack: list[tuple[str, object]] = [("", root)]
-    with reading(path) as fd:
-        while stack:
-            name, value = stack.pop()
-            if isinstance(value, dict) and name.count(".") < 64:
-                stack += [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
-            elif not name.endswith(NAME):
-                continue
-            elif type(value) is Instance and value.cls.name == "BytesIO" and type(value.state) is tuple:
-                held = value.state[0]
-                yield name, held if type(held) is bytes else b""
-            elif type(value) is TensorRef and value.dtype == "uint8":
-                yield name, read_exact(fd, value.offset, min(value.elements, LARGEST), str(path))
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict) and name.count(".") < DEEPEST:
+            stack += [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
+        elif name.endswith(NAME) and type(value) is Instance and value.cls.name == "BytesIO":
+            state = value.state if type(value.state) is tuple else value.args
+            yield name, state[0] if state and type(state[0]) is bytes else b""
 
 
 def _numbers(data: bytes, where: str) -> Scales | None:

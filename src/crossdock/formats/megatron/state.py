@@ -11,6 +11,7 @@ from pathlib import Path
 
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError, UsageError
 from crossdock.formats import safetensors
+from crossdock.formats.megatron import fp8
 from crossdock.formats.megatron.args import OPTIMIZER
 from crossdock.formats.megatron.dist import summary, without_prefix
 from crossdock.formats.pickles import printable
@@ -41,7 +42,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     if not path.is_file():
         raise NotACheckpointError("a state dict is one file", where=str(path))
     found = {tensor.name: tensor for tensor in tensors_in(path, 0)}
-    skipped = {name: 1 for name in found if OPTIMIZER.search(name)}
+    skipped = {name: 1 for name in found if OPTIMIZER.search(name) or name.endswith(fp8.NAME)}
     weights = {name: tensor for name, tensor in found.items() if name not in skipped}
     for wrapper in WRAPPERS:
         inside = {name: tensor for name, tensor in weights.items() if name.startswith(f"{wrapper}.")}
@@ -55,6 +56,12 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     notes = {"tensors": "a plain state dict"}
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"
+    states = fp8.states(path, found.values())
+    scales, unreadable = fp8.scales_of(
+        {n.removeprefix(prefix): s for n, s in states if n.startswith(prefix)}, str(path)
+    )
+    if scales or unreadable:
+        notes["fp8 scales"] = "; ".join([f"of {len(scales)} weights", *unreadable[:3]])
     nbytes = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
     return Source(
         format="megatron_state",
@@ -65,5 +72,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         metadata_at="",
         skipped=summary({printable(name): 1 for name in skipped}),
         skipped_bytes=max(0, path.stat().st_size - nbytes),
+        scales=scales,
         notes=notes,
     )
