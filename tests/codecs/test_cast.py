@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_cast_equals_torch(source: str, target: str) -> None:
     assert np.array_equal(nan, ours_nan)
     different = (out.view(kind) != theirs.view(kind)) & ~nan
     assert not different.any(), np.flatnonzero(different)[:5]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("bfloat16", "float16"), ("float16", "float32"), ("float16", "bfloat16"), ("float16", "float64")],
+)
+def test_faster_ways_give_the_bytes_of_the_plain_cast(source: str, target: str) -> None:
+    """All patterns, payloads of nans included, over more than one run."""
+    a, b = registry.get(source), registry.get(target)
+    every = np.random.default_rng(3).permutation(np.arange(1 << 19, dtype=np.uint32)).astype(np.uint16)
+    out = np.zeros(every.size * b.block_bytes, np.uint8)
+    convert(a, b)(every.view(np.uint8), out)
+    with np.errstate(all="ignore"):
+        wanted = every.view(getattr(ml_dtypes, source, source)).astype(getattr(ml_dtypes, target, target))
+    assert out.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossdock.codecs import fast
-from crossdock.codecs.cast import Plain, byte_table
+from crossdock.codecs.cast import Plain, bfloat16_to_float16, byte_table
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.errors import UsageError
 
@@ -120,6 +120,13 @@ def _direct(source: Plain, target: Plain) -> tuple[Run, int]:
                 np.take(table, patterns[start : start + RUN], out=into[start : start + RUN], mode="clip")
 
         return look_up, 8 * RUN  # take widens its indices
+
+    if (source.name, target.name) == ("bfloat16", "float16"):
+
+        def shift(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
+            bfloat16_to_float16(raw, out, byte_table(source, target).view(np.uint16))
+
+        return shift, 16 * RUN
 
     def cast(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
         with np.errstate(all="ignore"):
