@@ -160,6 +160,7 @@ def verify(
     keep_order: bool = False,
     logits: str | Sequence[int] | None = None,
     engine: str | None = None,
+    report: str | os.PathLike[str] | None = None,
     memory: int = MEMORY,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -168,6 +169,7 @@ def verify(
 
     logits  a text, "@file", or token ids ("1,2,3" or numbers): also compare what both compute on it
     engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference forward
+    report  a file to write: the outcome as one page of HTML that needs nothing else
 
     An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
     TokenizerError, and EnvironmentProblem when something that is needed is not installed.
@@ -175,19 +177,24 @@ def verify(
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
     path, named = Path(output), None if tokenizer is None else Path(tokenizer)
     request = Request(tokenizer=named, travels=checkpoint.source.travels, keep_order=keep_order)
-    if logits is None:
-        if engine is not None:
-            raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
-        return _verify_files(path, checkpoint, request, memory, workers, progress)[0]
-    from crossdock.proof.logits import answer, question
+    if logits is None and engine is not None:
+        raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
+    asked = None
+    if logits is not None:
+        from crossdock.proof.logits import answer, question
 
-    asked = question(logits, engine, checkpoint, path, named)
-    if asked.alone:
-        report, replay = VerifyReport(True, (), (), 0, 0.0), None
-    else:
-        report, replay = _verify_files(path, checkpoint, request, memory, workers, progress)
-    found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
-    return replace(report, ok=report.ok and found.ok, logits=found)
+        asked = question(logits, engine, checkpoint, path, named)
+    outcome, replay = VerifyReport(True, (), (), 0, 0.0), None
+    if asked is None or not asked.alone:
+        outcome, replay = _verify_files(path, checkpoint, request, memory, workers, progress)
+    if asked is not None:
+        found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
+        outcome = replace(outcome, ok=outcome.ok and found.ok, logits=found)
+    if report is not None:
+        from crossdock.proof.report.page import Evidence, write
+
+        write(Path(report), Evidence(outcome, replay, path, checkpoint.source.root, checkpoint.source.format))
+    return outcome
 
 
 def _written(output: Path, source: Checkpoint) -> Checkpoint:

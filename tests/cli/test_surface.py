@@ -28,7 +28,7 @@ SURFACE = {
         SOURCE
         | RUNNING
         | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--logits", "--engine"}
-        | {"--json", "--no-progress"},
+        | {"--report", "--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (

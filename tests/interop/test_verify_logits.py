@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ from crossdock.errors import CheckFailed, EnvironmentProblem
 from crossdock.proof import limits as limiting
 from crossdock.proof.engines import ask, registry
 from crossdock.proof.texts import MOST, WINDOW, read_asked
+from oracles.rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "mutations")]
-from rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf  # noqa: E402
-
 KJV = ROOT / "examples" / "tiny-kjv"
 TOKENIZER = ROOT / "examples" / "tiny-kjv-tokenizer"
 TEXT = "In the beginning God created the heaven and the earth."

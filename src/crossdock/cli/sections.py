@@ -39,7 +39,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "text",
             "drelu",
         ),
-        "Checks": ("tokens", "logits", "engine"),
+        "Checks": ("tokens", "logits", "engine", "report"),
         "Running": ("memory", "window", "workers", "force", "hash", "fail_on", "dry_run"),
         "Output": ("tensors", "save", "plot", "as_json", "no_progress"),
     }

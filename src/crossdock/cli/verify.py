@@ -44,6 +44,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
         "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
         'crossdock verify model.gguf --against runs/iter_0010000 --logits "In the beginning" --engine llama.cpp',
+        "crossdock verify model.gguf --against runs/iter_0010000 --report report.html",
         "crossdock verify model.gguf.generated.gpuidx --against activation/ --model model.gguf",
     ),
 )
@@ -55,6 +56,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
 @click.option("--logits", metavar="TEXT", help="Also hold logits against the source's: a text, @file, or ids: 1,2,3.")
 @click.option("--engine", metavar="NAME", help="Who computes OUT's logits: llama.cpp, transformers, onnxruntime.")
+@click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page that needs nothing else.")
 @click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
 @running_options
 @json_option
@@ -68,6 +70,7 @@ def verify(
     tokens: bool,
     logits: str | None,
     engine: str | None,
+    report: Path | None,
     model: Path | None,
     memory: int,
     workers: int | None,
@@ -91,22 +94,23 @@ def verify(
     checkpoint = source.open(against)
     read = _read_text(out, tokenizer, checkpoint) if tokens else None
     with watching("verify", off=no_progress) as progress:
-        report = crossdock.verify(
+        found = crossdock.verify(
             out,
             checkpoint,
             tokenizer=tokenizer,
             keep_order=keep_order,
             logits=logits,
             engine=engine,
+            report=report,
             memory=memory,
             workers=workers,
             progress=progress,
         )
     if as_json:
-        show.print_json(report if read is None else {**show.plain(report), "tokens": read})
+        show.print_json(found if read is None else {**show.plain(found), "tokens": read})
     else:
-        _show(report, read, out, against)
-    return 0 if report.ok and (read is None or read.ok) else 1
+        _show(found, read, out, against)
+    return 0 if found.ok and (read is None or read.ok) else 1
 
 
 def _read_text(out: Path, tokenizer: Path | None, checkpoint: Checkpoint) -> TokensReport:
