@@ -118,6 +118,7 @@ def blocks(
     if any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves):
         per_strip = int(share.strip / coding.widest)
         rows = math.lcm(whole, tensor.shape[-1])
+    per_block = min(per_block, most or per_block)
     for low, high in _cuts(0, elements, per_strip, rows if rows <= per_strip else whole, target, tensor.offset):
         page = (tensor.offset + encoded_size(target, low)) % PAGE
         strip = share.gathered[0 if coding.changes else page :][: encoded_size(coding.source, high - low)]
