@@ -18,8 +18,8 @@ from crossdock.version import VERSION as __version__
 if TYPE_CHECKING:
     from crossdock.delivery import diff, export, open, plan, run, verify
     from crossdock.errors import CrossdockError
+    from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
-    from crossdock.planning.planner import Checkpoint
     from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {
-        "Checkpoint": "planning.planner", "CrossdockError": "errors", "Plan": "planning.plan",
+        "Checkpoint": "planning.checkpoint", "CrossdockError": "errors", "Plan": "planning.plan",
         "DiffReport": "running.diff", "RunReport": "running.results", "VerifyReport": "running.verify",
     }  # fmt: skip
     if name not in __all__:

@@ -14,9 +14,11 @@ from crossdock.formats import registry
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.describe import LAYOUT_OF, Given, describe, spoken
+from crossdock.planning.merge import merged
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import Checkpoint, make_plan
+from crossdock.planning.planner import make_plan
 from crossdock.planning.renames import renamed
 from crossdock.planning.resolve import resolve
 from crossdock.running.blocks import workers_for
@@ -38,6 +40,7 @@ def open(
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
@@ -46,11 +49,13 @@ def open(
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
     rename     stored names of own making -> those of the format, see `planning.renames`
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    return interpret(source, given(family=family, config=config, set=set, rename=rename))
+    said = given(family=family, config=config, set=set, rename=rename)
+    return interpret(source, said, None if base is None else Path(base))
 
 
 def given(
@@ -74,8 +79,13 @@ def given(
     return Given(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
 
 
-def interpret(source: Source, said: Given) -> Checkpoint:
-    """Give a source its meaning: family, configuration, and where every canonical tensor lies."""
+def interpret(source: Source, said: Given, base: Path | None = None) -> Checkpoint:
+    """Give a source its meaning: family, configuration, and where every canonical tensor lies.
+
+    base  the model that `source` is an adapter of: the result is that model with the adapter added; `said` is about it
+    """
+    if base is not None:
+        return merged(interpret(registry.open_source(base), said), interpret(source, Given()))
     source, notices = renamed(source, said.renames, LAYOUT_OF.get(source.format, source.format))
     source, said = spoken(source, said)
     reading = describe(source, said)

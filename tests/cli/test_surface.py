@@ -6,7 +6,8 @@ from click.testing import CliRunner
 
 from crossdock.cli import main
 
-SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--norm-eps", "--rope-base"}
+SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--base", "--merge",
+          "--norm-eps", "--rope-base"}  # fmt: skip
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow"}  # fmt: skip

@@ -36,13 +36,13 @@ CONTEXT_OFFSETS = {
 }
 
 
-def llama_logits(model: Path, tokens: Tokens, *, timeout: float = 120) -> Logits:
-    """float32 logits [batch, n, vocabulary] for `tokens` [batch, n]. AssertionError with its log if it
-    fails."""
+def llama_logits(model: Path, tokens: Tokens, *, adapter: Path | None = None, timeout: float = 120) -> Logits:
+    """float32 logits [batch, n, vocabulary] for `tokens` [batch, n], with a LoRA adapter or without. AssertionError
+    with its log if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder) / "tokens.npy", Path(folder) / "logits.npy"
         np.save(given, np.atleast_2d(tokens).astype(np.int32))
-        _run("logits", model, given, got, timeout=timeout)
+        _run("logits", model, given, got, adapter, timeout=timeout)
         return np.asarray(np.load(got), dtype=np.float32)
 
 
@@ -57,8 +57,8 @@ def llama_tokens(model: Path, texts: list[str], *, add_special: bool = False, ti
         return ids
 
 
-def _run(what: str, model: Path, given: Path, got: Path, *, timeout: float) -> None:
-    command = [sys.executable, __file__, what, str(model), str(given), str(got)]
+def _run(what: str, model: Path, given: Path, got: Path, adapter: Path | None = None, *, timeout: float) -> None:
+    command = [sys.executable, __file__, what, str(model), str(given), str(got), *([str(adapter)] if adapter else [])]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
     assert done.returncode == 0, f"llama.cpp on {model}: exit {done.returncode}\n{done.stderr[-2000:]}"
 
@@ -102,6 +102,9 @@ class _Llama:
         self.vocab = self._bind("llama_model_get_vocab", pointer, pointer)
         self.vocab_size = self._bind("llama_vocab_n_tokens", i32, pointer)
         self.tokenize = self._bind("llama_tokenize", i32, pointer, text, i32, ints, i32, ctypes.c_bool, ctypes.c_bool)
+        self.load_adapter = self._bind("llama_adapter_lora_init", pointer, pointer, text)
+        scales, adapters = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(pointer)
+        self.set_adapters = self._bind("llama_set_adapters_lora", i32, pointer, adapters, ctypes.c_size_t, scales)
         self._bind("llama_backend_init", None)()
 
     def _bind(self, name: str, result: Any, *arguments: Any) -> Any:
@@ -120,7 +123,7 @@ def _put(blob: _Blob, offset: int, value: int) -> None:
     ctypes.c_int32.from_buffer(blob, offset).value = value
 
 
-def _logits_of(llama: _Llama, model: int, ids: list[int]) -> Logits:
+def _logits_of(llama: _Llama, model: int, ids: list[int], adapter: int | None) -> Logits:
     params, count = llama.context_params(), len(ids)
     sizes = {
         "n_ctx": max(64, count),
@@ -134,6 +137,9 @@ def _logits_of(llama: _Llama, model: int, ids: list[int]) -> Logits:
     context = llama.context(model, params)
     if not context:
         raise SystemExit("llama_init_from_model failed")
+    if adapter is not None:
+        code = llama.set_adapters(context, (ctypes.c_void_p * 1)(adapter), 1, (ctypes.c_float * 1)(1.0))
+        assert code == 0, f"llama_set_adapters_lora returned {code}"
     batch = llama.batch(count, 0, 1)
     batch.n_tokens = count
     for i, token in enumerate(ids):
@@ -163,13 +169,15 @@ def _tokens_of(llama: _Llama, model: int, text: str, add_special: bool) -> list[
     return list(room[:count])
 
 
-def main(what: str, model: str, given: str, got: str) -> None:
-    """The child process: `logits` or `tokens`, model, input file, output file."""
+def main(what: str, model: str, given: str, got: str, lora: str = "") -> None:
+    """The child process: `logits` or `tokens`, model, input file, output file, perhaps an adapter."""
     llama = _Llama()
     loaded = llama.open(model)
     if what == "logits":
         rows = np.load(given)
-        np.save(got, np.stack([_logits_of(llama, loaded, [int(t) for t in row]) for row in rows]))
+        adapter = llama.load_adapter(loaded, lora.encode()) if lora else None
+        assert adapter is not None or not lora, "llama_adapter_lora_init failed"
+        np.save(got, np.stack([_logits_of(llama, loaded, [int(t) for t in row], adapter) for row in rows]))
     else:
         asked = json.loads(Path(given).read_text())
         ids = [_tokens_of(llama, loaded, text, asked["add_special"]) for text in asked["texts"]]
@@ -178,4 +186,4 @@ def main(what: str, model: str, given: str, got: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:])

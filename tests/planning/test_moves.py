@@ -17,8 +17,9 @@ from crossdock.formats.target import Request
 from crossdock.layout.rules import layout
 from crossdock.model.config import Described, ModelConfig
 from crossdock.model.families import family
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Plan
-from crossdock.planning.planner import Checkpoint, make_plan
+from crossdock.planning.planner import make_plan
 from crossdock.planning.resolve import resolve
 
 PADDING = -7

@@ -86,6 +86,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
         from crossdock.cli import weigh
 
         config = checkpoint.described.config
+        shapes = weigh.shapes(checkpoint.family, config)
         total = weigh.parameters(checkpoint.family, config)
         facts["model"] = f"{config.family}, {show.about(total)} parameters ({show.number(total)})"
     show.facts(facts.items())
@@ -109,9 +110,9 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     if checkpoint is not None:
         unread = {name: why for name, why in checkpoint.unread.items() if name not in source.skipped}
         show_left_out(unread, checkpoint.described.ignored, every_key=True)
-        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(checkpoint.family, config)]
-        if rows:
+        if shapes:
             show.heading("As a target")
+        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
         show.table((), rows, "<<>")
 
 
@@ -225,6 +226,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
         from crossdock.cli import weigh
 
         described = checkpoint.described
+        shapes = weigh.shapes(checkpoint.family, described.config)
         out |= {
             "family": described.config.family,
             "parameters": weigh.parameters(checkpoint.family, described.config),
@@ -234,10 +236,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
             },
             "unread": checkpoint.unread,
             "ignored": described.ignored,
-            "targets": [
-                {"to": to, "dtype": dtype, "nbytes": size}
-                for to, dtype, size in weigh.weights(checkpoint.family, described.config)
-            ],
+            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in weigh.weights(shapes)],
         }
     if error is not None:
         out |= {"error": type(error).__name__, "problems": [one.as_dict() for one in error.problems]}

@@ -118,6 +118,8 @@ class SourceFlags:
     config: Path | None
     set: Mapping[str, str]
     rename: Mapping[str, str]
+    base: Path | None = None
+    merge: bool = False
     norm_eps: float | None = None
     rope_base: float | None = None
 
@@ -137,8 +139,10 @@ class SourceFlags:
         """Its meaning: family, configuration, canonical tensors."""
         from crossdock import delivery
 
+        if (self.base is None) == self.merge:
+            raise UsageError("--base MODEL and --merge go together: the adapter is added to the model")
         said = delivery.given(family=self.family, config=self.config, set=self.settings, rename=self.rename)
-        return delivery.interpret(source, said)
+        return delivery.interpret(source, said, self.base)
 
     def open(self, path: Path) -> Checkpoint:
         """Both."""
@@ -146,8 +150,10 @@ class SourceFlags:
 
     def words(self) -> list[str]:
         """The same options again, for a command to be shown."""
-        given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config}
+        given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config,
+                 "base": self.base}  # fmt: skip
         words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        words += ["--merge"] if self.merge else []
         pairs = [("--set", key, value) for key, value in self.settings.items()]
         pairs += [("--rename", key, value) for key, value in self.rename.items()]
         return words + [word for option, key, value in pairs for word in (option, f"{key}={value}")]
@@ -250,6 +256,8 @@ _SOURCE = (
     click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
     set_option,
     rename_option,
+    click.option("--base", type=PATH, metavar="MODEL", help="The model that the source is an adapter of."),
+    click.option("--merge", is_flag=True, help="Add the adapter to its --base."),
     click.option("--norm-eps", type=float, metavar="X", help="The norms' epsilon, for a source that lacks it."),
     click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
 )

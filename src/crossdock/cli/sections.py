@@ -32,6 +32,8 @@ HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "config",
             "config_b",
             "set",
+            "base",
+            "merge",
             "norm_eps",
             "rope_base",
             "model",

@@ -7,6 +7,7 @@ dimension stays float32 in GGUF, and a row that is not whole blocks falls back t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,6 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.registry import get
 from crossdock.layout.lenses import containers, geometry_of
 from crossdock.layout.rules import layout
-from crossdock.planning.planner import refusals
 
 if TYPE_CHECKING:
     from crossdock.model.config import ModelConfig
@@ -33,33 +33,33 @@ TYPES: Final = (
 Shape = tuple[int, ...]
 
 
+def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
+    """Shape -> how many tensors of a Hugging Face folder of this model have it."""
+    rules = layout("hf", family)
+    present = family.present(config)
+    geometry = geometry_of(family, config)
+    values = config.as_dict()
+    out: Counter[Shape] = Counter()
+    for rule in rules.rules:
+        if all(name in present for name in rule.tensors) and (rule.when is None or rule.when.evaluate(values)):
+            out.update(container.shape for container in containers(rule, rule.patterns[0], geometry))
+    return out
+
+
 def parameters(family: Family, config: ModelConfig) -> int:
     """How many numbers the model's tensors hold."""
     sizes = family.sizes(config)
     return sum(sizes.elements(decl.axes, family.layers_of(decl, config)) for decl in family.present(config).values())
 
 
-def weights(family: Family, config: ModelConfig) -> list[tuple[str, str, int]]:
-    """(target, type, bytes) for what can be asked for; nothing for a target that cannot hold the model."""
-    tensors = {target: _shapes(family, config, target) for target in dict(TYPES)}
+def weights(tensors: Mapping[Shape, int]) -> list[tuple[str, str, int]]:
+    """(target, type, bytes) for what can be asked for; nothing for what is no model of Hugging Face's kind."""
+    if not tensors:
+        return []
     return [
-        (target, dtype, sum(count * _size(shape, dtype, target) for shape, count in tensors[target].items()))
+        (target, dtype, sum(count * _size(shape, dtype, target) for shape, count in tensors.items()))
         for target, dtype in TYPES
-        if tensors[target]
     ]
-
-
-def _shapes(family: Family, config: ModelConfig, target: str) -> Counter[Shape]:
-    """Shape -> how many tensors of the target have it; none where the target refuses the model."""
-    out: Counter[Shape] = Counter()
-    rules, values = layout(target, family), config.as_dict()
-    if refusals(rules, config, target):
-        return out
-    present, geometry = family.present(config), geometry_of(family, config)
-    for rule in rules.rules:
-        if all(name in present for name in rule.tensors) and (rule.when is None or rule.when.evaluate(values)):
-            out.update(container.shape for container in containers(rule, rule.patterns[0], geometry))
-    return out
 
 
 def _size(shape: Shape, dtype: str, target: str) -> int:

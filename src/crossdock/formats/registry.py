@@ -47,6 +47,8 @@ _TARGETS: Mapping[str, str] = MappingProxyType(
         "gguf": "crossdock.formats.gguf.target:GgufTarget",
         "hf": "crossdock.formats.hf.target:HfTarget",
         "trtllm": "crossdock.formats.trtllm.target:TrtllmTarget",
+        "gguf-lora": "crossdock.formats.gguf.adapter:GgufLoraTarget",
+        "peft": "crossdock.formats.hf.peft:PeftTarget",
         "gguf-checkpoint": "crossdock.formats.ggml_training.target:GgufCheckpointTarget",
     }
 )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from crossdock.codecs import registry as codecs
 from crossdock.errors import PlanError, Problem
 from crossdock.layout.lenses import Lens, Placement
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.merge import product_on
 from crossdock.planning.plan import Plan, TargetTensor
-from crossdock.planning.planner import Checkpoint
 from crossdock.planning.sources import Extents, candidates, moves_for
 
 
@@ -83,21 +84,23 @@ def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]
     tensors, problems = [], []
     for name, axes in orders.items():
         slot = known[name]
-        shape = tuple(slot.sizes[axis] for axis in axes)
-        moves, count, used = moves_for(extents, checkpoint.resolved, slot.held, _lens(slot, axes), shape)
+        shape, lens = tuple(slot.sizes[axis] for axis in axes), _lens(slot, axes)
+        moves, count, used = moves_for(extents, checkpoint.resolved, slot.held, lens, shape)
         offsets = {provision.offset for provision in used}
         if count != slot.elements or len(offsets) != 1:
             problems.append(Problem("is not provided exactly once", where=name, got=f"{count} of {slot.elements}"))
             continue
         add = 0.0 - offsets.pop()
+        addition = checkpoint.addition
+        product = None if addition is None else product_on(extents, addition, lens, shape)
         dtypes = {provision.stored.dtype for provision in used}
-        dtype = dtypes.pop() if len(dtypes) == 1 and not add else "float32"
+        dtype = dtypes.pop() if len(dtypes) == 1 and not add and product is None else "float32"
         codec = codecs.get(dtype)
         tensors.append(
             TargetTensor(
                 name, 0, 0, -(-slot.elements // codec.block) * codec.block_bytes, shape, dtype,
                 tuple(sorted(moves, key=lambda move: move.dst)), add, of=(slot.tensor,),
-                sources=tuple(dict.fromkeys(p.stored.name for p in used)),
+                sources=tuple(dict.fromkeys(p.stored.name for p in used)), product=product,
             )
         )  # fmt: skip
     if problems:

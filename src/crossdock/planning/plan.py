@@ -49,11 +49,25 @@ class PlannedExtent:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """What an adapter adds to a tensor of `rows` x `columns`: value [i, j] grows by the sum over r of left[i, r] *
+    right[j, r]. `left` and `right` are the moves that fill float32 tensors of rows x rank and columns x rank.
+    """
+
+    rank: int
+    rows: int
+    columns: int
+    left: tuple[Move, ...]
+    right: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TargetTensor:
     """One tensor of the target: `nbytes` bytes at `offset` of file `file` (index into `Plan.files`).
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
     scale  number that every value is divided by, after `add`
+    product  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
     of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
@@ -76,6 +90,12 @@ class TargetTensor:
     part: str = ""
     scale: float = 1.0
     experts: int = 1
+    product: Product | None = None
+
+    @property
+    def sums(self) -> bool:
+        """Whether values are added on the way: then they pass through float32."""
+        return bool(self.add) or self.product is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +188,7 @@ class Plan:
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
                 "moves": [list(_fields(m)) for m in tensor.moves],
                 **({} if tensor.scale == 1 else {"scale": tensor.scale}),
+                **_product(tensor.product),
             }
         for twin in self.twins:
             yield {
@@ -191,6 +212,13 @@ class Plan:
             state.update(line.encode())
             state.update(b"\n")
         return state.hexdigest()
+
+
+def _product(product: Product | None) -> dict[str, Any]:
+    if product is None:
+        return {}
+    sides = [[list(_fields(m)) for m in side] for side in (product.left, product.right)]
+    return {"product": [product.rank, product.rows, product.columns, *sides]}
 
 
 def _fields(move: Move) -> tuple[Any, ...]:

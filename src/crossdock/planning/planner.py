@@ -14,39 +14,18 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
-from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Carried, Ranks, Request, State, StateTarget, Target, Wanted
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout
-from crossdock.model.config import Described, ModelConfig
+from crossdock.model.config import ModelConfig
 from crossdock.model.families import Family, is_allowed
-from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.merge import product_for
+from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
 from crossdock.planning.sources import Extents, moves_for
 from crossdock.planning.state import carried_moves, order_twins
 from crossdock.planning.wanted import unplaced, wanted_containers
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A source with its meaning: family, configuration, where each canonical tensor lies. Only headers were read."""
-
-    source: Source
-    family: Family
-    described: Described
-    variables: Mapping[str, Any]
-    rules: Layout
-    resolved: Resolved
-
-    @property
-    def config(self) -> ModelConfig:
-        """The canonical configuration."""
-        return self.described.config
-
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Stored names that are left out, and why."""
-        return self.resolved.unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +40,7 @@ class _Filled:
     sources: tuple[str, ...]
     experts: int
     scale: float = 1.0
+    product: Product | None = None
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
@@ -160,7 +140,7 @@ def _filled(
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
     scales = checkpoint.source.scales
-    fills = [_fill(extents, checkpoint.resolved, one, rules, variables, problems, scales) for one in wanted]
+    fills = [_fill(extents, checkpoint, one, rules, variables, problems, scales) for one in wanted]
     if problems:
         raise PlanError(problems)
     return [one for one in fills if one is not None]
@@ -187,6 +167,7 @@ def _placed(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
                 scale=one.scale,
+                product=one.product,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -205,17 +186,9 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
         ranks = target.ranks(config, request)
     except PlanError as error:
         problems += error.problems
-    problems += refusals(rules, config, target.name)
-    if problems:
-        raise PlanError(problems)
-    return ranks
-
-
-def refusals(rules: Layout, config: ModelConfig, target: str) -> list[Problem]:
-    """Why the format cannot hold this model, by what its rules want of the configuration."""
-    problems = [
+    problems += [
         Problem(
-            f"{target} cannot express this {config.family} model",
+            f"{target.name} cannot express this {family.name} model",
             where=name,
             expected=" or ".join(map(repr, allowed)),
             got=repr(getattr(config, name)),
@@ -225,16 +198,19 @@ def refusals(rules: Layout, config: ModelConfig, target: str) -> list[Problem]:
         if not is_allowed(getattr(config, name), allowed)
     ]
     values = config.as_dict()
-    return problems + [
-        Problem(sentence, where=config.family, expected="" if need.text == "False" else need.text)
+    problems += [
+        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
         for sentence, need in rules.needs.items()
         if not need.evaluate(values)
     ]
+    if problems:
+        raise PlanError(problems)
+    return ranks
 
 
 def _fill(
     extents: Extents,
-    resolved: Resolved,
+    checkpoint: Checkpoint,
     container: Container,
     rules: Layout,
     variables: Mapping[str, Any],
@@ -245,7 +221,7 @@ def _fill(
     used: list[Provision] = []
     complete = True
     for lens in container.lenses:
-        found, count, provisions = moves_for(extents, resolved, lens.tensor, lens, container.shape)
+        found, count, provisions = moves_for(extents, checkpoint.resolved, lens.tensor, lens, container.shape)
         if count != lens.volume:
             complete = False
             problems.append(
@@ -261,15 +237,21 @@ def _fill(
     if len(adds) != 1:
         problems.append(Problem("its parts are stored with different offsets", where=container.name))
         return None
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    addition = checkpoint.addition
+    product = None if addition is None else product_for(extents, addition, container)
+    # a sum fits no smaller type than its float32 terms; the user may ask for one
+    dtype = dtypes.pop() if len(dtypes) == 1 and product is None else "float32"
     names = tuple(dict.fromkeys(_name(provision) for provision in used))
+    if product is not None:
+        factors = (extents.planned[move.extent].tensor for move in (*product.left, *product.right))
+        names = tuple(dict.fromkeys((*names, *factors)))
     of = tuple(lens.tensor for lens in container.lenses)
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
     scales = {scales_of.get(provision.stored.name) for provision in used}
-    scale = scales.pop() if len(scales) == 1 else None
+    scale = scales.pop() if len(scales) == 1 and product is None else None
     wanted = Wanted(container.name, container.shape, dtype, container.part, scale)
-    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names, _experts(container))
+    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names, _experts(container), product=product)
 
 
 def _experts(container: Container) -> int:

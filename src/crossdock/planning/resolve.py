@@ -89,7 +89,7 @@ def resolve(
                 key = _key(lens)
                 box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
                 found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
-    unread, dropped = _unread(source, rules, read, variables)
+    unread, dropped = _unread(source, rules, read)
     problems += dropped
     problems += _incomplete(found, chosen, described, sizes, rules, misshapen)
     if problems:
@@ -195,16 +195,13 @@ def _misshapen(container: Container, stored: StoredTensor, described: Described)
     )
 
 
-def _unread(
-    source: Source, rules: Layout, read: set[tuple[str, str]], variables: Mapping[str, Any]
-) -> tuple[dict[str, str], list[Problem]]:
-    skip = {glob.format_map(variables): why for glob, why in rules.skip.items()}
+def _unread(source: Source, rules: Layout, read: set[tuple[str, str]]) -> tuple[dict[str, str], list[Problem]]:
     unread: dict[str, str] = dict(source.skipped)
     dropped: list[str] = []
     for part, name in source.tensors:
         if (part, name) in read:
             continue
-        reason = next((why for glob, why in skip.items() if fnmatch.fnmatchcase(name, glob)), None)
+        reason = next((why for glob, why in rules.skip.items() if fnmatch.fnmatchcase(name, glob)), None)
         if reason is None:
             dropped.append(f"{part}/{name}" if part else name)
         else:

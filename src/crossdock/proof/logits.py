@@ -24,8 +24,8 @@ from crossdock.formats import registry as formats
 from crossdock.model.config import ModelConfig
 from crossdock.model.forward import hidden, logits
 from crossdock.model.tensors import Array
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import Checkpoint
 from crossdock.proof.engines import registry
 from crossdock.proof.engines.ask import TIMEOUT, ask
 from crossdock.proof.engines.registry import Engine

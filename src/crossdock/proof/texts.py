@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdock import tokenizers
 from crossdock.errors import UsageError
-from crossdock.planning.planner import Checkpoint
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.proof.tokens import ids_by_llama, ids_by_source
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, read_bytes, read_text
 

@@ -22,6 +22,7 @@ from crossdock.codecs.conversion import Conversion, Workspace, convert
 from crossdock.errors import MemoryPlanError
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.output import PAGE, aligned
+from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
@@ -32,7 +33,10 @@ _BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the cod
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Encoded bytes at `offset` of the tensor's data; `raw` is what was gathered for them, in codec `source`."""
+    """Encoded bytes at `offset` of the tensor's data; `raw` are the values they encode, in codec `source`.
+
+    Values are as gathered, or float32 where something was added to them.
+    """
 
     offset: int
     encoded: Bytes
@@ -110,7 +114,8 @@ def blocks(
     if not tensor.moves:
         return
     units, name = units_for(plan, tensor.moves)
-    coding = _coding(codecs.get(name), target, tensor, compiled, counting)
+    adder = None if tensor.product is None else Adder(plan, tensor.product, reader, share.block)
+    coding = _coding(codecs.get(name), target, tensor, adder, compiled, counting)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
     elements, whole = math.prod(tensor.shape), most or math.lcm(coding.source.block, target.block)
     rows = whole
@@ -130,7 +135,7 @@ def blocks(
             at = encoded_size(target, start)
             page = (tensor.offset + at) % PAGE
             encoded = share.encoded[page:][: encoded_size(target, stop - start)] if coding.changes else raw
-            yield Block(at, encoded, raw, coding.source, coding(raw, encoded, share))
+            yield coding(raw, encoded, share, start, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class _Coding:
     target: Codec
     add: float
     scale: float
+    adder: Adder | None
     direct: Conversion
     to_values: Conversion
     from_values: Conversion
@@ -153,7 +159,7 @@ class _Coding:
     @property
     def computes(self) -> bool:
         """Whether values are changed, not only their encoding."""
-        return self.add != 0 or self.scale != 1
+        return self.add != 0 or self.scale != 1 or self.adder is not None
 
     @property
     def widest(self) -> float:
@@ -161,26 +167,34 @@ class _Coding:
         sizes = (codec.block_bytes / codec.block for codec in (self.source, self.target))
         return max(*sizes, 4 if self.computes else 0)
 
-    def __call__(self, raw: Bytes, encoded: Bytes, share: Share) -> Census:
-        """Fill `encoded`, unless it is `raw`; what was counted on the way."""
+    def __call__(self, raw: Bytes, encoded: Bytes, share: Share, first: int, at: int) -> Block:
+        """Fill `encoded`, unless it is `raw`: the elements from `first` on, at byte `at`."""
         with share.turn if self.direct.chatty else nullcontext():
+            source = self.source
             if self.computes:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
+                if self.adder is not None:
+                    self.adder(values, first)
                 values /= np.float32(self.scale)
-                self.from_values(values.view(np.uint8), encoded, share.workspace)
-                if self.scale != 1 and self.counting:  # what is too large or too small shows only now
-                    return count(values.view(np.uint8), codecs.get("float32"), self.target)
+                # what is added, too large or too small shows only now
+                raw, source = values.view(np.uint8), codecs.get("float32")
+                self.from_values(raw, encoded, share.workspace)
             elif self.changes:
                 self.direct(raw, encoded, share.workspace)
-            return count(raw, self.source, self.target if self.changes else None) if self.counting else Census()
+            census = Census()
+            if self.counting:
+                census = count(raw, source, None if source.name == self.target.name else self.target)
+            return Block(at, encoded, raw, source, census)
 
 
-def _coding(source: Codec, target: Codec, tensor: TargetTensor, compiled: bool | None, counting: bool) -> _Coding:
+def _coding(
+    source: Codec, target: Codec, tensor: TargetTensor, adder: Adder | None, compiled: bool | None, counting: bool
+) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.scale, convert(source, target, compiled), convert(source, float32),
+        source, target, tensor.add, tensor.scale, adder, convert(source, target, compiled), convert(source, float32),
         convert(float32, target, compiled), counting,
     )  # fmt: skip
 

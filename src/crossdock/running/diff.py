@@ -20,8 +20,8 @@ from crossdock.codecs.conversion import Workspace, convert
 from crossdock.codecs.statistics import ErrorFigures, compare
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_order
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import Checkpoint
 from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
 from crossdock.running.reader import Reader, units_for
@@ -171,7 +171,7 @@ class _Side:
     def of(cls, plan: Plan, number: int, reader: Reader) -> _Side:
         tensor = plan.tensors[number]
         gathered = units_for(plan, tensor.moves)[1]  # float32 where the blocks of a codec cannot stay whole
-        return cls(plan, number, reader, codecs.get("float32" if tensor.add else gathered))
+        return cls(plan, number, reader, codecs.get("float32" if tensor.sums else gathered))
 
     @property
     def name(self) -> str:

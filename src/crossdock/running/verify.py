@@ -162,7 +162,7 @@ def _compare(
             if not equal or block.source.name != target.name:
                 measured = True
                 with share.turn:
-                    figures += _distance(block.raw, block.source, mine, tensor, share)
+                    figures += _distance(block.raw, block.source, mine, tensor)
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
@@ -179,23 +179,22 @@ def _equal(one: Bytes, other: Bytes) -> bool:
     )
 
 
-def _distance(raw: Bytes, source: Codec, encoded: Bytes, tensor: TargetTensor, share: Share) -> ErrorFigures:
+def _distance(raw: Bytes, source: Codec, encoded: Bytes, tensor: TargetTensor) -> ErrorFigures:
     """How far encoded values lie from those that they stand for, in runs that stay in the cache."""
     target = codecs.get(tensor.dtype)
     block = math.lcm(source.block, target.block)
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
-    wanted, got = share.values(2 * step).reshape(2, step)
+    wanted, got = np.empty((2, step), np.float32)  # not the share's values, which may be `raw`
     figures = ErrorFigures()
     for index in range(-(-raw.size // read)):
         given = raw[index * read : (index + 1) * read]
         elements = given.size // source.block_bytes * source.block
         ours, theirs = wanted[:elements], got[:elements]
         source.decode(given, ours)
-        if tensor.add:
-            ours += np.float32(tensor.add)
         target.decode(encoded[index * written : (index + 1) * written], theirs)
         if tensor.scale != 1:
+            ours *= np.float32(tensor.scale)
             theirs *= np.float32(tensor.scale)
         figures += compare(ours, theirs)
     return figures

@@ -15,8 +15,9 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.planning.canonical import canonical_plan, slots
-from crossdock.planning.planner import Checkpoint
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.running.blocks import Share, share_of
+from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 4 << 20  # bytes of one block of float32: matrix products do not get faster with more
@@ -89,6 +90,8 @@ class CheckpointWeights:
             decode(raw, out[low - start : high - start].view(np.uint8), self._workspace)
         if tensor.add:
             out += np.float32(tensor.add)
+        if tensor.product is not None:
+            Adder(self._plan, tensor.product, self._reader, self._share.block)(out, start)
         return out
 
 

@@ -26,7 +26,7 @@ _WROTE = {
 _BECOMES = {
     "ggcp": "gguf-checkpoint (resumes in the trainers of late 2023), gguf and hf (the model)",
     "ggcl": "gguf-checkpoint (resumes in the trainers of late 2023), gguf-lora and peft (without the norms), "
-    "gguf and hf (MERGING: everything)",
+    "gguf and hf (--base MODEL --merge: everything)",
 }
 
 

@@ -19,7 +19,7 @@ from crossdock.formats.ggml_training.order import Pieces, pieces, recovered_orde
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.source import as_source
 from crossdock.formats.gguf.target import GgufTarget
-from crossdock.formats.gguf.vocabulary import vocabulary_of
+from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_of
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import Assembled, Carried, Encoding, Request, State, TargetFile, Wanted
 from crossdock.layout.rules import Layout
@@ -97,7 +97,7 @@ class GgufCheckpointTarget(GgufTarget):
 
     def reopen(self, output: Path) -> Source | None:
         """A GGUF file with the keys of a training checkpoint."""
-        header = read_header(output) if output.is_file() else None
+        header = read_header(output) if is_gguf(output) else None
         if header is None or "training.file_version" not in header.metadata:
             return None
         return as_source(output, (header,), self.name)

@@ -1,0 +1,136 @@
+"""An adapter added to its model: a checkpoint whose tensors grow by products of small rank on the way to the target.
+
+Knows no formats: an adapter is a checkpoint whose tensors T_lora_a and T_lora_b belong to the canonical tensor T. The
+products are planned, not computed; see docs/decisions/0006-merge-is-a-product-in-the-plan.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from crossdock.errors import PlanError, Problem
+from crossdock.formats.stored import StoredTensor
+from crossdock.layout.boxes import steps_of
+from crossdock.layout.lenses import Container, Lens, Placement
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.plan import Move, Product
+from crossdock.planning.resolve import Provision, Resolved
+from crossdock.planning.sources import Extents, moves_for
+
+_ALIKE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "vocab_size", "tie_word_embeddings", "partial_rotary_factor",
+)  # fmt: skip
+_MOST_RANK = 1 << 16
+
+
+def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
+    """`base` with the adapter's products added to its tensors. Raises PlanError with everything that does not fit."""
+    where = str(adapter.source.root)
+    pairs = {name.removesuffix("_lora_a") for name in adapter.resolved.provisions if name.endswith("_lora_a")}
+    if not pairs:
+        raise PlanError("this is no adapter, so there is nothing to merge", where=where, got=adapter.family.name)
+    problems = [
+        Problem(
+            f"the adapter was trained on another model than {base.source.root}",
+            where=f"{where}: {field}",
+            expected=repr(getattr(adapter.config, field)),
+            got=repr(getattr(base.config, field)),
+            fix="--base with the model that it was trained on",
+        )
+        for field in _ALIKE
+        if getattr(base.config, field) != getattr(adapter.config, field)
+    ]
+    problems += [
+        Problem(f"the model has no {name}, for which the adapter has a pair", where=str(base.source.root))
+        for name in sorted(pairs - base.resolved.provisions.keys())
+    ]
+    if adapter.addition is not None or base.addition is not None:
+        problems.append(Problem("one adapter at a time", where=where))
+    if problems:
+        raise PlanError(problems)
+    source = replace(base.source, files=(*base.source.files, *adapter.source.files))
+    addition = _shifted(adapter.resolved, len(base.source.files))
+    return replace(base, source=source, addition=addition)
+
+
+def product_for(extents: Extents, addition: Resolved, container: Container) -> Product | None:
+    """What an adapter adds to a container of the target; None when it has no pair for it. Raises PlanError."""
+    names = [lens.tensor for lens in container.lenses]
+    if not any(f"{name}_lora_a" in addition.provisions for name in names):
+        return None
+    if len(names) != 1:
+        raise PlanError(f"an adapter of {', '.join(names)} cannot be added to one tensor", where=container.name)
+    return product_on(extents, addition, container.lenses[0], container.shape)
+
+
+def product_on(extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...]) -> Product | None:
+    """The same for one lens on a tensor of `shape`, which is taken for a matrix: some dimensions, then the others."""
+    axes = {half: _axes(addition, f"{lens.tensor}_lora_{half}") for half in "ab"}
+    if not axes["a"] or not axes["b"]:
+        return None
+    (rank_axis,) = (axes["a"].keys() & axes["b"].keys()) - {"layer"}
+    rank = axes["a"][rank_axis]
+    if rank > _MOST_RANK:
+        raise PlanError("a rank that no adapter has", where=lens.tensor, got=f"{rank:,}")
+    own = {half: frozenset(axes[half]) - {rank_axis, "layer"} for half in "ab"}
+    for cut in range(len(shape) + 1):
+        sides = [frozenset(p.axis for p in lens.axes if p.dim in dims) for dims in _halves(shape, cut)]
+        for left, right in ("ba", "ab"):
+            if all(side == own[half] - {"one"} for side, half in zip(sides, (left, right), strict=True)):
+                rows, columns = (math.prod(shape[d] for d in dims) for dims in _halves(shape, cut))
+                return Product(
+                    rank, rows, columns,
+                    _moves(extents, addition, lens, shape, range(cut), left, rank_axis, rank),
+                    _moves(extents, addition, lens, shape, range(cut, len(shape)), right, rank_axis, rank),
+                )  # fmt: skip
+    raise PlanError("the axes of the adapter's pair lie mixed in the target", where=lens.tensor)
+
+
+def _halves(shape: tuple[int, ...], cut: int) -> tuple[range, range]:
+    return range(cut), range(cut, len(shape))
+
+
+def _moves(
+    extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...], dims: range, half: str,
+    rank_axis: str, rank: int,
+) -> tuple[Move, ...]:  # fmt: skip
+    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the rank."""
+    name = f"{lens.tensor}_lora_{half}"
+    steps = dict(zip(dims, steps_of(shape[dims.start : dims.stop]), strict=True))
+    placed = [replace(p, dim=0, step=p.step * steps[p.dim]) for p in lens.axes if p.dim in dims]
+    placed = placed or [Placement("one", 0, 1, 0, 1)]  # a vector is a matrix of one row
+    fixed = [p for p in lens.axes if p.dim < 0]
+    start = sum(lens.starts[dim] * step for dim, step in steps.items())
+    side = Lens(name, (*fixed, *placed, Placement(rank_axis, 1, 1, 0, rank)), (start, 0))
+    size = math.prod(shape[dim] for dim in dims)
+    moves, count, used = moves_for(extents, addition, name, side, (size, rank))
+    if count != side.volume or {p.stored.dtype for p in used} != {"float32"}:
+        raise PlanError("the adapter's pair does not fit its tensor", where=name, got=f"{count} elements")
+    return tuple(sorted(moves, key=lambda move: move.dst))
+
+
+def _axes(addition: Resolved, name: str) -> dict[str, int]:
+    """The axes of a factor and their sizes; nothing when the adapter has no such factor."""
+    for by_key in addition.provisions.get(name, {}).values():
+        return {p.axis: p.high - p.low for p in by_key[0].lens.axes}
+    return {}
+
+
+def _shifted(resolved: Resolved, files: int) -> Resolved:
+    """The same in a source that has `files` more files before these."""
+    known: dict[int, StoredTensor] = {}
+
+    def moved(provision: Provision) -> Provision:
+        stored = provision.stored
+        if id(stored) not in known:
+            extents = tuple(replace(extent, file=extent.file + files) for extent in stored.extents)
+            known[id(stored)] = replace(stored, extents=extents)
+        return replace(provision, stored=known[id(stored)])
+
+    provisions = {
+        name: {key: tuple(map(moved, found)) for key, found in by_key.items()}
+        for name, by_key in resolved.provisions.items()
+    }
+    return Resolved(provisions, (), {})
