@@ -250,6 +250,7 @@ def test_the_plan_shows_a_row_for_each_rank(llama: Path, crossdock: Callable[...
 
 def test_the_next_commands_are_shown(llama: Path, tmp_path: Path, crossdock: Callable[..., Any]) -> None:
     out = tmp_path / "o"
-    text = crossdock("export", llama, "--to", "trtllm", "--tp", "2", "-o", out, "--no-progress").ok().stdout
+    words = ("--to", "trtllm", "--tp", "2", "--family", "llama", "-o", out, "--no-progress")
+    text = crossdock("export", llama, *words).ok().stdout
     assert f"trtllm-build --checkpoint_dir {out} --output_dir {out}-engine" in text
-    assert f"crossdock export {llama} --to hf" in text
+    assert f"crossdock export {llama} --family llama --to hf -o {out}-hf" in text

@@ -112,7 +112,7 @@ def export(
     else:
         _show(report, plan, output)
         _show_next(src, output, source, target)
-        for step in target.next_steps(output, src):
+        for step in target.next_steps(output, [str(src), *source.words()]):
             show.say(f"then: {show.clean(step)}")
 
 

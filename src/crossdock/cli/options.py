@@ -202,7 +202,7 @@ class TargetFlags:
             keep_order=self.keep_order,
         )
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What follows an export to `output`."""
         from crossdock.formats import registry
 

@@ -181,8 +181,8 @@ class Target(Protocol):
         """`request` with what can be seen in an output of this format, so that a replay gives the same files."""
         ...
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
-        """Commands of other programs, and notices, that follow an export to `output`."""
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+        """Commands and notices that follow an export to `output`. source: the words that name the source in them."""
         ...
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:

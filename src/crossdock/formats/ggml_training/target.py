@@ -91,7 +91,7 @@ class GgufCheckpointTarget(GgufTarget):
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("checkpoint.gguf", total, header),), places, (), facts)
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How the trainers go on with it."""
         return (f"resumes in llama.cpp's trainers of 2023-09-28 and later in 2023: --checkpoint-in {output}",)
 

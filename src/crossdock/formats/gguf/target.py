@@ -47,7 +47,7 @@ class GgufTarget:
         """Nothing beside the encodings."""
         return request
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """None."""
         return ()
 

@@ -68,10 +68,10 @@ class TrtllmTarget:
         cache = said["kv_cache_quant_algo"] == "FP8"
         return replace(request, parallel=parallel, quantize=quantize, fp8_kv_cache=cache)
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How the engine is built, and what newer versions want instead."""
         build = ["trtllm-build", "--checkpoint_dir", str(output), "--output_dir", f"{output}-engine"]
-        hf = ["crossdock", "export", str(source), "--to", "hf", "-o", f"{output}-hf"]
+        hf = ["crossdock", "export", *source, "--to", "hf", "-o", f"{output}-hf"]
         return (
             f"{shlex.join(build)}   (TensorRT-LLM 0.8 to 1.2, on a machine with the GPU)",
             f"{shlex.join(hf)}   (TensorRT-LLM 1.3 and later load Hugging Face folders)",
