@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from crossdock.proof import limits as limiting
 from crossdock.proof.engines import ask, registry
 from crossdock.proof.texts import MOST, WINDOW, read_asked
 from oracles.rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf
+from oracles.transformers_engine import transformers_logits
 
 ROOT = Path(__file__).parents[2]
 KJV = ROOT / "examples" / "tiny-kjv"
@@ -152,13 +154,14 @@ def test_a_folder_with_a_fault_is_caught_in_transformers(tmp_path: Path) -> None
     assert "the largest difference is" in text
 
 
-def onnx_model(path: Path, head: np.ndarray) -> None:
+def onnx_model(path: Path, head: np.ndarray, embed: np.ndarray | None = None) -> None:
     """input_ids -> embedding -> logits: a graph of two nodes."""
     nodes = [
         helper.make_node("Gather", ["embed", "input_ids"], ["x"]),
         helper.make_node("MatMul", ["x", "head"], ["logits"]),
     ]
-    embed = np.random.default_rng(1).standard_normal((head.shape[1], head.shape[0])).astype(np.float32)
+    if embed is None:
+        embed = np.random.default_rng(1).standard_normal((head.shape[1], head.shape[0])).astype(np.float32)
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -198,6 +201,44 @@ def test_an_output_that_only_an_engine_reads(tmp_path: Path) -> None:
     onnx_model(tmp_path / "small", np.ones((8, 100), np.float32))
     found = json.loads(run("verify", tmp_path / "small", *asked, code=1).stdout)
     assert "logits of another size" in found["logits"]["problems"][0]["what"]
+
+
+def test_an_output_that_only_an_engine_reads_passes(tmp_path: Path) -> None:
+    """A graph that looks up, for three tokens, what the source computes for them in this order."""
+    source = models.make_hf("llama", tmp_path / "hf", dtype="float32")
+    head = np.zeros((8, 203), np.float32)
+    ids = [11, 50, 7]
+    head[:3] = transformers_logits(source, np.array([ids]))[0]
+    embed = np.zeros((203, 8), np.float32)
+    embed[ids, [0, 1, 2]] = 1
+    onnx_model(tmp_path / "onnx", head, embed)
+    good = crossdock.verify(tmp_path / "onnx", source, logits=ids, engine="onnxruntime")
+    assert good.ok
+    assert good.logits is not None
+    assert good.logits.max_abs <= 1e-4
+    embed[ids, [1, 0, 2]], embed[ids, [0, 1, 2]] = 1, [0, 0, 1]
+    onnx_model(tmp_path / "swapped", head, embed)
+    assert not crossdock.verify(tmp_path / "swapped", source, logits=ids, engine="onnxruntime").ok
+
+
+def test_memory_and_progress(tmp_path: Path) -> None:
+    source = models.make_hf("llama", tmp_path / "wide", dtype="bfloat16", vocab_size=200_000)  # 2 x 51 MB as float32
+    crossdock.export(source, tmp_path / "model.gguf", "gguf")
+    checkpoint, memory, seen = crossdock.open(source), 8 << 20, []
+    tracemalloc.start()
+    try:
+        found = crossdock.verify(
+            tmp_path / "model.gguf", checkpoint, logits=list(range(12)), memory=memory, workers=1,
+            progress=lambda done, total, name: seen.append((done, total)),
+        )  # fmt: skip
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.ok
+    assert peak <= memory + 80 * 200_000 + (2 << 20)  # one row of logits, compared in float64
+    counted = [done for done, total in seen if total == seen[-1][1]]
+    assert counted == sorted(counted)
+    assert counted[-1] > seen[-1][1] // 2
 
 
 def test_json(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from crossdock.formats import registry as formats
 from crossdock.model.config import ModelConfig
 from crossdock.model.forward import hidden, logits
 from crossdock.model.tensors import Array
+from crossdock.planning.canonical import slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.proof.engines import registry
@@ -38,6 +39,7 @@ from crossdock.running.weights import CheckpointWeights
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
 ROW = 16  # bytes that a logit of a row takes: both sides, each in parts and whole
 
+Told = Callable[[int, str], None]
 Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
 
 
@@ -96,27 +98,21 @@ def answer(
     problems: tuple[Problem, ...] = ()
     vocab_size = source.config.vocab_size
     at_once = max(1, memory // 4 // (ROW * vocab_size))
-    total, done = 2 * sum(map(len, asked.windows)), 0
+    sides = 2 if engine is None else 1
+    told = _told(progress, 4 * len(asked.windows) * sides * sum(slot.elements for slot in slots(source).values()))
     try:
         with ExitStack() as stack:
-            ours = _Reference(stack.enter_context(CheckpointWeights(source, memory // 8 * 3)), source.config)
+            ours = _Reference(stack.enter_context(CheckpointWeights(source, memory // 8 * 3)), source.config, told)
             if engine is None:
                 theirs = target()
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
-                other: _Reference | _Files = _Reference(weights, theirs.config)
+                other: _Reference | _Files = _Reference(weights, theirs.config, told)
             else:
-                ours.window(asked.windows[0][:1])  # ids and memory are complained about before an engine is started
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
+                told(0, engine.name)
                 other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
             for number, ids in enumerate(asked.windows):
-                our = ours.window(ids)
-                done += len(ids)
-                if progress is not None:
-                    progress(done, total, "source")
-                their = other.window(ids)
-                done += len(ids)
-                if progress is not None:
-                    progress(done, total, "output")
+                our, their = ours.window(ids), other.window(ids)
                 for start in range(0, len(ids), at_once):
                     stop = min(len(ids), start + at_once)
                     for at, s, t in zip(range(start, stop), our(start, stop), their(start, stop), strict=True):
@@ -126,15 +122,41 @@ def answer(
     return _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
 
 
-class _Reference:
-    """The reference forward over a checkpoint, window by window."""
+def _told(progress: Progress | None, total: int) -> Told:
+    """What counts bytes of weights, as float32, and says how far that is of `total`."""
+    done = 0
 
-    def __init__(self, weights: CheckpointWeights, config: ModelConfig) -> None:
-        self._weights, self._config = weights, config
+    def tell(nbytes: int, name: str) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(min(done, total), total, name)
+
+    return tell
+
+
+class _Reference:
+    """The reference forward over a checkpoint, window by window. It is the `Weights` of that forward, and counts."""
+
+    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told) -> None:
+        self._weights, self._config, self._told = weights, config, told
 
     def window(self, ids: Sequence[int]) -> Rows:
-        x = hidden(self._config, self._weights, ids)
-        return lambda start, stop: logits(self._config, self._weights, x[start:stop])
+        x = hidden(self._config, self, ids)
+        return lambda start, stop: logits(self._config, self, x[start:stop])
+
+    def whole(self, name: str, layer: int | None = None) -> Array:
+        return self._counted(self._weights.whole(name, layer), name)
+
+    def blocks(self, name: str, layer: int | None = None, expert: int | None = None) -> Iterator[Array]:
+        return (self._counted(block, name) for block in self._weights.blocks(name, layer, expert))
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> Array:
+        return self._counted(self._weights.rows(name, numbers), name)
+
+    def _counted(self, values: Array, name: str) -> Array:
+        self._told(values.nbytes, name)
+        return values
 
 
 class _Files:

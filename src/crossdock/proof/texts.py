@@ -50,6 +50,10 @@ def read_asked(said: str | Sequence[int], checkpoint: Checkpoint, output: Path, 
         text = _read(Path(said[1:])) if said.startswith("@") else said
         reader, ids = _tokenize(text, checkpoint, output, tokenizer)
         rows = [ids]
+    known = range(checkpoint.config.vocab_size)
+    strange = [number for row in rows for number in row if number not in known]
+    if strange:
+        raise UsageError("no token ids of this model", expected=f"0 to {len(known) - 1}", got=str(strange[:5]))
     size = min(WINDOW, checkpoint.config.max_position_embeddings)
     windows, room = [], MOST
     for row in rows:
