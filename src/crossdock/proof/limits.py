@@ -82,7 +82,8 @@ def losing(plan: Plan) -> set[str]:
     out = set()
     for tensor in plan.tensors:
         target = codecs.get(tensor.dtype)
-        for name in {plan.extents[move.extent].dtype for move in tensor.moves} - {tensor.dtype}:
+        stored = {plan.extents[move.extent].dtype for move in tensor.moves}
+        for name in {"float32"} if tensor.sums else stored - {tensor.dtype}:
             if not target.encodes or not convert(codecs.get(name), target).exact:
                 out.add(tensor.dtype)
     return out
