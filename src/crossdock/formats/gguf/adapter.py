@@ -28,7 +28,7 @@ class GgufLoraTarget(GgufTarget):
     name: str = "gguf-lora"
     layout: str = "gguf_lora"
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""
         return (f"llama-cli -m BASE.gguf with the adapter {output}",)
 

@@ -32,7 +32,7 @@ class PeftTarget(HfTarget):
     name: str = "peft"
     layout: str = "peft"
 
-    def next_steps(self, output: Path, source: Path) -> Sequence[str]:
+    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""
         return (f'peft.PeftModel.from_pretrained(base_model, "{output}")',)
 
