@@ -76,6 +76,7 @@ class Source:
     tensors      by (part, name)
     metadata     the raw configuration as the format spells it (args, config.json, GGUF keys)
     metadata_at  where `metadata` was read, for messages
+    spelled      `metadata` has the format's other names (Megatron's TransformerConfig instead of args)
     ranks        parallel sizes for formats with rank files ({"tp": 2, "pp": 2, ...}), else empty
     partitions   axis ranges where they are not even: {"layer": {(("pp", 0),): (0, 3), ...}}
     skipped      stored things that are not model weights, name -> reason (optimizer state, rng, extra state)
@@ -98,3 +99,4 @@ class Source:
     travels: tuple[Path, ...] = ()
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    spelled: bool = False

@@ -61,19 +61,22 @@ class _Told:
 def spoken(source: Source, given: Given) -> tuple[Source, Given]:
     """`source` with a `--config` in its own format's terms as its configuration, over what it carries itself.
 
+    Keys of either that go by the format's other names are added under its own.
+
     Raises UsageError when the terms are not those of this format.
     """
     format_name = LAYOUT_OF.get(source.format, source.format)
-    if given.config is None or given.terms == "hf":
+    theirs = given.config if given.terms != "hf" else None
+    if theirs is None and not source.spelled:
         return source, given
-    if not format_name.startswith(given.terms):
+    if theirs is not None and not format_name.startswith(given.terms):
         raise UsageError(
             f"--config is in {given.terms}'s terms, the checkpoint is {source.format}",
             where=given.config_at,
             fix="give the model's Hugging Face config.json",
         )
     stored = {name: tensor for (_, name), tensor in source.tensors.items()}
-    keys = dict(given.config)
+    keys = {**(source.metadata if source.spelled else {}), **(theirs or {})}
     facts = {
         "tensors": stored.keys(),
         "shapes": {name: tensor.shape for name, tensor in stored.items()},
@@ -82,14 +85,21 @@ def spoken(source: Source, given: Given) -> tuple[Source, Given]:
     for key, alternatives in layout(format_name).spelled.items():
         for expr in alternatives:
             default = expr.names <= facts.keys()
-            if key in keys or (default and source.metadata) or not expr.names <= keys.keys() | facts.keys():
+            if (
+                key in keys
+                or (default and source.metadata and not source.spelled)
+                or not expr.names <= keys.keys() | facts.keys()
+            ):
                 continue
             try:
                 keys[key] = expr.evaluate({**keys, **facts})
             except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
                 continue
-    at = f"{given.config_at} over {source.metadata_at}" if source.metadata else given.config_at
-    return replace(source, metadata={**source.metadata, **keys}, metadata_at=at), replace(given, config=None)
+    source = replace(source, metadata={**source.metadata, **keys})
+    if theirs is None:
+        return source, given
+    at = f"{given.config_at} over {source.metadata_at}" if source.metadata_at else given.config_at
+    return replace(source, metadata_at=at), replace(given, config=None)
 
 
 def describe(source: Source, given: Given) -> Reading:
@@ -215,7 +225,8 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
     if given.family is not None:
         return family(given.family)
     telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type",
-               "num_experts", "multi_latent_attention", "qk_layernorm", "squared_relu", "architectures")  # fmt: skip
+               "num_experts", "multi_latent_attention", "qk_layernorm", "squared_relu", "activation",
+               "architectures")  # fmt: skip
     seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
     where = given.config_at or source.metadata_at or str(source.root)
     if not found:

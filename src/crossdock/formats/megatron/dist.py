@@ -15,6 +15,8 @@ from crossdock.errors import FormatError
 from crossdock.formats import dcp
 from crossdock.formats.files import reading
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
+from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
+from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.root import Folder
 from crossdock.formats.pickles import describe, printable
 from crossdock.formats.stored import Source, StoredTensor
@@ -41,8 +43,10 @@ def open_dist(root: Path, folder: Folder) -> Source:
     notes = dict(folder.notes) | run_notes(common, args)
     if "megatron-core" not in notes:
         notes["megatron-core"] = "0.18 or older" if (path / "common.pt").is_file() else "0.19 or newer"
-    if (path / "run_config.yaml").is_file() and not args:
-        notes["configuration"] = "run_config.yaml is not read; give --config"
+    args_at, bridge = f"args in {common_at}", not args and (path / RUN_CONFIG).is_file()
+    if bridge:
+        args, args_at = read_run_config(path / RUN_CONFIG), RUN_CONFIG
+        notes |= {"layout": "Megatron-Bridge"} | run_notes(common, args)
     notes["serialization"] = "safetensors" if meta.ends else "torch.save"
     notes["files"] = str(len(stored.files))
     tensors, prefix = without_prefix(stored.tensors)
@@ -56,10 +60,11 @@ def open_dist(root: Path, folder: Folder) -> Source:
         files=stored.files,
         tensors={("", name): tensor for name, tensor in tensors.items()},
         metadata=args,
-        metadata_at=f"args in {common_at}",
+        metadata_at=args_at,
         skipped=summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
         notes=notes,
+        spelled=bridge,
     )
 
 
