@@ -1,0 +1,184 @@
+"""Random files of every variant, by a writer that knows only the format; and what damage does to them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from legacy_files import LAYER, OLD_ADAM, Floats, Legacy, random_file, write
+
+import crossdock
+from crossdock.errors import CrossdockError, FormatError
+from crossdock.formats import ggml_training
+from crossdock.formats.gguf.container import read_header
+
+VARIANTS = [
+    ("ggcp", "", "adam", True), ("ggcp", "0", "adam", True), ("ggcp", "0", "lbfgs", True), ("ggcp", "1", "adam", True),
+    ("ggcp", "1", "lbfgs", True), ("ggcp", "1a", "adam", True), ("ggcp", "1a", "lbfgs", True),
+    ("ggcl", "1", "adam", True), ("ggcl", "1", "lbfgs", True), ("ggcl", "1", "adam", False),
+    ("ggcl", "1", "lbfgs", False),
+]  # fmt: skip
+FLIPS = 10_000
+NAMES = {"m": "first_moments", "v": "second_moments", "pf": "past_loss_values", "x": "current_parameters",
+         "xp": "previous_parameters", "g": "current_gradients", "gp": "previous_gradients", "d": "search_direction",
+         "lmal": "memory_alpha", "lmys": "memory_ys", "lms": "memory_s", "lmy": "memory_y"}  # fmt: skip
+
+
+def tensors_of(path: Path) -> dict[str, Floats]:
+    raw = path.read_bytes()
+    return {
+        t.name: np.frombuffer(raw, "<f4", int(np.prod(t.shape)), t.offset).reshape(t.shape)
+        for t in read_header(path).tensors
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("kind", "version", "optimizer", "n_mult"), VARIANTS)
+def test_every_variant_round_trips(
+    kind: str, version: str, optimizer: str, n_mult: bool, seed: int, tmp_path: Path
+) -> None:
+    made = random_file(np.random.default_rng(seed), kind, version, optimizer, n_mult=n_mult)
+    (tmp_path / "file").write_bytes(write(made))
+    checkpoint = crossdock.open(tmp_path / "file")
+    source = checkpoint.source
+    assert {key: source.metadata[key] for key in made.sizes} == made.sizes
+    if not version:
+        crossdock.run(crossdock.plan(checkpoint, "gguf"), tmp_path / "out.gguf")
+        got = list(tensors_of(tmp_path / "out.gguf").values())
+        assert {one.tobytes() for one in got} == {one.tobytes() for one in made.tensors.values()}
+        return
+    assert f"block version {version}" in source.notes["optimizer"]
+    plan = crossdock.plan(checkpoint, "gguf-checkpoint", keep_order=True)
+    crossdock.run(plan, tmp_path / "out.gguf", memory=1 << 20)
+    tensors = tensors_of(tmp_path / "out.gguf")
+    vectors = {name: tensors.pop(f"optimizer.{optimizer}.{end}", None) for name, end in NAMES.items()}
+    for mine, wanted in zip(tensors.values(), made.tensors.values(), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+    for name, values in made.vectors.items():
+        if values.size and not (optimizer == "adam" and name in set(OLD_ADAM) - {"m", "v", "pf"}):
+            np.testing.assert_array_equal(vectors[name], values)
+    found = read_header(tmp_path / "out.gguf").metadata
+    assert found["optimizer.type"] == optimizer
+    assert found["optimizer.convergence_past_count"] == made.tail["past"]
+    assert found["optimizer.iteration_count"] == made.tail["iteration"]
+    assert found["llama.context_length"] == made.sizes["train_tokens"] // made.sizes["train_samples"]
+    assert found["llama.feed_forward_length"] == made.sizes["n_ff"]
+
+
+def orders(made: Legacy) -> Iterator[list[str]]:
+    """The order of GGUF's trainers; an order that no program has."""
+    layers = range(made.sizes["n_layer"])
+    spelled = dict(zip(LAYER, list(made.tensors)[3:12], strict=True))
+    before, behind = ("w2", "w1", "ffn_norm", "wo", "wq", "attention_norm"), ("wk", "wv", "w3")
+
+    def of(layer: int, stem: str) -> str:
+        return spelled[stem].replace("layers.0.", f"layers.{layer}.")
+
+    yield ["output.weight", "norm.weight", *(of(i, s) for i in reversed(layers) for s in before),
+           "tok_embeddings.weight", *(of(i, s) for i in layers for s in behind)]  # fmt: skip
+    yield random.Random(5).sample(list(made.tensors), len(made.tensors))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("version", "optimizer"), [("0", "adam"), ("0", "lbfgs"), ("1", "lbfgs")])
+def test_vectors_follow_their_parameters(version: str, optimizer: str, seed: int, tmp_path: Path) -> None:
+    """Every vector is a function of the parameters here, so wherever these go, it must be the same function there."""
+    made = random_file(np.random.default_rng(seed), "ggcp", version, optimizer)
+    wanted, other = orders(made)
+
+    def flat(order: list[str]) -> Floats:
+        return np.concatenate([made.tensors[name].reshape(-1) for name in order])
+
+    made.vectors["x"] = flat(other)
+    for row, name in enumerate(("m", "v", "xp", "g", "gp", "d")):
+        if name in made.vectors:
+            made.vectors[name] = flat(other) * np.float32(row + 2)
+    for name in ("lms", "lmy"):
+        if name in made.vectors:
+            made.vectors[name] = np.stack([flat(other) + np.float32(i) for i in range(len(made.vectors[name]))])
+    (tmp_path / "file").write_bytes(write(made))
+    checkpoint = crossdock.open(tmp_path / "file")
+    plan = crossdock.plan(checkpoint, "gguf-checkpoint")
+    assert any("are rearranged" in text for text in plan.warnings)
+    crossdock.run(plan, tmp_path / "out.gguf")
+    assert crossdock.verify(tmp_path / "out.gguf", checkpoint).ok
+    got = tensors_of(tmp_path / "out.gguf")
+    for row, name in enumerate(("m", "v", "xp", "g", "gp", "d")):
+        if name in made.vectors:
+            ours = got[f"optimizer.{optimizer}.{NAMES[name]}"]
+            np.testing.assert_array_equal(ours, flat(wanted) * np.float32(row + 2))
+    if optimizer == "lbfgs":
+        rows = [flat(wanted) + np.float32(i) for i in range(made.tail["memory"])]
+        np.testing.assert_array_equal(got["optimizer.lbfgs.memory_s"].reshape(len(rows), -1), np.stack(rows))
+
+
+def test_a_copy_that_differs_in_one_value_stops_the_run(tmp_path: Path) -> None:
+    made = random_file(np.random.default_rng(1), "ggcp", "0", "adam")
+    _, other = orders(made)
+    copy = np.concatenate([made.tensors[name].reshape(-1) for name in other])
+    at = sum(made.tensors[name].size for name in itertools.takewhile(lambda n: made.tensors[n].size < 70, other))
+    copy[at + 33] += 1  # between the values at both ends that planning reads
+    made.vectors["x"] = copy
+    (tmp_path / "file").write_bytes(write(made))
+    plan = crossdock.plan(crossdock.open(tmp_path / "file"), "gguf-checkpoint")
+    with pytest.raises(CrossdockError, match="--keep-order copies"):
+        crossdock.run(plan, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def small(optimizer: str, kind: str, version: str) -> bytes:
+    """The smallest of many random files."""
+    rng = np.random.default_rng(7)
+    return min((write(random_file(rng, kind, version, optimizer)) for _ in range(200)), key=len)
+
+
+@pytest.mark.parametrize(("kind", "version", "optimizer"), [
+    ("ggcp", "0", "adam"), ("ggcp", "1", "lbfgs"), ("ggcl", "1", "adam"),
+])  # fmt: skip
+def test_every_truncation(kind: str, version: str, optimizer: str, tmp_path: Path) -> None:
+    """Only behind the model of a ggcp may a file end early."""
+    raw, path = small(optimizer, kind, version), tmp_path / "file"
+    path.write_bytes(raw)
+    assert "optimizer_type" in ggml_training.open_source(path).metadata
+    whole, unplaced = [], 0
+    with path.open("r+b") as file:
+        for size in range(len(raw) - 1, 3, -1):
+            file.truncate(size)
+            try:
+                ggml_training.open_source(path)
+                whole.append(size)
+            except FormatError as error:
+                unplaced += "at byte" not in error.text()
+    assert not unplaced
+    assert len(whole) == (kind == "ggcp")
+
+
+@pytest.mark.parametrize(("kind", "version", "optimizer"), [("ggcp", "0", "adam"), ("ggcl", "1", "lbfgs")])
+def test_flipped_bytes(kind: str, version: str, optimizer: str, tmp_path: Path) -> None:
+    """A result or a clean error, thousands of times; most flips in what is no tensor data. Some are planned too."""
+    raw, path, rng = small(optimizer, kind, version), tmp_path / "file", random.Random(3)
+    path.write_bytes(raw)
+    extents = [extent for tensor in ggml_training.open_source(path).tensors.values() for extent in tensor.extents]
+    spans = [(extent.offset, extent.offset + extent.nbytes) for extent in extents]
+    outside = [i for i in range(len(raw)) if not any(low <= i < high for low, high in spans)]
+    results = mute = 0
+    with path.open("r+b", buffering=0) as file:
+        for number in range(FLIPS // 2):
+            at = rng.choice(outside) if rng.random() < 0.9 else rng.randrange(len(raw))
+            file.seek(at)
+            file.write(bytes([raw[at] ^ rng.randrange(1, 256)]))
+            try:
+                ggml_training.open_source(path)
+                if number % 50 == 0:
+                    crossdock.plan(crossdock.open(path), "gguf-checkpoint")
+                results += 1
+            except CrossdockError as error:
+                mute += not error.text()
+            file.seek(at)
+            file.write(raw[at : at + 1])
+    assert not mute
+    assert 0 < results < FLIPS // 2
