@@ -132,22 +132,28 @@ def test_the_router_is_float32(trtllm_case: Callable[[str], Path], tmp_path: Pat
     assert what_the_loader_reads(tmp_path / "out") == what_the_loader_reads(folder)
 
 
-@pytest.mark.parametrize("name", ["gemma_tp1", "gptnext_ln1p_rope_fp16_tp2"])
-def test_one_is_added_to_zero_centred_norms_in_float32(
-    name: str, trtllm_case: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """Megatron's exporter adds nothing to gemma's norms, and adds in bfloat16 elsewhere: 1.1016 + 1 became 2.0938."""
-    folder = trtllm_case(name)
+def test_one_is_added_to_the_norms_of_gemma_in_float32(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    """Megatron's exporter adds nothing to them."""
+    folder = trtllm_case("gemma_tp1")
     from_megatron(folder, tmp_path / "out")
     differ = unequal(tmp_path / "out", folder)
     assert differ
     assert all("norm" in name or "ln_f" in name for name in differ)
     stored = load_file(folder / "megatron_state_dict.safetensors")
     last = next(array for name, array in stored.items() if "final_layernorm.weight" in name)
-    dtype, _, data = rank_files(tmp_path / "out")["rank0.safetensors"]["transformer.ln_f.weight"]
-    kind = {"F16": np.float16, "BF16": BF16}[dtype]
-    assert np.array_equal(np.frombuffer(data, kind), (last.astype(np.float32) + 1).astype(kind))
-    if name.startswith("gptnext"):
-        _, _, theirs = rank_files(folder)["rank0.safetensors"]["transformer.ln_f.weight"]
-        assert np.array_equal(np.frombuffer(theirs, kind), (last + BF16(1)).astype(kind))
-        assert what_the_loader_reads(tmp_path / "out") == what_the_loader_reads(folder)
+    _, _, data = rank_files(tmp_path / "out")["rank0.safetensors"]["transformer.ln_f.weight"]
+    assert np.array_equal(np.frombuffer(data, BF16), (last.astype(np.float32) + 1).astype(BF16))
+
+
+def test_one_is_added_to_zero_centred_layernorms_as_megatron_does(
+    trtllm_case: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In the dtype that they are stored in, bfloat16, before the cast to float16: 1.1016 + 1 is 2.0938."""
+    folder = trtllm_case("gptnext_ln1p_rope_fp16_tp2")
+    from_megatron(folder, tmp_path / "out")
+    assert rank_files(tmp_path / "out") == rank_files(folder)
+    assert what_the_loader_reads(tmp_path / "out") == what_the_loader_reads(folder)
+    stored = load_file(folder / "megatron_state_dict.safetensors")
+    last = next(array for name, array in stored.items() if "final_layernorm.weight" in name)
+    _, _, data = rank_files(tmp_path / "out")["rank0.safetensors"]["transformer.ln_f.weight"]
+    assert np.array_equal(np.frombuffer(data, np.float16), (last + BF16(1)).astype(np.float16))

@@ -198,16 +198,20 @@ def test_overflow_to_inf_is_an_error_unless_allowed(llama: Path, tmp_path: Path)
     delivery.run(delivery.plan(checkpoint, "trtllm", dtype="bfloat16"), tmp_path / "bf16", workers=1)
 
 
-def test_zero_centred_norms_are_added_to_in_float32(tmp_path: Path) -> None:
-    """Gamma - 1 = 2^-9 in bfloat16: 1 + 2^-9 rounds to 1 in bfloat16 and is exact in float16."""
+def test_zero_centred_layernorms_are_added_to_as_stored(tmp_path: Path) -> None:
+    """Gamma - 1 = 2^-9: 1 + 2^-9 rounds to 1 in bfloat16, in which Megatron, and transformers' Nemotron, add."""
     folder = models.make_hf("nemotron", tmp_path / "n")
     weights = load_file(folder / "model.safetensors")
     weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in weights.items()}
     weights["model.norm.weight"][:] = 2.0**-9
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    for dtype, want in (("float16", 1 + 2.0**-9), ("bfloat16", 1.0), ("float32", 1 + 2.0**-9)):
+    for dtype in ("float16", "bfloat16", "float32"):
         (got,) = exported(folder, tmp_path / dtype, dtype=dtype)
-        assert set(got["transformer.ln_f.weight"].astype(np.float64).tolist()) == {want}
+        assert set(got["transformer.ln_f.weight"].astype(np.float64).tolist()) == {1.0}
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (got,) = exported(folder, tmp_path / "wide", dtype="float16")
+    assert set(got["transformer.ln_f.weight"].astype(np.float64).tolist()) == {1 + 2.0**-9}
 
 
 def test_an_interrupted_run_goes_on(llama: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
     "spelled": (str, list), "model_types": (list,), "renames": (list,),
 })  # fmt: skip
-_SCALARS = ("extends", "padded", "when")
+_SCALARS = ("extends", "padded", "when", "sum_as_stored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Layout:
     """A format's rules for one family.
 
     needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
+    sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
     notices  key of the format -> sentence to show when a field's value had to come from it
     omitted  canonical tensors (globs) that the format has no place for, and the sentence to say so
     spelled  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
@@ -83,6 +84,7 @@ class Layout:
     needs: Mapping[str, Expression]
     warn: Mapping[str, Expression]
     notices: Mapping[str, str]
+    sum_as_stored: Expression
     omitted: Mapping[str, str]
     spelled: Mapping[str, tuple[Expression, ...]]
     model_types: Mapping[str, tuple[str, ...]]
@@ -169,6 +171,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         needs={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
         notices=texts("notices"),
+        sum_as_stored=expression(str(table.get("sum_as_stored", "False")), where),
         omitted=texts("omitted"),
         spelled={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
         model_types={key: tuple(value) for key, value in texts("model_types").items()},

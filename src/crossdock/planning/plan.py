@@ -66,6 +66,7 @@ class TargetTensor:
     """One tensor of the target: `nbytes` bytes at `offset` of file `file` (index into `Plan.files`).
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
+    sum_as_stored  the sum is rounded to the dtype of the source
     scale  number that every value is divided by, after `add`
     product  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
@@ -83,6 +84,7 @@ class TargetTensor:
     dtype: str
     moves: tuple[Move, ...]
     add: float = 0.0
+    sum_as_stored: bool = False
     data: bytes | None = None
     zeros: int = 0
     of: tuple[str, ...] = ()
@@ -187,6 +189,7 @@ class Plan:
                 "of": tensor.of,
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
                 "moves": [list(_fields(m)) for m in tensor.moves],
+                **({"sum_as_stored": True} if tensor.sum_as_stored else {}),
                 **({} if tensor.scale == 1 else {"scale": tensor.scale}),
                 **_product(tensor.product),
             }

@@ -39,6 +39,7 @@ class _Filled:
     of: tuple[str, ...]
     sources: tuple[str, ...]
     experts: int
+    sum_as_stored: bool = False
     scale: float = 1.0
     product: Product | None = None
 
@@ -166,7 +167,7 @@ def _placed(
             TargetTensor(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
-                scale=one.scale,
+                scale=one.scale, sum_as_stored=one.sum_as_stored,
                 product=one.product,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
@@ -251,7 +252,9 @@ def _fill(
     scales = {scales_of.get(provision.stored.name) for provision in used}
     scale = scales.pop() if len(scales) == 1 and product is None else None
     wanted = Wanted(container.name, container.shape, dtype, container.part, scale)
-    return _Filled(wanted, tuple(moves), adds.pop(), zeros, of, names, _experts(container), product=product)
+    add = adds.pop()
+    as_stored = bool(add and rules.sum_as_stored.evaluate(variables))
+    return _Filled(wanted, tuple(moves), add, zeros, of, names, _experts(container), as_stored, product=product)
 
 
 def _experts(container: Container) -> int:

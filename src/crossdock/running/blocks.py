@@ -145,11 +145,13 @@ class _Coding:
     source: Codec
     target: Codec
     add: float
+    sum_as_stored: bool
     scale: float
     adder: Adder | None
     direct: Conversion
     to_values: Conversion
     from_values: Conversion
+    to_stored: Conversion
     counting: bool
 
     @property
@@ -175,6 +177,9 @@ class _Coding:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
+                if self.sum_as_stored:
+                    self.to_stored(values.view(np.uint8), raw, share.workspace)
+                    self.to_values(raw, values.view(np.uint8), share.workspace)
                 if self.adder is not None:
                     self.adder(values, first)
                 values /= np.float32(self.scale)
@@ -194,8 +199,8 @@ def _coding(
 ) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.scale, adder, convert(source, target, compiled), convert(source, float32),
-        convert(float32, target, compiled), counting,
+        source, target, tensor.add, tensor.sum_as_stored, tensor.scale, adder, convert(source, target, compiled),
+        convert(source, float32), convert(float32, target, compiled), convert(float32, source), counting,
     )  # fmt: skip
 
 
