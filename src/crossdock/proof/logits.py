@@ -105,6 +105,11 @@ def answer(
             ours = _Reference(stack.enter_context(CheckpointWeights(source, memory // 8 * 3)), source.config, told)
             if engine is None:
                 theirs = target()
+                if theirs.config.vocab_size != vocab_size:
+                    raise CheckFailed(
+                        "the output has another number of tokens, so its logits cannot be compared",
+                        expected=f"vocab_size {vocab_size}", got=f"{theirs.config.vocab_size}",
+                    )  # fmt: skip
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
                 other: _Reference | _Files = _Reference(weights, theirs.config, told)
             else:
