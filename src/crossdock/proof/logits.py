@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,14 @@ from crossdock.planning.plan import Plan
 from crossdock.proof.engines import registry
 from crossdock.proof.engines.ask import TIMEOUT, ask
 from crossdock.proof.engines.registry import Engine
-from crossdock.proof.limits import Limits, limits, losing
+from crossdock.proof.limits import TIMES, Limits, limits, losing
 from crossdock.proof.texts import Asked, read_asked
 from crossdock.running.results import LogitsReport, PositionCheck
 from crossdock.running.run import Progress
 from crossdock.running.weights import CheckpointWeights
 
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
-ROW = 16  # bytes that a logit of a row takes: both sides, each in parts and whole
+ROW = 24  # bytes that a logit of a row takes: three sides, each in parts and whole
 
 Told = Callable[[int, str], None]
 Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
@@ -98,11 +98,14 @@ def answer(
     problems: tuple[Problem, ...] = ()
     vocab_size = source.config.vocab_size
     at_once = max(1, memory // 4 // (ROW * vocab_size))
-    sides = 2 if engine is None else 1
+    sides = (2 if engine is None else 1) + (allowed.noise > 0)
+    shaken: list[float] = []  # the distance that noise makes at each position
     told = _told(progress, 4 * len(asked.windows) * sides * sum(slot.elements for slot in slots(source).values()))
     try:
         with ExitStack() as stack:
-            ours = _Reference(stack.enter_context(CheckpointWeights(source, memory // 8 * 3)), source.config, told)
+            own = stack.enter_context(CheckpointWeights(source, memory // 8 * 3))
+            ours = _Reference(own, source.config, told)
+            noisy = _Reference(own, source.config, told, allowed.noise) if allowed.noise else None
             if engine is None:
                 theirs = target()
                 if theirs.config.vocab_size != vocab_size:
@@ -118,12 +121,18 @@ def answer(
                 other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
             for number, ids in enumerate(asked.windows):
                 our, their = ours.window(ids), other.window(ids)
+                third = None if noisy is None else noisy.window(ids)
                 for start in range(0, len(ids), at_once):
                     stop = min(len(ids), start + at_once)
                     for at, s, t in zip(range(start, stop), our(start, stop), their(start, stop), strict=True):
                         positions.append(_compare(s, t, number, at, ids, sums))
+                    if third is not None:
+                        shaken += [_shaken(s, n) for s, n in zip(our(start, stop), third(start, stop), strict=True)]
     except (CheckFailed, InputError) as error:
         problems = error.problems
+    if shaken:
+        middle = float(np.median(shaken)) if allowed.median else math.sqrt(float(np.mean(np.square(shaken))))
+        allowed = replace(allowed, distance=TIMES * middle + (allowed.distance or 0.0))
     return _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
 
 
@@ -143,8 +152,9 @@ def _told(progress: Progress | None, total: int) -> Told:
 class _Reference:
     """The reference forward over a checkpoint, window by window. It is the `Weights` of that forward, and counts."""
 
-    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told) -> None:
-        self._weights, self._config, self._told = weights, config, told
+    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told, noise: float = 0.0) -> None:
+        self._weights, self._config, self._told, self._noise = weights, config, told, np.float32(noise)
+        self._random = np.random.default_rng(0)
 
     def window(self, ids: Sequence[int]) -> Rows:
         x = hidden(self._config, self, ids)
@@ -154,10 +164,16 @@ class _Reference:
         return self._counted(self._weights.whole(name, layer), name)
 
     def blocks(self, name: str, layer: int | None = None, expert: int | None = None) -> Iterator[Array]:
-        return (self._counted(block, name) for block in self._weights.blocks(name, layer, expert))
+        return (self._shaken(self._counted(block, name)) for block in self._weights.blocks(name, layer, expert))
 
     def rows(self, name: str, numbers: NDArray[np.int64]) -> Array:
-        return self._counted(self._weights.rows(name, numbers), name)
+        return self._shaken(self._counted(self._weights.rows(name, numbers), name))
+
+    def _shaken(self, values: Array) -> Array:
+        if not self._noise:
+            return values
+        size = self._noise * np.sqrt(np.mean(values * values))
+        return np.asarray(values + size * self._random.standard_normal(values.shape, dtype=np.float32))
 
     def _counted(self, values: Array, name: str) -> Array:
         self._told(values.nbytes, name)
@@ -226,6 +242,11 @@ def _compare(
         int(t.argmax()), len(best & theirs), None if after is None else -float(log_s[after]),
         None if after is None else -float(log_t[after]),
     )  # fmt: skip
+
+
+def _shaken(source: Array, noisy: Array) -> float:
+    difference = noisy - source
+    return _ratio(float(difference @ difference), float(np.var(source)) * source.size)
 
 
 def _ratio(squares: float, reference: float) -> float:
