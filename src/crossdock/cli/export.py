@@ -22,7 +22,7 @@ from crossdock.cli.options import (
     target_options,
 )
 from crossdock.cli.plan import show_plan, show_warnings
-from crossdock.cli.progress import watching
+from crossdock.cli.progress import Progress, watching
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
@@ -94,8 +94,6 @@ def export(
         return
     import crossdock
 
-    if not as_json:
-        show.note(_header(plan, output))
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,
@@ -105,7 +103,7 @@ def export(
             force=force,
             hash=hash,
             fail_on=frozenset(fail_on),
-            progress=progress,
+            progress=progress if as_json else _after(_header(plan, output), progress),
         )
     if as_json:
         show.print_json(report)
@@ -114,6 +112,19 @@ def export(
         _show_next(src, output, source, target)
         for step in target.next_steps(output, [str(src), *source.words()]):
             show.say(f"then: {show.clean(step)}")
+
+
+def _after(text: str, progress: Progress | None) -> Progress:
+    """`progress` that says `text` first, once bytes flow: a run that is refused says nothing but why."""
+    lines = iter([text])
+
+    def report(done: int, total: int, name: str) -> None:
+        for line in lines:
+            show.note(line)
+        if progress is not None:
+            progress(done, total, name)
+
+    return report
 
 
 def _header(plan: Plan, output: Path) -> str:

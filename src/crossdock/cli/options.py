@@ -220,6 +220,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return out
 
 
+def _listed(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """`--pre-tokenizer list` shows the names and ends."""
+    if value == "list" and not ctx.resilient_parsing:
+        from crossdock.tokenizers.pre_tokenizers import table
+
+        click.echo("\n".join(table().names))
+        ctx.exit()
+    return value
+
+
 tokenizer_option = click.option(
     "--tokenizer",
     type=PATH,
@@ -286,7 +296,12 @@ _TARGET = (
         help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); w8a16, w4a16, fp8 (trtllm).",
     ),
     tokenizer_option,
-    click.option("--pre-tokenizer", metavar="NAME", help="Pre-tokenizer type for gguf.  [default: found out]"),
+    click.option(
+        "--pre-tokenizer",
+        metavar="NAME",
+        callback=_listed,
+        help="Pre-tokenizer type for gguf; `list` shows all.  [default: found out]",
+    ),
     click.option(
         "--max-shard-size",
         type=size,

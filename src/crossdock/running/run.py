@@ -199,9 +199,14 @@ def _check_output(plan: Plan, output: Path, force: bool) -> None:
     holds = not plan.single_file and any({output, output.resolve()} & set(path.parents) for path in inputs)
     if holds or {output, output.resolve()} & inputs:
         raise UsageError("the output would overwrite the source", where=str(output), fix="choose another --output")
+    other = "choose another --output"
+    root = Path(os.path.realpath(plan.source_root))
+    if root.is_dir() and root in Path(os.path.realpath(output)).parents:
+        raise UsageError(
+            "the output would lie inside the source", where=str(output), got=f"a source of {root}", fix=other
+        )
     if not output.is_symlink() and not output.exists():
         return
-    other = "choose another --output"
     if not force:
         raise UsageError("the output exists", where=str(output), fix=f"{other}, or --force to replace it when done")
     if output.exists() and not output.is_dir() and not output.is_file():
@@ -283,4 +288,8 @@ def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:
         return EnvironmentProblem(
             "the disk is full", where=str(where), fix="free some and run the same command again: it goes on from here"
         )
-    return EnvironmentProblem(f"{error.strerror or error}", where=str(error.filename or where))
+    return EnvironmentProblem(
+        f"{error.strerror or error}",
+        where=str(error.filename or where),
+        fix="check the place of the output and its rights",
+    )

@@ -239,8 +239,13 @@ def _wrong_copies(plan: Plan, output: Source) -> list[Problem]:
             continue
         try:
             equal = there.stat().st_size == file.size and there.read_bytes() == file.copy_of.path.read_bytes()
+        except FileNotFoundError:
+            what = f"this file of the output is missing; it was copied from {file.copy_of.path}"
+            problems.append(Problem(what, where=str(there), fix="copy it again, or export again with --force"))
+            continue
         except OSError as error:
-            problems.append(Problem(f"cannot be compared: {error.strerror}", where=str(there)))
+            what = f"cannot be compared: {error.strerror}"
+            problems.append(Problem(what, where=str(there), fix="check the right to read it"))
             continue
         if not equal:
             problems.append(Problem(f"differs from {file.copy_of.path}", where=str(there)))

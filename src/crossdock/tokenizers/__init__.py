@@ -5,7 +5,7 @@ text.
 """
 
 from crossdock.tokenizers.files import TokenizerFiles, find
-from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, gguf_metadata_none
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, gguf_metadata_none, too_few
 from crossdock.tokenizers.reading import read
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 
@@ -18,4 +18,5 @@ __all__ = [
     "gguf_metadata",
     "gguf_metadata_none",
     "read",
+    "too_few",
 ]

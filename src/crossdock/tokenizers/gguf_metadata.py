@@ -152,6 +152,15 @@ def _collapses(tokenizer: Tokenizer) -> bool:
     return tokenizer.remove_extra_whitespaces and tokenizer.add_space_prefix
 
 
+def too_few(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
+    """A sentence when the tokenizer has over a tenth fewer tokens than the embedding rows: more than any padding."""
+    size = len(tokenizer.tokens)
+    if 10 * size >= 9 * vocab_size:
+        return ()
+    where = ", ".join(map(str, tokenizer.sources))
+    return (f"the tokenizer has {size:,} tokens, the embedding {vocab_size:,} rows: is {where} this model's own?",)
+
+
 def _padded(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int], list[float]]:
     missing = range(len(tokenizer.tokens), vocab_size)
     tokens = [*tokenizer.tokens, *(f"[PAD{number}]" for number in missing)]

@@ -7,6 +7,7 @@ llama.cpp `src/llama-vocab.cpp`; each row is tested against the real thing.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,10 +116,12 @@ def choose(tokenizer: Tokenizer, override: str | None = None) -> str:
     where = str(tokenizer.sources[0]) if tokenizer.sources else ""
     if override is not None:
         if override not in known.names:
+            near = difflib.get_close_matches(override, known.names, n=3, cutoff=0.4)
             raise TokenizerError(
                 f"llama.cpp has no pre-tokenizer {override!r}",
                 where=where,
-                expected="one of " + ", ".join(known.names),
+                expected=" or ".join(near) if near else "",
+                fix="--pre-tokenizer list shows all names; without the option the tokenizer's own pattern decides",
             )
         return override
     rows = [row for row in known.rows if tokenizer.splits in row.stages]
@@ -128,7 +131,7 @@ def choose(tokenizer: Tokenizer, override: str | None = None) -> str:
             where=where,
             got=" then ".join(tokenizer.splits) or "no splitting at all",
             cause="a custom pre-tokenizer pattern, or one that is newer than this program",
-            fix="--pre-tokenizer NAME with the nearest of: " + ", ".join(known.names),
+            fix="--pre-tokenizer NAME with the nearest; --pre-tokenizer list shows all names",
         )
     if rows[0].ignore_merges == tokenizer.ignore_merges:
         return rows[0].name

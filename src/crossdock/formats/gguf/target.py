@@ -157,7 +157,8 @@ def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, s
             raise TokenizerError([*error.problems[:-1], _with_hint(error.problems[-1])]) from None
         raise
     differences = tokenizers.gguf_differences(tokenizer, pre=request.pre_tokenizer)
-    return _typed(metadata), tuple("; ".join(problem.lines()) for problem in differences)
+    warnings = tuple("; ".join(problem.lines()) for problem in differences)
+    return _typed(metadata), (*tokenizers.too_few(tokenizer, config.vocab_size), *warnings)
 
 
 def _with_hint(problem: Any) -> Any:

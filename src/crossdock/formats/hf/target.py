@@ -117,17 +117,18 @@ class HfTarget:
 
 
 def _beyond(request: Request, config: ModelConfig) -> tuple[str, ...]:
-    """A sentence when the tokenizer that was given has more tokens than the embedding has rows."""
+    """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
     from crossdock import tokenizers
 
     if request.tokenizer is None:
         return ()
     try:
-        size = len(tokenizers.read(request.tokenizer).tokens)
+        tokenizer = tokenizers.read(request.tokenizer)
     except InputError:  # a kind that crossdock does not read travels all the same
         return ()
+    size = len(tokenizer.tokens)
     if size <= config.vocab_size:
-        return ()
+        return tokenizers.too_few(tokenizer, config.vocab_size)
     return (
         f"the tokenizer in {request.tokenizer} has {size} tokens, the embedding only {config.vocab_size} rows "
         f"({request.vocab_from}): the last {size - config.vocab_size} tokens cannot be computed",
