@@ -66,7 +66,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
-FAMILIES = sorted(families())
+FAMILIES = sorted(families().keys() - {"llama_lora"})  # an adapter is no model: it has formats of its own
 # families that the format has no model for, and that say so
 LACKING = {
     ("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext"), ("hf", "llama_2023"), ("gguf", "llama_2023"),

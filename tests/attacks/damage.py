@@ -86,11 +86,11 @@ def changed_value(tree: Any, rng: Rng) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(tree))
         if not places:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         at, key = rng.choice(places)
         kind = rng.random()
         if kind < 0.65:
-            at[key] = rng.choice(VALUES)
+            at[key] = copy.deepcopy(rng.choice(VALUES))
         elif kind < 0.75:
             other, its = rng.choice(places)
             at[key] = copy.deepcopy(other[its])
