@@ -136,7 +136,7 @@ def test_every_element_arrives(name: str, source: tuple[str, dict[str, int]], ta
     plan = make_plan(checkpoint_of(opened, config), registry.target(target), Request())
     expected = {}
     for turn, container in laid_out(target, config):
-        if turn == 0:
+        if turn == 0 and not container.rule.read_only:
             expected[container.name] = filled(family(name), tensors, container)
     got = carried_out(plan, data)
     assert sorted(got) == sorted(expected)
