@@ -1,8 +1,8 @@
-"""Logits of crossdock's reference forward for a checkpoint of any format, in float32 or, with `exact`, in float64."""
+"""Logits of crossdock's reference forward for a checkpoint of any format; of `Doubled` weights in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,13 @@ class Doubled:
 
 
 def reference_logits(
-    path: Path, tokens: NDArray[np.integer[Any]], *, config: Path | None = None, exact: bool = False
+    path: Path,
+    tokens: NDArray[np.integer[Any]],
+    *,
+    config: Path | None = None,
+    held: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> Array:
-    """[batch, n, vocabulary] for `tokens` [batch, n]."""
+    """[batch, n, vocabulary] for `tokens` [batch, n]; `held` wraps the weights."""
     checkpoint = delivery.open(path, config=config)
     with CheckpointWeights(checkpoint, MEMORY) as weights:
-        held = Doubled(weights) if exact else weights
-        return np.stack([forward(checkpoint.config, held, row.tolist()) for row in np.atleast_2d(tokens)])
+        return np.stack([forward(checkpoint.config, held(weights), row.tolist()) for row in np.atleast_2d(tokens)])

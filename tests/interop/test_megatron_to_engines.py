@@ -23,8 +23,8 @@ TWINS = (
     tuple(name for name in CHECKPOINTS if name.startswith("llama-v0")),
     tuple(name for name in CHECKPOINTS if name.startswith("mixtral-")),
 )
-# transformers' logits of tiny-kjv are, bit for bit, those of Megatron-Core 0.16.1, which are 1.24e-5 from the stored
-# ones of another version and machine: see docs/decisions/0005
+# transformers' logits of tiny-kjv are, bit for bit, those of Megatron-Core on an AMD processor, 1.24e-5 from the
+# stored ones, which MKL computed with its kernels for Intel's: see docs/decisions/0005
 ROUNDING = {"tiny-kjv": 1.4e-5}
 Export = Callable[[str, str], Path]
 
