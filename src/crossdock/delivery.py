@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -141,8 +142,14 @@ def plan(
 
 
 def _quantisation(name: str, target: Target) -> str:
-    """A codec's one name, or what the target alone knows under this name ("w8a16")."""
-    return name.lower() if name.lower() in target.algorithms else codecs.canonical_name(name)
+    """A codec's one name, or what the target alone knows under this name ("w8a16", "fp8_static")."""
+    own = name.lower().replace("-", "_")
+    if own not in target.algorithms and any(own in registry.target(other).algorithms for other in registry.targets()):
+        with contextlib.suppress(UsageError):
+            return codecs.canonical_name(name)
+        known = f"-q {' or '.join(target.algorithms)}" if target.algorithms else ""
+        raise UsageError(f"{target.name} has no quantisation {own}", expected=known)
+    return own if own in target.algorithms else codecs.canonical_name(name)
 
 
 def run(

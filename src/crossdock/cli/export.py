@@ -144,6 +144,7 @@ def _show(report: RunReport, plan: Plan, output: Path) -> None:
             ("tensors", f"{len(report.tensors):,}{again}"),
             ("bytes", took),
             ("manifest", str(output.with_name(report.manifest.name))),
+            *_errors(report.tensors),
         ]
     )
     _show_census(report.tensors)
@@ -158,6 +159,18 @@ def _show_next(src: Path, output: Path, source: SourceFlags, target: TargetFlags
     if target.keep_order:
         words.append("--keep-order")
     show.say(f"\nnext: {show.clean(shlex.join(words))}")
+
+
+def _errors(tensors: Sequence[TensorResult]) -> list[tuple[str, str]]:
+    """How far values that were divided by scales lie from the source's; every tensor's figures are in the manifest."""
+    known = [(one.name, one.figures) for one in tensors if one.figures is not None]
+    if not known:
+        return []
+    total = sum((figures for _, figures in known[1:]), known[0][1])
+    name, worst = max(known, key=lambda item: item[1].relative_rms)
+    return [
+        ("error", f"{100 * total.relative_rms:.3g}%, at most {100 * worst.relative_rms:.3g}% in {show.clean(name)}")
+    ]
 
 
 def _show_census(tensors: Sequence[TensorResult]) -> None:

@@ -77,11 +77,12 @@ def dtype_or_auto(text: str) -> str:
 
 
 def quantisation(text: str) -> str:
-    """As `dtype`, or what a target knows by name beside the codecs: w8a16."""
+    """As `dtype`, or what a target knows by name beside the codecs: w8a16, fp8_static."""
     from crossdock.formats import registry
 
-    if any(text.lower() in registry.target(name).algorithms for name in registry.targets()):
-        return text.lower()
+    named = text.lower().replace("-", "_")
+    if any(named in registry.target(name).algorithms for name in registry.targets()):
+        return named
     return dtype(text)
 
 
@@ -293,7 +294,7 @@ _TARGET = (
         "--quantize",
         type=quantisation,
         metavar="NAME",
-        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); w8a16, w4a16, fp8 (trtllm).",
+        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)",
     ),
     tokenizer_option,
     click.option(

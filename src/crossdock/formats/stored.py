@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crossdock.codecs.cells import Cells
+
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
 
 
@@ -53,10 +55,25 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """What a stored tensor's values are multiplied by: a scale for each of its cells, stored beside it.
+
+    name, dtype   of the stored scales (their codec); `file` and `offset`: where they lie, in C order
+    """
+
+    name: str
+    dtype: str
+    file: int
+    offset: int
+    cells: Cells
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor as a format stores it. `part` is the rank file it belongs to ("" where names are global).
 
-    dtype is a codec name: "float32", "bfloat16", "float16", "q8_0", ...
+    dtype    a codec name: "float32", "bfloat16", "float16", "q8_0", ...
+    scaling  of fp8 weights; such a tensor has one extent, which is all of it in C order
     """
 
     name: str
@@ -64,6 +81,12 @@ class StoredTensor:
     dtype: str
     extents: tuple[Extent, ...]
     part: str = ""
+    scaling: Scaling | None = None
+
+    @property
+    def values(self) -> str:
+        """The codec that holds its values: float32 where they are multiplied by scales."""
+        return self.dtype if self.scaling is None else "float32"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from crossdock.codecs.cells import Cells
 from crossdock.errors import UsageError
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.layout.rules import Layout
@@ -126,12 +127,15 @@ class RankFile:
 class Encoding(NamedTuple):
     """The codec chosen for a tensor, and a sentence when it is not the one that was asked for.
 
-    scale  values are divided by it before they are encoded
+    scale   values are divided by it before they are encoded
+    cells   or each cell's values by a scale that follows from them, and these are written as the tensor `scales`
     """
 
     dtype: str
     notice: str = ""
     scale: float = 1.0
+    cells: Cells | None = None
+    scales: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def stored_order(checkpoint: Checkpoint, slot: Slot) -> tuple[str, ...]:
 
 def codec_of(checkpoint: Checkpoint, slot: Slot) -> str:
     """The codec that `slot` is stored in; float32 when its parts differ."""
-    names = {p.stored.dtype for p in candidates(checkpoint.resolved, slot.held, _lens(slot, tuple(slot.sizes)))}
+    names = {p.stored.values for p in candidates(checkpoint.resolved, slot.held, _lens(slot, tuple(slot.sizes)))}
     return names.pop() if len(names) == 1 else "float32"
 
 
@@ -93,7 +93,7 @@ def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]
         add = 0.0 - offsets.pop()
         addition = checkpoint.addition
         product = None if addition is None else product_on(extents, addition, lens, shape)
-        dtypes = {provision.stored.dtype for provision in used}
+        dtypes = {provision.stored.values for provision in used}
         dtype = dtypes.pop() if len(dtypes) == 1 and not add and product is None else "float32"
         codec = codecs.get(dtype)
         tensors.append(

@@ -106,7 +106,7 @@ def _moves(
     side = Lens(name, (*fixed, *placed, Placement(rank_axis, 1, 1, 0, rank)), (start, 0))
     size = math.prod(shape[dim] for dim in dims)
     moves, count, used = moves_for(extents, addition, name, side, (size, rank))
-    if count != side.volume or {p.stored.dtype for p in used} != {"float32"}:
+    if count != side.volume or {p.stored.values for p in used} != {"float32"}:
         raise PlanError("the adapter's pair does not fit its tensor", where=name, got=f"{count} elements")
     return tuple(sorted(moves, key=lambda move: move.dst))
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from crossdock.codecs.cells import Cells
 from crossdock.errors import Problem
-from crossdock.formats.stored import Extent, SourceFile
+from crossdock.formats.stored import Extent, Scaling, SourceFile
 from crossdock.formats.target import RankFile, TargetFile
 from crossdock.model.config import Described
 
@@ -40,12 +42,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class PlannedExtent:
-    """A source extent with what is needed to read it: the stored tensor's name and its codec."""
+    """A source extent with what is needed to read it: the stored tensor's name, its codec and its scales."""
 
     at: Extent
     tensor: str
     part: str
     dtype: str
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class TargetTensor:
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
     sum_as_stored  the sum is rounded to the dtype of the source
     scale  number that every value is divided by, after `add`
+    cells  each cell's values are divided by a scale that follows from them (`codecs.cells`), after `add`
+    holds_scales  the tensor holds the scales of these cells instead of the values
     product  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
@@ -93,6 +98,18 @@ class TargetTensor:
     scale: float = 1.0
     experts: int = 1
     product: Product | None = None
+    cells: Cells | None = None
+    holds_scales: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many values its moves fill: the shape's, or of what it holds the scales of."""
+        return self.cells.elements if self.cells is not None else math.prod(self.shape)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it holds values divided by scales."""
+        return not self.holds_scales and (self.cells is not None or self.scale != 1)
 
     @property
     def sums(self) -> bool:
@@ -168,6 +185,7 @@ class Plan:
                 "origin": at.origin,
                 "shape": at.shape,
                 "strides": at.strides,
+                **({} if extent.scaling is None else {"scaling": _scaling(extent.scaling)}),
             }
         for file in self.files:
             copied = None if file.copy_of is None else [file.copy_of.path.name, file.copy_of.size]
@@ -191,6 +209,7 @@ class Plan:
                 "moves": [list(_fields(m)) for m in tensor.moves],
                 **({"sum_as_stored": True} if tensor.sum_as_stored else {}),
                 **({} if tensor.scale == 1 else {"scale": tensor.scale}),
+                **({} if tensor.cells is None else {"cells": [*_cells(tensor.cells), tensor.holds_scales]}),
                 **_product(tensor.product),
             }
         for twin in self.twins:
@@ -222,6 +241,14 @@ def _product(product: Product | None) -> dict[str, Any]:
         return {}
     sides = [[list(_fields(m)) for m in side] for side in (product.left, product.right)]
     return {"product": [product.rank, product.rows, product.columns, *sides]}
+
+
+def _cells(cells: Cells) -> tuple[int, ...]:
+    return cells.rows, cells.columns, cells.height, cells.width
+
+
+def _scaling(scaling: Scaling) -> list[Any]:
+    return [scaling.name, scaling.dtype, scaling.file, scaling.offset, *_cells(scaling.cells)]
 
 
 def _fields(move: Move) -> tuple[Any, ...]:

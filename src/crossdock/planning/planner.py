@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crossdock.codecs import registry as codecs
+from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.target import Assembled, Carried, Ranks, Request, State, StateTarget, Target, Wanted
@@ -23,6 +24,7 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
+from crossdock.planning.scales import of_parts, shared
 from crossdock.planning.sources import Extents, moves_for
 from crossdock.planning.state import carried_moves, order_twins
 from crossdock.planning.wanted import unplaced, wanted_containers
@@ -42,6 +44,8 @@ class _Filled:
     sum_as_stored: bool = False
     scale: float = 1.0
     product: Product | None = None
+    cells: Cells | None = None
+    holds_scales: bool = False
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
@@ -150,12 +154,27 @@ def _filled(
 def _encoded(
     filled: Sequence[_Filled], target: Target, request: Request, rules: Layout
 ) -> tuple[list[_Filled], list[str]]:
-    """The same in the dtypes that the target chooses, and its notices about them."""
-    encodings = [target.encoding(one.wanted, request, rules) for one in filled]
-    return [
-        replace(one, wanted=one.wanted._replace(dtype=encoding.dtype), scale=encoding.scale)
-        for one, encoding in zip(filled, encodings, strict=True)
-    ], [encoding.notice for encoding in encodings if encoding.notice]
+    """The same in the dtypes that the target chooses, scales behind what they belong to, and its notices about them."""
+    encoded: list[_Filled] = []
+    notices: list[str] = []
+    problems: list[Problem] = []
+    tensors = shared([one.wanted for one in filled], rules.encoding.get("shared", ()))
+    for one, wanted in zip(filled, tensors, strict=True):
+        try:
+            encoding = target.encoding(wanted, request, rules)
+        except PlanError as error:
+            problems += error.problems
+            continue
+        cells = encoding.cells
+        encoded.append(replace(one, wanted=wanted._replace(dtype=encoding.dtype), scale=encoding.scale, cells=cells))
+        if cells is not None:
+            wanted = Wanted(encoding.scales, (cells.count,), "float32", wanted.part)
+            encoded.append(replace(one, wanted=wanted, cells=cells, holds_scales=True))
+        notices += [encoding.notice] if encoding.notice else []
+    if problems:
+        more = [Problem(f"and the same in {len(problems) - 8} more tensors")] if len(problems) > 8 else []
+        raise PlanError([*problems[:8], *more])
+    return encoded, notices
 
 
 def _placed(
@@ -168,7 +187,7 @@ def _placed(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
                 scale=one.scale, sum_as_stored=one.sum_as_stored,
-                product=one.product,
+                product=one.product, cells=one.cells, holds_scales=one.holds_scales,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -249,8 +268,7 @@ def _fill(
     of = tuple(lens.tensor for lens in container.lenses)
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
-    scales = {scales_of.get(provision.stored.name) for provision in used}
-    scale = scales.pop() if len(scales) == 1 and product is None else None
+    scale = None if product is not None else of_parts([scales_of.get(provision.stored.name) for provision in used])
     wanted = Wanted(container.name, container.shape, dtype, container.part, scale)
     add = adds.pop()
     as_stored = bool(add and rules.sum_as_stored.evaluate(variables))
@@ -273,10 +291,10 @@ def _size(tensor: Wanted) -> int:
 
 
 def _main_dtype(tensors: Sequence[Wanted]) -> str:
-    """The dtype that most elements of matrices have, those aside that were scaled into fp8."""
+    """The dtype that most elements of matrices have, those aside that are scaled into fp8."""
     elements: dict[str, int] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and not (tensor.scales and tensor.dtype.startswith("float8")):
+        if len(tensor.shape) > 1 and not tensor.dtype.startswith("float8"):
             elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
     return max(elements, key=lambda name: elements[name], default="float32")
 

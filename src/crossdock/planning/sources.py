@@ -27,7 +27,7 @@ class Extents:
         found = self._numbers.get(key)
         if found is None:
             found = self._numbers[key] = len(self.planned)
-            self.planned.append(PlannedExtent(extent, stored.name, stored.part, stored.dtype))
+            self.planned.append(PlannedExtent(extent, stored.name, stored.part, stored.dtype, stored.scaling))
         return found
 
     def meeting(self, stored: StoredTensor, ranges: list[Range]) -> Iterator[Extent]:

@@ -81,9 +81,12 @@ def losing(plan: Plan) -> set[str]:
     """The types of the plan's tensors that do not hold every value of what fills them."""
     out = set()
     for tensor in plan.tensors:
+        if tensor.holds_scales:
+            continue
         target = codecs.get(tensor.dtype)
-        stored = {plan.extents[move.extent].dtype for move in tensor.moves}
-        for name in {"float32"} if tensor.sums else stored - {tensor.dtype}:
+        used = [plan.extents[number] for number in {move.extent for move in tensor.moves}]
+        stored = {extent.dtype if extent.scaling is None else "float32" for extent in used}
+        for name in {"float32"} if tensor.sums or tensor.scaled else stored - {tensor.dtype}:
             if not target.encodes or not convert(codecs.get(name), target).exact:
                 out.add(tensor.dtype)
     return out

@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
+from crossdock.codecs.cells import Cells, grow, scales_of
 from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
@@ -24,6 +25,7 @@ from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.output import PAGE, aligned
 from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
+from crossdock.running.scaling import Divide, Scales, by_cells, by_number, by_rows
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
 STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
@@ -35,7 +37,7 @@ _BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the cod
 class Block:
     """Encoded bytes at `offset` of the tensor's data; `raw` are the values they encode, in codec `source`.
 
-    Values are as gathered, or float32 where something was added to them.
+    Values are as gathered, or float32 where they were computed with. scales: what they were divided by
     """
 
     offset: int
@@ -43,6 +45,7 @@ class Block:
     raw: Bytes
     source: Codec
     census: Census
+    scales: Scales | None = None
 
 
 class Share:
@@ -113,12 +116,24 @@ def blocks(
         return
     if not tensor.moves:
         return
+    if tensor.holds_scales and tensor.cells is not None:
+        scales = _found(plan, tensor, tensor.cells, reader, share).view(np.uint8)
+        yield Block(0, scales, scales, target, count(scales, target) if counting else Census())
+        return
     units, name = units_for(plan, tensor.moves)
     adder = None if tensor.product is None else Adder(plan, tensor.product, reader, share.block)
-    coding = _coding(codecs.get(name), target, tensor, adder, compiled, counting)
+    stored = codecs.get(name)
+    whole = most or math.lcm(stored.block, target.block)
+    division: Divide | None = by_number(tensor.scale) if tensor.scale != 1 else None
+    if tensor.cells is not None:
+        row = math.lcm(whole, tensor.cells.width)
+        if tensor.cells.by_row and row * 4 <= share.block:
+            whole, division = row, by_rows(tensor.cells)
+        else:
+            division = by_cells(tensor.cells, _found(plan, tensor, tensor.cells, reader, share))
+    coding = _coding(stored, target, tensor, adder, division, compiled, counting)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
-    elements, whole = math.prod(tensor.shape), most or math.lcm(coding.source.block, target.block)
-    rows = whole
+    elements, rows = tensor.elements, whole
     per_strip = per_block = int(share.block / coding.widest)
     if any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves):
         per_strip = int(share.strip / coding.widest)
@@ -138,6 +153,16 @@ def blocks(
             yield coding(raw, encoded, share, start, at)
 
 
+def _found(plan: Plan, tensor: TargetTensor, cells: Cells, reader: Reader, share: Share) -> Values:
+    """The scales of a tensor's cells, for which its values are gone through once."""
+    shape = (cells.height, cells.width)
+    plain = replace(tensor, dtype="float32", shape=shape, offset=0, cells=None, holds_scales=False)
+    largest = np.zeros(cells.count, np.float32)
+    for block in blocks(plan, plain, reader, share):
+        grow(largest, block.encoded.view(np.float32), block.offset // 4, cells)
+    return scales_of(largest)
+
+
 @dataclass(frozen=True, slots=True)
 class _Coding:
     """How the elements of one tensor get from what is stored to what is written."""
@@ -146,8 +171,8 @@ class _Coding:
     target: Codec
     add: float
     sum_as_stored: bool
-    scale: float
     adder: Adder | None
+    division: Divide | None
     direct: Conversion
     to_values: Conversion
     from_values: Conversion
@@ -161,7 +186,7 @@ class _Coding:
     @property
     def computes(self) -> bool:
         """Whether values are changed, not only their encoding."""
-        return self.add != 0 or self.scale != 1 or self.adder is not None
+        return self.add != 0 or self.division is not None or self.adder is not None
 
     @property
     def widest(self) -> float:
@@ -172,7 +197,7 @@ class _Coding:
     def __call__(self, raw: Bytes, encoded: Bytes, share: Share, first: int, at: int) -> Block:
         """Fill `encoded`, unless it is `raw`: the elements from `first` on, at byte `at`."""
         with share.turn if self.direct.chatty else nullcontext():
-            source = self.source
+            source, scales = self.source, None
             if self.computes:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
@@ -182,7 +207,8 @@ class _Coding:
                     self.to_values(raw, values.view(np.uint8), share.workspace)
                 if self.adder is not None:
                     self.adder(values, first)
-                values /= np.float32(self.scale)
+                if self.division is not None:
+                    scales = self.division(values, first)
                 # what is added, too large or too small shows only now
                 raw, source = values.view(np.uint8), codecs.get("float32")
                 self.from_values(raw, encoded, share.workspace)
@@ -191,15 +217,21 @@ class _Coding:
             census = Census()
             if self.counting:
                 census = count(raw, source, None if source.name == self.target.name else self.target)
-            return Block(at, encoded, raw, source, census)
+            return Block(at, encoded, raw, source, census, scales)
 
 
 def _coding(
-    source: Codec, target: Codec, tensor: TargetTensor, adder: Adder | None, compiled: bool | None, counting: bool
+    source: Codec,
+    target: Codec,
+    tensor: TargetTensor,
+    adder: Adder | None,
+    division: Divide | None,
+    compiled: bool | None,
+    counting: bool,
 ) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.sum_as_stored, tensor.scale, adder, convert(source, target, compiled),
+        source, target, tensor.add, tensor.sum_as_stored, adder, division, convert(source, target, compiled),
         convert(source, float32), convert(float32, target, compiled), convert(float32, source), counting,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.codecs.census import Census
+from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.planning.plan import Plan
 
@@ -24,13 +25,14 @@ NAME = ".crossdock-journal"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished tensor: its index in the plan, the hash of its bytes, what was counted in it, and which of its
-    experts have equal bytes."""
+    """A finished tensor: its index in the plan, the hash of its bytes, what was counted in it, which of its experts
+    have equal bytes, and how far its values lie from the source's, where that was measured."""
 
     tensor: int
     hash: str
     census: Census
     alike: tuple[tuple[int, ...], ...] = ()
+    figures: ErrorFigures | None = None
 
 
 def identity(plan: Plan, hash_name: str) -> dict[str, Any]:
@@ -155,7 +157,9 @@ def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
             else:
                 alike = tuple(map(tuple, record["alike"]))
                 census = Census(**record["census"])
-                finished[record["tensor"]] = Done(record["tensor"], record["hash"], census, alike)
+                found = record["figures"]
+                figures = None if found is None else ErrorFigures(**found)
+                finished[record["tensor"]] = Done(record["tensor"], record["hash"], census, alike, figures)
         except (ValueError, KeyError, TypeError):
             break
         good += len(line) + 1

@@ -55,8 +55,11 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) 
 
 
 def _found(tensor: TensorResult) -> dict[str, Any]:
-    """What was counted in a tensor, without the zeros."""
+    """What was counted and measured in a tensor, without the zeros."""
     census = tensor.census
-    counts = {name: getattr(census, name) for name in ("nan", "inf", "overflow", "underflow")}
+    counts: dict[str, Any] = {name: getattr(census, name) for name in ("nan", "inf", "overflow", "underflow")}
+    if tensor.figures is not None:
+        figures = tensor.figures
+        counts["error"] = {"max_abs": figures.max_abs, "rms": figures.rms, "relative_rms": figures.relative_rms}
     counts |= {"all_zero": census.all_zero and census.elements > 0, "equal_experts": tensor.alike}
     return {name: value for name, value in counts.items() if value}

@@ -19,9 +19,12 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
+from crossdock.codecs.cells import checked, multiply
+from crossdock.codecs.codec import Values, encoded_size
 from crossdock.errors import FormatError, NotACheckpointError
 from crossdock.formats.files import read_into, read_runs
 from crossdock.formats.safetensors import read_header
+from crossdock.formats.stored import Scaling
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
 
@@ -61,7 +64,11 @@ class Reader:
 
     def where(self, number: int) -> str:
         """The file of an extent, for messages."""
-        return str(self._plan.sources[self._plan.extents[number].at.file].path)
+        return self.path(self._plan.extents[number].at.file)
+
+    def path(self, file: int) -> str:
+        """The path of a source file, for messages."""
+        return str(self._plan.sources[file].path)
 
     def place(self, number: int) -> Place:
         """Where extent `number` begins. Raises FormatError when its blob is not what the index said."""
@@ -70,7 +77,8 @@ class Reader:
             found = self._places[number] = self._locate(number)
         return found
 
-    def _fd(self, file: int) -> int:
+    def fd(self, file: int) -> int:
+        """A source file, opened when first asked for."""
         fd = self._fds.get(file)
         if fd is None:
             with self._lock:
@@ -85,7 +93,7 @@ class Reader:
 
     def _locate(self, number: int) -> Place:
         extent = self._plan.extents[number]
-        at, fd = extent.at, self._fd(extent.at.file)
+        at, fd = extent.at, self.fd(extent.at.file)
         if at.wrapping == "raw":
             return Place(fd, at.offset, None)
         if at.wrapping == "safetensors":
@@ -122,8 +130,9 @@ class Units(NamedTuple):
 
 def units_for(plan: Plan, moves: Sequence[Move]) -> tuple[Units, str]:
     """The units for `moves`, and the codec that what they gather is in."""
-    names = {plan.extents[move.extent].dtype for move in moves}
-    if len(names) == 1:
+    used = [plan.extents[number] for number in {move.extent for move in moves}]
+    names = {extent.dtype for extent in used}
+    if len(names) == 1 and not any(extent.scaling for extent in used):
         codec = codecs.get(next(iter(names)))
         if codec.block == 1 or all(_whole_blocks(move, codec.block) for move in moves):
             size = codec.block_bytes
@@ -173,6 +182,7 @@ class Gatherer:
         self._last = [m.dst + sum((n - 1) * s for n, s in zip(m.size, m.dst_step, strict=True)) for m in self._moves]
         self._next = 0
         self._active: list[int] = []
+        self._scales: dict[int, Values] = {}
 
     def fill(self, start: int, stop: int, out: NDArray[Any]) -> None:
         """Gather units [start, stop) of the target into `out`, whose item is the unit's dtype."""
@@ -259,12 +269,28 @@ class Gatherer:
             half = self._buffer.size // 2 // 64 * 64  # both fit: `_copy_piece` counts bytes and values within one half
             values = self._buffer[half : half + 4 * (high - low) * codec.block].view(np.float32)
             codec.decode(raw, values)
+            scaling = self._plan.extents[extent].scaling
+            if scaling is not None:
+                multiply(values, low * codec.block, scaling.cells, self._scales_of(extent, scaling))
             source: NDArray[Any] = values[piece.src - low * codec.block :]
         else:
             raw = self._buffer[: hull * self._units.nbytes]
             read_into(place.fd, place.offset + piece.src * self._units.nbytes, raw, where)
             source = raw.view(self._units.dtype)
         _strided_copy(source, piece, out)
+
+    def _scales_of(self, extent: int, scaling: Scaling) -> Values:
+        """The scales of an extent, of all its cells, read when first met."""
+        found = self._scales.get(extent)
+        if found is None:
+            codec = codecs.get(scaling.dtype)
+            raw = np.empty(encoded_size(codec, scaling.cells.count), np.uint8)
+            path = self._reader.path(scaling.file)
+            read_into(self._reader.fd(scaling.file), scaling.offset, raw, path)
+            found = np.empty(scaling.cells.count, np.float32)
+            codec.decode(raw, found)
+            self._scales[extent] = checked(found, f"{scaling.name} in {path}")
+        return found
 
     def _copy_scattered(self, extent: int, place: Place, piece: Strided, out: NDArray[Any]) -> None:
         """A chunk whose elements do not lie in C order: the plan's indices are mapped to its strides one by one."""

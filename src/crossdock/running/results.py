@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossdock.codecs.census import Census
+from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import Problem
 from crossdock.planning.plan import Move, Plan
 
@@ -15,7 +16,8 @@ from crossdock.planning.plan import Move, Plan
 class TensorResult:
     """One tensor as it was written. hash: hexadecimal, over the tensor's encoded bytes.
 
-    alike  groups of its experts, by number, that have equal bytes
+    alike    groups of its experts, by number, that have equal bytes
+    figures  its values, read back, against the source's, where values were divided by scales (fp8)
     """
 
     name: str
@@ -26,6 +28,7 @@ class TensorResult:
     hash: str
     census: Census
     alike: tuple[tuple[int, ...], ...] = ()
+    figures: ErrorFigures | None = None
 
 
 @dataclass(frozen=True)

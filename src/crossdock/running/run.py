@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from crossdock.codecs import registry as codecs
 from crossdock.codecs.census import Census
+from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
@@ -30,6 +32,7 @@ from crossdock.running.output import OutputFile
 from crossdock.running.placing import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
+from crossdock.running.scaling import distance
 
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
@@ -180,6 +183,8 @@ class _Copying:
         digest = hashing.new(self.hash_name)
         experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
         census = Census()
+        figures = ErrorFigures() if tensor.scaled else None
+        target = codecs.get(tensor.dtype)
         for block in blocks(self.plan, tensor, reader, share, self.compiled, counting=True):
             if stop.is_set():
                 return None
@@ -188,8 +193,11 @@ class _Copying:
                 experts.update(block.encoded.data)
             files[tensor.file].write(block.encoded, tensor.offset + block.offset)
             census += block.census
+            if figures is not None:
+                with share.turn:
+                    figures += distance(block.raw, block.source, block.encoded, target, block.scales)
             self.counts[task] = block.offset + block.encoded.size
-        return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike())
+        return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)
 
 
 def _check_output(plan: Plan, output: Path, force: bool) -> None:
@@ -256,7 +264,7 @@ def _result(plan: Plan, done: Done) -> TensorResult:
     tensor = plan.tensors[done.tensor]
     file = plan.files[tensor.file].name
     return TensorResult(
-        tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census, done.alike
+        tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census, done.alike, done.figures
     )
 
 
@@ -265,12 +273,14 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
     fix = "choose another --dtype, or --allow-overflow" if "overflow" in plan.fail_on else ""
     for tensor, planned in zip(tensors, plan.tensors, strict=True):
         census = tensor.census
-        if "nonfinite" in fail_on and census.nonfinite:
+        if "nonfinite" in fail_on | plan.fail_on and census.nonfinite:
             problems.append(
                 Problem(
                     f"{census.nan} NaN and {census.inf} infinite values",
                     where=tensor.name,
-                    fix="export without --fail-on nonfinite if the model is meant so",
+                    fix="export without --fail-on nonfinite if the model is meant so"
+                    if "nonfinite" in fail_on
+                    else "export without -q: this type has no place for them",
                     check="nonfinite",
                 )
             )

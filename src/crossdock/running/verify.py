@@ -20,9 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.codec import Bytes, Codec, encoded_size
-from crossdock.codecs.conversion import RUN
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.codec import Bytes
+from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import FormatError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import TargetFile
@@ -33,6 +32,7 @@ from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
 from crossdock.running.results import LogitsReport
 from crossdock.running.run import Progress, compiled_for
+from crossdock.running.scaling import distance
 from crossdock.tokenizers.files import read_json
 
 Status = Literal["equal", "different", "missing", "unexpected"]
@@ -162,7 +162,7 @@ def _compare(
             if not equal or block.source.name != target.name:
                 measured = True
                 with share.turn:
-                    figures += _distance(block.raw, block.source, mine, tensor)
+                    figures += distance(block.raw, block.source, mine, target, block.scales)
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
@@ -177,27 +177,6 @@ def _equal(one: Bytes, other: Bytes) -> bool:
     return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(
         one[words:], other[words:]
     )
-
-
-def _distance(raw: Bytes, source: Codec, encoded: Bytes, tensor: TargetTensor) -> ErrorFigures:
-    """How far encoded values lie from those that they stand for, in runs that stay in the cache."""
-    target = codecs.get(tensor.dtype)
-    block = math.lcm(source.block, target.block)
-    step = max(RUN // block, 1) * block
-    read, written = encoded_size(source, step), encoded_size(target, step)
-    wanted, got = np.empty((2, step), np.float32)  # not the share's values, which may be `raw`
-    figures = ErrorFigures()
-    for index in range(-(-raw.size // read)):
-        given = raw[index * read : (index + 1) * read]
-        elements = given.size // source.block_bytes * source.block
-        ours, theirs = wanted[:elements], got[:elements]
-        source.decode(given, ours)
-        target.decode(encoded[index * written : (index + 1) * written], theirs)
-        if tensor.scale != 1:
-            ours *= np.float32(tensor.scale)
-            theirs *= np.float32(tensor.scale)
-        figures += compare(ours, theirs)
-    return figures
 
 
 def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:

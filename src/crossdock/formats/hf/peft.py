@@ -31,6 +31,7 @@ class PeftTarget(HfTarget):
 
     name: str = "peft"
     layout: str = "peft"
+    algorithms: tuple[str, ...] = ()
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import ConfigError, FormatError, InputError, NotACheckpointError, Problem
+from crossdock.errors import FormatError, InputError, NotACheckpointError, Problem
 from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import LARGEST, flattened, parse
+from crossdock.formats.hf.scaled import with_scales
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.weight_file import tensors_in
 
@@ -33,7 +35,15 @@ def sniff(path: Path) -> bool:
 
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
-    """Open a folder, or a single weight file with the config.json beside it.
+    """Open a folder, or a single weight file with the config.json beside it. FP8 weights are read by their scales.
+
+    Raises NotACheckpointError, FormatError (all that is missing or broken), ConfigError, UnsafePickleError.
+    """
+    return with_scales(open_plain(path))
+
+
+def open_plain(path: Path) -> Source:
+    """The same with every tensor as it is stored, scales too, and `quantization_config` in the metadata.
 
     Raises NotACheckpointError, FormatError (all that is missing or broken), ConfigError, UnsafePickleError.
     """
@@ -51,13 +61,10 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         )
     # weights alone are a source too: `--config` may say what they are
     metadata, where = read_config(folder) if (folder / "config.json").is_file() else ({}, "")
-    quantised = metadata.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise ConfigError(
-            f"the weights are quantised ({method}), which crossdock does not read", where=where,
-            fix="give the folder of the unquantised model",
-        )  # fmt: skip
+    if not metadata.get("quantization_config") and (folder / fp8.FILE).is_file():
+        quantization = read_json(folder / fp8.FILE)[0].get("quantization")
+        if isinstance(quantization, dict):
+            metadata = {**metadata, "quantization_config": {**quantization, "quant_method": "modelopt"}}
     files, index, total = ([path], None, None) if path.is_file() else _weight_files(folder)
     notes = {"files": str(len(files))}
     tensors: dict[tuple[str, str], StoredTensor] = {}

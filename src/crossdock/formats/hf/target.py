@@ -13,7 +13,9 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, UsageError
+from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
+from crossdock.formats.hf.source import open_plain
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source, SourceFile
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
@@ -32,15 +34,23 @@ class HfTarget:
     name: str = "hf"
     layout: str = "hf"
     single_file: bool = False
-    algorithms: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = tuple(fp8.ALGORITHMS)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """None."""
+        if request.fp8_kv_cache and request.quantize not in fp8.ALGORITHMS:
+            raise UsageError("an fp8 cache is said with fp8 weights only", fix="-q fp8, or leave --fp8-kv-cache out")
         return no_ranks(self.name, request)
 
     def settled(self, request: Request, output: Source) -> Request:
-        """Nothing beside the encodings."""
-        return request
+        """The quantisation that the output's config.json names."""
+        return replace(request, **fp8.settled(output.metadata))
+
+    def reopen(self, output: Path) -> Source | None:
+        """A quantised folder as it is stored: as a source its weights are read by their scales."""
+        if not (output / fp8.FILE).is_file():
+            return None
+        return open_plain(output)
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """None."""
@@ -51,12 +61,16 @@ class HfTarget:
 
         Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
         """
+        scaled = fp8.encoding(tensor, request, rules)
+        if scaled is not None:
+            return scaled
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
-        if request.quantize is not None:
+        if request.quantize is not None and request.quantize not in self.algorithms:
             raise UsageError(
-                f"hf cannot be quantised to {request.quantize}", expected="--dtype float32, float16 or bfloat16"
+                f"hf cannot be quantised to {request.quantize}",
+                expected=f"-q {' or '.join(self.algorithms)}, or --dtype float32, float16 or bfloat16",
             )
         if request.dtype == "auto":
             if tensor.dtype in _DTYPES:
@@ -73,8 +87,8 @@ class HfTarget:
     def computed(
         self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
     ) -> Sequence[tuple[Wanted, bytes]]:
-        """Nothing: every tensor of a Hugging Face folder is stored by its sources."""
-        return ()
+        """The scales of static fp8: every other tensor of a Hugging Face folder is stored by its sources."""
+        return fp8.static_scales(tensors, request)
 
     def assemble(
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
@@ -99,7 +113,14 @@ class HfTarget:
         warnings += _beyond(request, config)
         config = _with_special_ids(config, travels)
         ids = {name: getattr(config, name) for name in _IDS if name in written}
-        config_bytes = config_json({**{key: value for key, (_, value) in written.items()}, **ids})
+        keys = {key: value for key, (_, value) in written.items()} | ids
+        fail_on: frozenset[str] = frozenset()
+        if request.quantize is not None:
+            warnings += fp8.warnings(tensors, request)
+            keys["quantization_config"], content = fp8.configurations(tensors, request)
+            files.append(_text(fp8.FILE, content))
+            fail_on = frozenset({"nonfinite"})
+        config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
         if "generation_config.json" not in travels:
             files.append(_text("generation_config.json", generation_config_json(config)))
@@ -108,7 +129,7 @@ class HfTarget:
             files.append(TargetFile(name, source.size, b"", source))
         placed = tuple(places[t.name] for t in tensors)
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in _IDS or value is not None}
-        return Assembled(tuple(files), placed, warnings, facts)
+        return Assembled(tuple(files), placed, warnings, facts, fail_on)
 
     def facts(self, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there."""
