@@ -175,6 +175,7 @@ def verify(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     keep_order: bool = False,
+    tokens: bool = False,
     logits: str | Sequence[int] | None = None,
     engine: str | None = None,
     report: str | os.PathLike[str] | None = None,
@@ -184,6 +185,7 @@ def verify(
 ) -> VerifyReport:
     """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
 
+    tokens  also compare llama.cpp's token ids of hard texts with the source's tokenizer's
     logits  a text, "@file", or token ids ("1,2,3" or numbers): also compare what both compute on it
     engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference forward
     report  a file to write: the outcome as one page of HTML that needs nothing else
@@ -201,12 +203,19 @@ def verify(
         from crossdock.proof.logits import answer, question
 
         asked = question(logits, engine, checkpoint, path, named)
+    read = None
+    if tokens:
+        from crossdock.proof.tokens import check_tokens, tokenizer_of
+
+        read = check_tokens(path, tokenizer_of(checkpoint, named))
     outcome, replay = VerifyReport(True, (), (), 0, 0.0), None
     if asked is None or not asked.alone:
         outcome, replay = _verify_files(path, checkpoint, request, memory, workers, progress)
     if asked is not None:
         found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
         outcome = replace(outcome, ok=outcome.ok and found.ok, logits=found)
+    if read is not None:
+        outcome = replace(outcome, ok=outcome.ok and read.ok, tokens=read)
     if report is not None:
         from crossdock.proof.report.page import Evidence, write
 

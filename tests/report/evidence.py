@@ -9,7 +9,7 @@ import numpy as np
 from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import Problem
 from crossdock.proof.report.page import Evidence
-from crossdock.running.results import LogitsReport, PositionCheck
+from crossdock.running.results import LogitsReport, PositionCheck, TokenDifference, TokensReport
 from crossdock.running.verify import TensorCheck, VerifyReport
 
 HOSTILE = "</title><script>document.title='taken'</script><img src=x onerror=alert(1)>\u202e\x07\"'&"
@@ -59,5 +59,6 @@ def failing() -> Evidence:
         TensorCheck("blk.9.more.weight", "float16", 128, "unexpected"),
     )
     problems = (Problem("the output says something else", where=HOSTILE, expected="1e-06", got="1e-05"),)
-    report = VerifyReport(False, tensors, problems, 139_264, 0.1, logits(40, ok=False))
+    tokens = TokensReport(False, 42, f"sentencepiece, {HOSTILE}", (TokenDifference(HOSTILE, (7, 9), (8, 9)),))
+    report = VerifyReport(False, tensors, problems, 139_264, 0.1, logits(40, ok=False), tokens)
     return Evidence(report, None, Path(f"out/{HOSTILE.replace('/', '')}.gguf"), Path("src"), "hf")

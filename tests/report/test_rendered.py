@@ -40,5 +40,18 @@ def test_it_renders(make: type[Evidence], tmp_path: Path) -> None:
     assert "<img" not in document.stdout
     assert "Content Security Policy" not in document.stderr
     assert "Uncaught" not in document.stderr
+    assert document.stdout.count("<button>") == 7  # a column's head orders the rows
     browse(f"--screenshot={tmp_path}/page.png", url)
     assert (tmp_path / "page.png").stat().st_size > 50_000  # an empty page of this size takes 8 kB
+
+
+def test_a_click_orders_the_rows(tmp_path: Path) -> None:
+    """By size, the largest first, then the smallest."""
+    html = re.sub(r"<meta http-equiv.*?>", "", render(failing()))  # the page's policy allows no script but its own
+    for clicks, expected in ((1, ["52,224", "52,224", "17,408", "17,408", "128"]), (2, ["128", "17,408"])):
+        act = "document.querySelectorAll('#mapping button')[3].click();" * clicks
+        page = tmp_path / "page.html"
+        page.write_text(html.replace("</body>", f'<script type="module">{act}</script></body>'), encoding="utf-8")
+        body = re.findall(r"<tr.*?</tr>", browse("--dump-dom", f"file://{page}").stdout.split('id="mapping"')[1])
+        sizes = [re.findall(r'<td class="n">(.*?)</td>', row)[1] for row in body if "<td" in row]
+        assert sizes[: len(expected)] == expected

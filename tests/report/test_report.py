@@ -81,7 +81,10 @@ def test_a_failing_report_says_what_is_wrong() -> None:
     assert "✗ Not equal" in page.of("h1")
     assert "1 / 5" in page.of("dd")
     items = " ".join(page.of("li"))
-    for said in ("is different", "is missing", "is unexpected", "the relative distance is 0.2", "something else"):
+    assert "41 / 42" in page.of("dd")
+    assert "7 9" in page.of("td")
+    for said in ("is different", "is missing", "is unexpected", "the relative distance is 0.2", "something else",
+                 "llama.cpp reads 1 text otherwise"):  # fmt: skip
         assert said in items
     assert (
         page.attributes.count(("class", "wrong-mark")) == 2
@@ -95,17 +98,18 @@ def test_a_large_report_has_every_tensor_and_position() -> None:
     assert "blk.79.part_13.weight" in page.of("td")
 
 
-@pytest.mark.parametrize("with_logits", [True, False])
-def test_verify_writes_it(with_logits: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_text", [True, False])
+def test_verify_writes_it(with_text: bool, tmp_path: Path) -> None:
     out, report = tmp_path / "kjv.gguf", tmp_path / "report.html"
     crossdock.export(KJV, out, "gguf", quantize="q8_0", tokenizer=TOKENIZER)
     asked = ["verify", out, "--against", KJV, "--tokenizer", TOKENIZER, "--report", report, "--no-progress"]
-    asked += ["--logits", "In the beginning"] if with_logits else []
+    asked += ["--logits", "In the beginning", "--tokens"] if with_text else []
     result = CliRunner().invoke(main, [str(word) for word in asked])
     assert result.exit_code == 0, result.output
     page = Page(report.read_text(encoding="utf-8"))
     assert "✓ Verified" in page.of("h1")
-    assert ("What both compute" in page.of("h2")) == with_logits
+    assert ("What both compute" in page.of("h2")) == with_text
+    assert ("How both read text" in page.of("h2")) == with_text
     assert "decoder.layers.self_attention.linear_qkv.weight" in page.of("div")
     assert "bfloat16" in page.of("td")
     assert "num_attention_heads" in page.of("td")

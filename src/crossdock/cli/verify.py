@@ -23,12 +23,10 @@ from crossdock.cli.options import (
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
 from crossdock.cli.split import verify_index
-from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
-    from crossdock import Checkpoint
     from crossdock.codecs.statistics import ErrorFigures
-    from crossdock.proof.tokens import TokensReport
+    from crossdock.running.results import TokensReport
     from crossdock.running.verify import TensorCheck, VerifyReport
 
 MOST = 10  # tensors listed that are not as they should be
@@ -92,13 +90,13 @@ def verify(
     import crossdock
 
     checkpoint = source.open(against)
-    read = _read_text(out, tokenizer, checkpoint) if tokens else None
     with watching("verify", off=no_progress) as progress:
         found = crossdock.verify(
             out,
             checkpoint,
             tokenizer=tokenizer,
             keep_order=keep_order,
+            tokens=tokens,
             logits=logits,
             engine=engine,
             report=report,
@@ -107,23 +105,10 @@ def verify(
             progress=progress,
         )
     if as_json:
-        show.print_json(found if read is None else {**show.plain(found), "tokens": read})
+        show.print_json(found)
     else:
-        _show(found, read, out, against)
-    return 0 if found.ok and (read is None or read.ok) else 1
-
-
-def _read_text(out: Path, tokenizer: Path | None, checkpoint: Checkpoint) -> TokensReport:
-    """The ids of hard texts, from llama.cpp and from the tokenizer's own library."""
-    from crossdock.proof.tokens import check_tokens
-
-    if not out.is_file():
-        raise UsageError("--tokens asks llama.cpp, which reads only GGUF files", where=str(out))
-    vocabularies = ("tokenizer.json", "tokenizer.model")
-    beside = next((path.parent for path in checkpoint.source.travels if path.name in vocabularies), None)
-    if tokenizer is None and beside is None:
-        raise UsageError("the source has no tokenizer to hold the output's against", fix="give it with --tokenizer")
-    return check_tokens(out, tokenizer or beside or out)
+        _show(found, out, against)
+    return 0 if found.ok else 1
 
 
 def _show_tokens(read: TokensReport) -> None:
@@ -139,7 +124,7 @@ def _show_tokens(read: TokensReport) -> None:
         show.say(f"  … {len(read.different) - MOST} more; --json lists all")
 
 
-def _show(report: VerifyReport, read: TokensReport | None, out: Path, against: Path) -> None:
+def _show(report: VerifyReport, out: Path, against: Path) -> None:
     _show_statuses(report.tensors)
     _show_errors(report.tensors)
     _show_wrong(report.tensors)
@@ -150,10 +135,11 @@ def _show(report: VerifyReport, read: TokensReport | None, out: Path, against: P
                 show.say(f"  {show.clean(line)}")
     if report.logits is not None:
         show_logits(report.logits)
-    if read is not None:
-        _show_tokens(read)
-    ok = report.ok and (read is None or read.ok)
-    word = click.style("verified", fg="green", bold=True) if ok else click.style("NOT EQUAL", fg="red", bold=True)
+    if report.tokens is not None:
+        _show_tokens(report.tokens)
+    word = (
+        click.style("verified", fg="green", bold=True) if report.ok else click.style("NOT EQUAL", fg="red", bold=True)
+    )
     took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
     show.say(f"\n{word}  {show.clean(out)} against {show.clean(against)}: {took}")
 

@@ -15,7 +15,7 @@ import numpy as np
 from crossdock import tokenizers
 from crossdock.errors import UsageError
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.proof.tokens import ids_by_llama, ids_by_source
+from crossdock.proof.tokens import ids_by_llama, ids_by_source, tokenizer_of
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, read_bytes, read_text
 
 WINDOW = 512  # tokens that are read at once, each window on its own from position 0
@@ -82,10 +82,10 @@ def _load(path: Path) -> list[list[int]]:
 
 def _tokenize(text: str, checkpoint: Checkpoint, output: Path, tokenizer: Path | None) -> tuple[str, list[int]]:
     vocabularies = (TOKENIZER_JSON, TOKENIZER_MODEL)
-    beside = [path.parent for path in checkpoint.source.travels if path.name in vocabularies]
-    beside += [output for name in vocabularies if output.is_dir() and (output / name).is_file()]
-    if tokenizer is not None or beside:
-        where = tokenizer or beside[0]
+    where = tokenizer_of(checkpoint, tokenizer)
+    if where is None and output.is_dir() and any((output / name).is_file() for name in vocabularies):
+        where = output
+    if where is not None:
         reader, ids, _ = ids_by_source(tokenizers.find(where), tokenizers.read(where), [text], add_special=True)
         return reader, ids[0]
     if output.is_file() and output.suffix == ".gguf":

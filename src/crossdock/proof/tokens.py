@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossdock import tokenizers
-from crossdock.errors import EnvironmentProblem, TokenizerError
+from crossdock.errors import EnvironmentProblem, TokenizerError, UsageError
+from crossdock.planning.checkpoint import Checkpoint
 from crossdock.proof.engines.ask import ask
 from crossdock.proof.engines.registry import engine
+from crossdock.running.results import TokenDifference, TokensReport
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, TokenizerFiles
 from crossdock.tokenizers.hard_texts import HARD_TEXTS, around
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
@@ -27,37 +28,25 @@ SPECIAL = 16  # special tokens that are tried within text, at most
 TIE = 1e-4  # log probabilities closer than this are equal: sentencepiece adds in float32, llama.cpp in float64
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDifference:
-    """A text that the two read differently."""
-
-    text: str
-    engine: tuple[int, ...]
-    source: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TokensReport:
-    """The outcome over `texts` texts. reader: the library and file that gave the source's ids.
-
-    ties  texts that a Unigram model can cut in two equally likely ways, and the two libraries took one each
-    """
-
-    ok: bool
-    texts: int
-    reader: str
-    different: tuple[TokenDifference, ...]
-    ties: int = 0
+def tokenizer_of(checkpoint: Checkpoint, given: Path | None) -> Path | None:
+    """Where the tokenizer of `checkpoint` lies: as `given`, else the folder of a vocabulary that travels with it."""
+    vocabularies = (TOKENIZER_JSON, TOKENIZER_MODEL)
+    return given or next((path.parent for path in checkpoint.source.travels if path.name in vocabularies), None)
 
 
 def check_tokens(
-    output: Path, tokenizer: Path, *, texts: Sequence[str] = HARD_TEXTS, timeout: float = TIMEOUT
+    output: Path, tokenizer: Path | None, *, texts: Sequence[str] = HARD_TEXTS, timeout: float = TIMEOUT
 ) -> TokensReport:
     """Compare the ids of `texts`, and of special tokens within text where the source's library knows them there.
 
-    output: a GGUF file; tokenizer: folder or file, as for export. Raises TokenizerError for a tokenizer that cannot be
-    read, EnvironmentProblem when a library is missing, CheckFailed when llama.cpp does not load the vocabulary.
+    output: a GGUF file; tokenizer: folder or file, as for export. Raises UsageError without these, TokenizerError for
+    one that cannot be read, EnvironmentProblem when a library is missing, CheckFailed when llama.cpp does not load the
+    vocabulary.
     """
+    if not output.is_file():
+        raise UsageError("--tokens asks llama.cpp, which reads only GGUF files", where=str(output))
+    if tokenizer is None:
+        raise UsageError("the source has no tokenizer to hold the output's against", fix="give it with --tokenizer")
     files, read = tokenizers.find(tokenizer), tokenizers.read(tokenizer)
     special = read.kind == "bpe"  # SentencePiece has no special tokens in text, and its JSON other spaces around them
     asked = [*texts, *_special_texts(read)] if special else list(texts)

@@ -1,4 +1,4 @@
-"""What a run reports, and what comparing logits does. Data only."""
+"""What a run reports, and what comparing logits and token ids does. Data only."""
 
 from __future__ import annotations
 
@@ -101,6 +101,29 @@ class LogitsReport:
     positions: tuple[PositionCheck, ...]
     problems: tuple[Problem, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDifference:
+    """A text that the two read differently."""
+
+    text: str
+    engine: tuple[int, ...]
+    source: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokensReport:
+    """Token ids of llama.cpp against the source's own, over `texts` texts. reader: the library and file of the source.
+
+    ties  texts that a Unigram model can cut in two equally likely ways, and the two libraries took one each
+    """
+
+    ok: bool
+    texts: int
+    reader: str
+    different: tuple[TokenDifference, ...]
+    ties: int = 0
 
 
 def clamped(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:

@@ -30,7 +30,7 @@ from crossdock.running.blocks import Share, blocks, share_of
 from crossdock.running.engines.threads import work
 from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
-from crossdock.running.results import LogitsReport
+from crossdock.running.results import LogitsReport, TokensReport
 from crossdock.running.run import Progress, compiled_for
 from crossdock.running.scaling import distance
 from crossdock.tokenizers.files import read_json
@@ -57,7 +57,7 @@ class TensorCheck:
 class VerifyReport:
     """The outcome. problems: what is wrong beside tensor bytes, such as configuration keys and copied files.
 
-    logits  what came of comparing logits, where that was asked for
+    logits, tokens  what came of comparing logits and token ids, where that was asked for
     """
 
     ok: bool
@@ -66,6 +66,7 @@ class VerifyReport:
     nbytes: int
     seconds: float
     logits: LogitsReport | None = None
+    tokens: TokensReport | None = None
 
 
 def verify_plan(

@@ -20,7 +20,7 @@ from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import Problem
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.proof.report.plots import Dot, colours, scatter, strip, text
-from crossdock.running.results import LogitsReport, PositionCheck
+from crossdock.running.results import LogitsReport, PositionCheck, TokensReport
 from crossdock.running.verify import TensorCheck, VerifyReport
 from crossdock.version import VERSION
 from crossdock.wording import about, counted, duration, nbytes, number, shape
@@ -65,6 +65,7 @@ def render(evidence: Evidence) -> str:
         _wrong(report),
         _errors(report.tensors),
         _logits(report.logits) if report.logits else "",
+        _tokens(report.tokens) if report.tokens else "",
         _sizes(report.tensors, planned, plan),
         _mapping(report.tensors, planned) if report.tensors else "",
         _footer(evidence),
@@ -127,6 +128,9 @@ def _tiles(report: VerifyReport) -> str:
             tiles.append(
                 _tile("perplexity", f"{found.perplexity_output:.5g}", f"the source's {found.perplexity_source:.5g}")
             )
+    if (read := report.tokens) is not None:
+        same = f"{read.texts - len(read.different):,} / {read.texts:,}"
+        tiles.append(_tile("texts read alike", same, "by llama.cpp and the tokenizer", bad=not read.ok))
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
@@ -152,6 +156,8 @@ def _wrong(report: VerifyReport) -> str:
     if report.logits is not None:
         items += [f"<li>Logits: {text(sentence)}</li>" for sentence in report.logits.failed]
         items += [_problem(problem) for problem in report.logits.problems]
+    if report.tokens is not None and report.tokens.different:
+        items.append(f"<li>Token ids: llama.cpp reads {counted(len(report.tokens.different), 'text')} otherwise</li>")
     return f'<h2>What is wrong</h2><div class="wrong"><ul>{"".join(items)}</ul></div>' if items else ""
 
 
@@ -172,12 +178,12 @@ def _errors(tensors: Sequence[TensorCheck]) -> str:
             ticks.append((x, f"layer {seen}" if not ticks else seen))
         if one.figures is not None:
             value = one.figures.relative_rms
-            says = f"{one.name} ({one.dtype}): relative {value:.3g}, largest {one.figures.max_abs:.3g}"
+            says = f"{one.name} ({one.dtype}): relative {100 * value:.3g}%, largest {one.figures.max_abs:.3g}"
             dots.append(Dot(x, value, says, one.dtype, one.status != "equal"))
     if not dots:
         return ""
     keys = {name: colour for name, colour in _keys(tensors).items() if any(dot.group == name for dot in dots)}
-    plot = scatter(dots, keys, len(tensors) - 1, ticks, name="Relative error of each tensor")
+    plot = scatter(dots, keys, len(tensors) - 1, ticks, percent=True, name="Relative error of each tensor")
     unchanged = len(tensors) - len(dots)
     rest = f" {counted(unchanged, 'tensor')} without such a difference {'is' if unchanged == 1 else 'are'} not shown."
     return (
@@ -209,28 +215,57 @@ def _logits(report: LogitsReport) -> str:
     windows = f" in {report.windows} windows" if report.windows > 1 else ""
     read = f", read by {report.reader}" if report.reader else ""
     lead = f"{used}{windows}{read}. The source goes through the reference forward, the output through {by}."
-    head = f'<h2>What both compute</h2><p class="lead">{text(lead)} The limit: {text(report.why)}.</p>'
+    head = f'<h2>What both compute</h2><p class="lead">{text(lead)} Allowed: {text(report.why)}.</p>'
     if not report.positions:
         return head + "<p>Nothing could be compared.</p>"
     places = report.positions
-    ticks = [(x, str(x)) for x in range(0, len(places), _step(len(places)))]
+    ticks = [(x, str(x) if x else "position 0") for x in range(0, len(places), _step(len(places)))]
     span = len(places) - 1
     absolute = report.limit_distance is None
     first = [Dot(x, one.max_abs if absolute else one.distance, _says(one)) for x, one in enumerate(places)]
-    limit = report.limit_max_abs if absolute else report.limit_distance
     name = "largest difference of a logit" if absolute else "relative distance of the logits"
-    over = "none may be above the limit" if absolute else f"{report.distance:.2g} over all, for which the limit is"
+    over = f"; largest {report.max_abs:.3g}" if absolute else f"; over all {100 * report.distance:.3g}%"
+    line = None
+    if report.limit_distance is not None:
+        line = report.limit_distance, f"limit over all: {100 * report.limit_distance:.3g}%"
+    elif report.limit_max_abs is not None:
+        line = report.limit_max_abs, f"limit: {report.limit_max_abs:.3g}"
     second = [Dot(x, one.kl, _says(one)) for x, one in enumerate(places)]
     cells = [(one.best_source == one.best_output, _says(one)) for one in places]
     return (
-        f"{head}<figure><figcaption><b>{name}</b> at each position; {over}</figcaption>"
-        f"{scatter(first, {}, span, ticks, name=name, limit=limit, height=LOW)}</figure>"
+        f"{head}<figure><figcaption><b>{name}</b> at each position{over}</figcaption>"
+        f"{scatter(first, {}, span, ticks, name=name, percent=not absolute, limit=line, height=LOW)}</figure>"
         "<figure><figcaption><b>KL divergence</b> of the output from the source, nats a token; "
         f"mean {report.kl:.3g}</figcaption>{scatter(second, {}, span, ticks, name='KL divergence', height=LOW)}"
         "</figure>"
-        f"<figure><figcaption><b>best next token</b> the same at {100 * report.top1:.4g}% of positions; of the best "
-        f"five {100 * report.top5:.4g}%</figcaption>{strip(cells, name='Agreement on the best token')}</figure>"
+        f"<figure><figcaption><b>best next token</b> the same at {100 * report.top1:.4g}% of positions (red: another); "
+        f"of the best five {100 * report.top5:.4g}%</figcaption>{strip(cells, name='Agreement on the best token')}"
+        "</figure>"
     )
+
+
+def _tokens(report: TokensReport) -> str:
+    """Which texts llama.cpp reads otherwise than the source's tokenizer."""
+    ties = f", {report.ties:,} of them in an equally likely way" if report.ties else ""
+    lead = (
+        f"llama.cpp reads {report.texts - len(report.different):,} of {counted(report.texts, 'text')} made to differ "
+        f"(runs of blanks, digits, scripts, emoji, code, special tokens) as {report.reader} does{ties}."
+    )
+    head = f'<h2>How both read text</h2><p class="lead">{text(lead)}</p>'
+    rows = "".join(
+        f'<tr class="bad"><td class="name">{text(repr(one.text))}</td><td class="name">{_ids(one.engine)}</td>'
+        f'<td class="name">{_ids(one.source)}</td></tr>'
+        for one in report.different[:MOST]
+    )
+    if not rows:
+        return head
+    more = len(report.different) - MOST
+    rest = f'<p class="soft">… {more:,} more texts</p>' if more > 0 else ""
+    return f"{head}<table>{_head('text', 'llama.cpp', 'source')}<tbody>{rows}</tbody></table>{rest}"
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids[:MOST])) + (" …" if len(ids) > MOST else "")
 
 
 def _step(count: int) -> int:
@@ -257,21 +292,31 @@ def _sizes(tensors: Sequence[TensorCheck], planned: Mapping[str, TargetTensor], 
         before = "" if plan is None else _stored(plan, planned.get(one.name))
         groups.setdefault((before, one.dtype), []).append(one)
     largest = max(sum(one.nbytes for one in alike) for alike in groups.values())
-    keys = _keys(tensors)
+    keys, errors = _keys(tensors), _error_heading(tensors)
     rows = []
     for (before, dtype), alike in sorted(groups.items(), key=lambda item: -sum(one.nbytes for one in item[1])):
         size = sum(one.nbytes for one in alike)
         elements = sum(prod(planned[one.name].shape) for one in alike if one.name in planned)
         figures = _sum(one.figures for one in alike)
-        error = "" if figures is None else f"{100 * figures.relative_rms:.3g}%"
         rows.append(
             f"<tr><td>{text(before or 'not from the source')}</td><td>{text(dtype)}</td>"
             f'<td class="n">{len(alike):,}</td><td class="n">{about(elements)}</td><td class="n">{nbytes(size)}</td>'
             f'<td class="bar"><div style="width:{100 * size / max(largest, 1):.1f}%;--key:{keys[dtype]}"></div></td>'
-            f'<td class="n">{error}</td></tr>'
+            f"{_error(figures, errors)}</tr>"
         )
-    head = _head("source", "output", ">tensors", ">values", ">bytes", "", ">relative error")
+    head = _head("source", "output", ">tensors", ">values", ">bytes", "", *errors)
     return f'<h2>Types and sizes</h2><table class="narrow">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def _error_heading(tensors: Iterable[TensorCheck]) -> tuple[str, ...]:
+    """No heading over a column without a figure."""
+    return (">relative error",) if any(one.figures is not None for one in tensors) else ()
+
+
+def _error(figures: ErrorFigures | None, errors: Sequence[str]) -> str:
+    if not errors:
+        return ""
+    return f'<td class="n">{"" if figures is None else f"{100 * figures.relative_rms:.3g}%"}</td>'
 
 
 def _head(*names: str) -> str:
@@ -289,19 +334,21 @@ def _stored(plan: Plan, tensor: TargetTensor | None) -> str:
 
 
 def _mapping(tensors: Sequence[TensorCheck], planned: Mapping[str, TargetTensor]) -> str:
+    errors = _error_heading(tensors)
     rows = []
     for one in tensors:
         tensor = planned.get(one.name)
         sources = "".join(f"<div>{text(name)}</div>" for name in tensor.sources) if tensor else ""
         sizes = shape(tensor.shape) if tensor else ""
-        error = "" if one.figures is None else f"{one.figures.relative_rms:.2g}"
         rows.append(
             f'<tr{"" if one.status == "equal" else " class=bad"}><td class="name">{text(one.name)}</td>'
             f'<td class="n">{text(sizes)}</td><td>{text(one.dtype)}</td><td class="n">{number(one.nbytes)}</td>'
-            f'<td class="name sources">{sources or "computed"}</td><td>{one.status}</td><td class="n">{error}</td></tr>'
+            f'<td class="name sources">{sources or "computed"}</td><td>{one.status}</td>'
+            f"{_error(one.figures, errors)}</tr>"
         )
-    names = ("tensor of the output", ">shape", "type", ">bytes", "tensors of the source", "is", ">relative error")
-    table = f'<table id="mapping">{_head(*names)}<tbody>{"".join(rows)}</tbody></table>'
+    names = ("tensor of the output", ">shape", "type", ">bytes", "tensors of the source", "is")
+    head = _head(*names, *errors)
+    table = f'<div class="roll"><table id="mapping">{head}<tbody>{"".join(rows)}</tbody></table></div>'
     return f"<h2>Where every tensor comes from</h2>{table}"
 
 
@@ -319,11 +366,9 @@ def _footer(evidence: Evidence) -> str:
         left = "".join(
             f'<tr><td class="name">{text(key)}</td><td>{text(why)}</td></tr>' for key, why in plan.ignored.items()
         )
-        folded = (
-            f"<details><summary>The source's configuration</summary><table><tbody>{config}</tbody></table></details>"
-        )
+        folded = _folded("The source's configuration", config)
         if left:
-            folded += f"<details><summary>Left out, and why</summary><table><tbody>{left}</tbody></table></details>"
+            folded += _folded("Left out, and why", left)
         return f"<h2>The source</h2>{folded}<footer><p>{text(made)}</p></footer>"
     return f"<footer><p>{text(made)}</p></footer>"
 

@@ -1,6 +1,6 @@
 """Scatter plots and strips as inline SVG: numbers in, markup out. Every text that goes in is escaped here.
 
-Heights are logarithmic, in whole decades; what is zero lies on the bottom line, what is not finite on the top, in red.
+Heights are logarithmic; what is zero lies on the bottom line, what is not finite on the top, in red.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from crossdock.wording import clean
 WIDTH, HEIGHT = 1000.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 14.0, 22.0
 TICKS = 16  # labels below, at most
+LINES = 6  # labels at the side, at most
 COLOURS = ("a", "b", "c", "d", "e", "f")  # variables of style.css
 
 
@@ -45,14 +46,15 @@ def scatter(
     ticks: Sequence[tuple[float, str]],
     *,
     name: str,
-    limit: float | None = None,
+    percent: bool = False,
+    limit: tuple[float, str] | None = None,
     height: float = HEIGHT,
 ) -> str:
-    """Dots over 0 to `span`. ticks: (x, label) along the bottom; limit: a line that the dots should stay below."""
-    positive = [dot.value for dot in dots if 0 < dot.value < math.inf]
-    reach = [*positive, *([limit] if limit else [])]
-    low = math.floor(math.log10(min(reach))) if reach else -1
-    high = max(math.ceil(math.log10(max(reach))), low + 1) if reach else 0
+    """Dots over 0 to `span`. ticks: (x, label) along the bottom; limit: a line that the dots should stay below, and its
+    name; percent: label heights as such.
+    """
+    lines = _lines([dot.value for dot in dots] + ([limit[0]] if limit else []))
+    low, high = math.log10(lines[0]), math.log10(lines[-1])
     base = height - BOTTOM
 
     def across(x: float) -> float:
@@ -65,10 +67,10 @@ def scatter(
         return base - (base - TOP) * min(max(share, 0.0), 1.0)
 
     out = [f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{text(name)}">']
-    for decade in range(low, high + 1, max(1, (high - low) // 5)):
-        y = up(10.0**decade)
+    for line in lines:
+        y = up(line)
         out.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{_power(decade)}</text>')
+        out.append(f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{_said(line, percent)}</text>')
     for x, label in _thinned(ticks):
         out.append(f'<text x="{across(x):.1f}" y="{height - 5:g}" text-anchor="middle">{text(label)}</text>')
     for dot in dots:
@@ -79,10 +81,10 @@ def scatter(
             f"<title>{text(dot.title)}</title></circle>"
         )
     if limit:
-        y = up(limit)
+        y = up(limit[0])
         out.append(f'<line class="limit" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(
-            f'<text class="limit-name" x="{WIDTH - RIGHT:g}" y="{y - 4:.1f}" text-anchor="end">limit {limit:.2g}</text>'
+            f'<text class="limit-name" x="{WIDTH - RIGHT:g}" y="{y - 4:.1f}" text-anchor="end">{text(limit[1])}</text>'
         )
     return "".join([*out, "</svg>"])
 
@@ -107,9 +109,25 @@ def strip(values: Sequence[tuple[bool, str]], *, name: str) -> str:
     return "".join([*out, "</svg>"])
 
 
-def _power(decade: int) -> str:
-    """10 to a power as people write it: 0.01, 1, 100; beyond, 1e-7."""
-    return f"{10.0**decade:g}" if -3 <= decade <= 3 else f"1e{decade}"
+def _lines(values: Sequence[float]) -> Sequence[float]:
+    """Round heights from below the values to above: 1, 2 and 5 of each decade, or decades if those are many."""
+    some = [value for value in values if 0 < value < math.inf] or [1.0]
+    first, last = math.floor(math.log10(min(some))), math.ceil(math.log10(max(some)))
+    last = max(last, first + 1)
+    fine = [digit * 10.0**decade for decade in range(first, last + 1) for digit in (1, 2, 5)]
+    low = max((at for at, line in enumerate(fine) if line <= min(some)), default=0)
+    high = max(min(at for at, line in enumerate(fine) if line >= max(some)), low + 1)
+    if high - low < LINES:
+        return fine[low : high + 1]
+    step = -(-(last - first) // (LINES - 1))
+    return [10.0**decade for decade in range(first, last + step, step)]
+
+
+def _said(value: float, percent: bool) -> str:
+    """A round number as people write it: 0.01, 5, 20%; beyond, 1e-7."""
+    shown = f"{100 * value:.0e}" if percent else f"{value:.0e}"
+    shown = f"{float(shown):g}" if 1e-4 < float(shown) < 1e4 else shown.replace("e-0", "e-").replace("e+0", "e")
+    return f"{shown}%" if percent else shown
 
 
 def _thinned(ticks: Sequence[tuple[float, str]]) -> Sequence[tuple[float, str]]:
