@@ -30,7 +30,7 @@ DEEPSEEK, NEMOTRON = "deepseek-v019-dist-tp2pp2-fp32", "nemotron-v016-dist-tp2-o
 MEGATRON, RANKS, HF, GGUF = (f"layouts/{name}.toml" for name in ("megatron", "megatron_rank", "hf", "gguf"))
 # how far right logits are at most: Megatron's from the forward, transformers' and llama.cpp's from Megatron's
 TITLE = "faults in the maps themselves, each caught by logits or refused"
-NOISE = {"forward": 1.3e-5, "transformers": 1e-5, "llama.cpp": 1e-4}
+NOISE = {"forward": 2.5e-5, "transformers": 1e-5, "llama.cpp": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def test_a_wrong_map_is_caught(
         table.append((fault.name, where, f"refused: {fault.caught}"))
         return
     far, verified = distances(root, out, fault.caught)
-    assert far > 100 * NOISE[fault.caught]
+    assert far > 50 * NOISE[fault.caught]
     assert verified, "comparing files does see it"
     table.append((fault.name, where, f"logits of {fault.caught}: {far:.1e} off"))
 
