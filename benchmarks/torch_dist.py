@@ -88,6 +88,13 @@ class Saving:
         self._planned(rank, index, 1, None)
         self._described[key] = Instance(Name(META, "BytesStorageMetadata"), None)
 
+    def save_blob(self, key: str, data: bytes, rank: int) -> None:
+        """Write a non-tensor entry that is a torch.save archive already."""
+        index = Instance(Name(META, "MetadataIndex"), {"fqn": key, "index": None})
+        self._record(index, rank, lambda file: file.write(data))
+        self._planned(rank, index, 1, None)
+        self._described[key] = Instance(Name(META, "BytesStorageMetadata"), None)
+
     def _record(self, index: Instance, rank: int, write: Callable[[BinaryIO], int]) -> None:
         """Append to the rank's next file what `write` writes, and note where it is."""
         name = f"__{rank}_{len(self._plans[rank]) % self._parts}.distcp"

@@ -8,6 +8,7 @@ parallel cuts, expert grids, stages); they share nothing with crossdock. Weights
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import sys
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from torch_files import Instance, Name, write_archive
 
 Array = NDArray[np.float32]
 State = Mapping[str, Array]
+Scales = Mapping[str, tuple[float, float]]
 COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 WHOLE = ("linear_proj.bias", "linear_fc2.bias", "position_embeddings.weight")
 
@@ -95,8 +97,11 @@ def cut(key: str, tensor: Array, rank: int, ranks: int, swiglu: bool) -> Array:
     return np.split(tensor, ranks)[rank]
 
 
-def write_ranks(root: Path, state: State, args: Any, how: Ranks) -> Path:
-    """A per-rank checkpoint (`mp_rank_*/model_optim_rng.pt`); returns its root."""
+def write_ranks(root: Path, state: State, args: Any, how: Ranks, scales: Scales | None = None) -> Path:
+    """A per-rank checkpoint (`mp_rank_*/model_optim_rng.pt`); returns its root.
+
+    scales  of fp8 training, by global module: kept as TransformerEngine keeps them, of all experts of a rank together
+    """
     import torch
 
     pipeline = len(how.stages)
@@ -123,6 +128,10 @@ def write_ranks(root: Path, state: State, args: Any, how: Ranks) -> Path:
             for turn, layers in enumerate(of_stage):
                 ends = (stage == 0 and turn == 0, stage == pipeline - 1 and turn == chunks - 1)
                 part = dict(_rank_part(names, args, how, (tensor_rank, expert_rank, number % how.etp), layers, ends))
+                held = (args.num_experts or 0) // how.ep
+                part |= dict(
+                    _rank_states(scales or {}, how, layers, range(expert_rank * held, (expert_rank + 1) * held))
+                )
                 saved["model" if chunks == 1 else f"model{turn}"] = _as_torch(part, views=how.views)
             target = root / "iter_0000010" / folder
             target.mkdir(parents=True, exist_ok=True)
@@ -183,6 +192,62 @@ def _rank_part(
     yield "decoder.layers.0.mlp.linear_fc2._extra_state", BytesIO() if how.experts == "te" else None
 
 
+def _rank_states(scales: Scales, how: Ranks, layers: Sequence[int], held: range) -> Iterator[tuple[str, Any]]:
+    """`_extra_state` of the modules of a model chunk, under its own layer and expert numbers."""
+    grouped: dict[str, list[tuple[float, float]]] = {}
+    for module, pair in scales.items():
+        match = re.match(r"decoder\.layers\.(\d+)\.(.*)", module)
+        if match is None or int(match[1]) not in layers:
+            continue
+        local = f"decoder.layers.{layers.index(int(match[1]))}.{match[2]}"
+        expert = re.match(r"(.*\.mlp\.experts\.)(\d+)(\..*)", local)
+        if expert is None:
+            yield f"{local}._extra_state", extra_state([pair], tensor=how.experts == "te")
+        elif int(expert[2]) in held and how.experts == "te":
+            grouped.setdefault(f"{expert[1][:-1]}{expert[3]}", []).append(pair)
+        elif int(expert[2]) in held:
+            name = f"{expert[1]}local_experts.{int(expert[2]) - held.start}{expert[3]}"
+            yield f"{name}._extra_state", extra_state([pair], tensor=False)
+    for name, pairs in grouped.items():
+        yield f"{name}._extra_state", extra_state(pairs, tensor=True)
+
+
+def extra_state(pairs: Sequence[tuple[float, float]], *, tensor: bool) -> Any:
+    """What TransformerEngine saves: inputs' scales, weights', outputs'; newer as a uint8 tensor of a pickle, with the
+    reciprocal alone, older as an io.BytesIO of torch.save."""
+    import torch
+
+    inverse = torch.tensor([p[0] for p in pairs] + [p[1] for p in pairs] + [1.0] * len(pairs))
+    told = {"fp8_checkpoint": True, "num_gemms": len(pairs)}
+    state = {"amax_history_fwd": torch.zeros(4, 3 * len(pairs)), "extra_fp8_variables": told}
+    if tensor:
+        state["scale_fwd"] = 1 / inverse
+        return np.frombuffer(pickle.dumps(state), np.uint8).copy()
+    out = BytesIO()
+    torch.save(state | {"scale_fwd": 1 / inverse, "scale_inv_fwd": inverse}, out)
+    return BytesIO(out.getvalue())
+
+
+def _dist_states(
+    scales: Scales, layers: int, experts: int, *, stacked: bool, tensor: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Objects of torch_dist: a state of each layer, and of each expert, with its number among all in the key."""
+    import torch
+
+    for module, pair in scales.items():
+        match = re.match(r"decoder\.layers\.(\d+)\.(.*)", module)
+        if match is None:
+            continue
+        at, sizes = ([match[1]], [str(layers)]) if stacked else ([], [])
+        inner = f"decoder.layers.{match[2]}" if stacked else module
+        expert = re.match(r"(.*\.mlp\.experts\.)(\d+)(\..*)", inner)
+        if expert is not None:
+            at, sizes, inner = [*at, expert[2]], [*sizes, str(experts)], f"{expert[1]}experts{expert[3]}"
+        out, value = BytesIO(), extra_state([pair], tensor=tensor)
+        torch.save([torch.from_numpy(value) if tensor else value], out)
+        yield f"{inner}._extra_state/shard_{'.'.join(at) or '0'}_{'.'.join(sizes) or '1'}", out.getvalue()
+
+
 def _as_torch(part: Mapping[str, Any], *, views: bool) -> OrderedDict[str, Any]:
     """The state dict as a module gives it; with `views` all matrices lie transposed in one storage."""
     import torch
@@ -216,6 +281,8 @@ def write_torch_dist(
     fused: bool = True,
     singleton: bool = False,
     common_file: bool = False,
+    scales: Scales | None = None,
+    states_as_tensors: bool = True,
 ) -> Path:
     """A torch_dist checkpoint; returns its root.
 
@@ -223,6 +290,7 @@ def write_torch_dist(
     stacked      one tensor for all layers; else per-layer keys
     fused        TransformerEngine's names for norms; else the local MLA spec's plain ones
     singleton    `singleton_local_shards`: gate and up under two keys (implies per-layer keys)
+    scales       of fp8 training, by global module
     common_file  `common.pt` as megatron-core up to 0.18; else `common_state` as 0.19
     """
     folder = root / "iter_0000010"
@@ -275,6 +343,15 @@ def write_torch_dist(
             write_archive(file, common)
     else:
         saving.save_bytes("common_state/shard_0_1", common, 0)
+    states = _dist_states(
+        scales or {},
+        args.num_layers,
+        args.num_experts or 0,
+        stacked=stacked and not singleton,
+        tensor=states_as_tensors,
+    )
+    for key, blob in states:
+        saving.save_blob(key, blob, 0)
     saving.finish()
     (root / "latest_checkpointed_iteration.txt").write_text("10")
     return root

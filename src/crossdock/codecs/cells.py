@@ -6,6 +6,7 @@ a2fbac7b `export/quant_utils.py` (scale = largest / 448, weight / scale in float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class Cells:
     def elements(self) -> int:
         """Elements of the matrix."""
         return self.height * self.width
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...], parts: int = 1) -> Cells:
+        """All of a tensor of `shape` as one cell, or each of its equal parts, one after another."""
+        height, width = math.prod(shape[:-1]), shape[-1]
+        return cls(height // parts, width, height, width)
 
     @property
     def by_row(self) -> bool:

@@ -6,7 +6,7 @@ an `Extent` is a box of the tensor that lies in one file. Reading a box means ga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,21 @@ class StoredTensor:
         return self.dtype if self.scaling is None else "float32"
 
 
+Pair = tuple[float, float]  # scale of a layer's input, scale of its weight: factors from fp8 to values
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingScales:
+    """Scales of fp8 training.
+
+    of          (part, name) of a weight -> index along its first dimensions -> its pair; () where it has one for all
+    unreadable  sentences about those that could not be read
+    """
+
+    of: Mapping[tuple[str, str], Mapping[tuple[int, ...], Pair]]
+    unreadable: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint opened by its format: headers only, no tensor data read.
@@ -105,7 +120,7 @@ class Source:
     skipped      stored things that are not model weights, name -> reason (optimizer state, rng, extra state)
     skipped_bytes  how many bytes of the files those are
     travels      files that go along with the model: tokenizer.json, generation_config.json, ...
-    scales       name of a weight -> scales of fp8 training: of the layer's input, of the weight itself
+    scales       reads the scales of fp8 training, where there may be some
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     """
 
@@ -120,6 +135,6 @@ class Source:
     skipped: Mapping[str, str] = field(default_factory=dict)
     skipped_bytes: int = 0
     travels: tuple[Path, ...] = ()
-    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    scales: Callable[[], TrainingScales] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     spelled: bool = False

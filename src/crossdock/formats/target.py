@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from crossdock.codecs.cells import Cells
 from crossdock.errors import UsageError
-from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -96,14 +96,14 @@ class Wanted(NamedTuple):
     """A tensor that the target will have. dtype: codec name (of the source when asked for an encoding).
 
     part    the rank file it belongs to, as the layout spells it ("" where names are global)
-    scales  of fp8 training, where the source has them: of the layer's input, of the weight
+    scales  of fp8 training, where the source has them and they are asked for: of the whole, or of each expert
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     part: str = ""
-    scales: tuple[float, float] | None = None
+    scales: tuple[Pair, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +127,14 @@ class RankFile:
 class Encoding(NamedTuple):
     """The codec chosen for a tensor, and a sentence when it is not the one that was asked for.
 
-    scale   values are divided by it before they are encoded
-    cells   or each cell's values by a scale that follows from them, and these are written as the tensor `scales`
+    cells   each cell's values are divided by a scale before they are encoded
+    known   the scale of each cell; none: they follow from the values, and are written as the tensor `scales`
     """
 
     dtype: str
     notice: str = ""
-    scale: float = 1.0
     cells: Cells | None = None
+    known: tuple[float, ...] = ()
     scales: str = ""
 
 
@@ -243,6 +243,14 @@ class StateTarget(Protocol):
     def state(self, source: Source, request: Request) -> State:
         """What of `source` goes along. May read a few hundred bytes a tensor. Raises PlanError, UsageError."""
         ...
+
+
+@runtime_checkable
+class ScaledTarget(Protocol):
+    """A target with quantisations that take the scales of fp8 training; of `algorithms`, those in `by_training`."""
+
+    @property
+    def by_training(self) -> tuple[str, ...]: ...
 
 
 @runtime_checkable

@@ -70,8 +70,8 @@ class TargetTensor:
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
     sum_as_stored  the sum is rounded to the dtype of the source
-    scale  number that every value is divided by, after `add`
-    cells  each cell's values are divided by a scale that follows from them (`codecs.cells`), after `add`
+    cells  each cell's values are divided by a scale, after `add` (`codecs.cells`)
+    known  the scale of each cell; none: it follows from the values
     holds_scales  the tensor holds the scales of these cells instead of the values
     product  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
@@ -95,10 +95,10 @@ class TargetTensor:
     of: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     part: str = ""
-    scale: float = 1.0
     experts: int = 1
     product: Product | None = None
     cells: Cells | None = None
+    known: tuple[float, ...] = ()
     holds_scales: bool = False
 
     @property
@@ -109,7 +109,7 @@ class TargetTensor:
     @property
     def scaled(self) -> bool:
         """Whether it holds values divided by scales."""
-        return not self.holds_scales and (self.cells is not None or self.scale != 1)
+        return self.cells is not None and not self.holds_scales
 
     @property
     def sums(self) -> bool:
@@ -208,8 +208,7 @@ class Plan:
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
                 "moves": [list(_fields(m)) for m in tensor.moves],
                 **({"sum_as_stored": True} if tensor.sum_as_stored else {}),
-                **({} if tensor.scale == 1 else {"scale": tensor.scale}),
-                **({} if tensor.cells is None else {"cells": [*_cells(tensor.cells), tensor.holds_scales]}),
+                **_scales(tensor),
                 **_product(tensor.product),
             }
         for twin in self.twins:
@@ -241,6 +240,12 @@ def _product(product: Product | None) -> dict[str, Any]:
         return {}
     sides = [[list(_fields(m)) for m in side] for side in (product.left, product.right)]
     return {"product": [product.rank, product.rows, product.columns, *sides]}
+
+
+def _scales(tensor: TargetTensor) -> dict[str, Any]:
+    if tensor.cells is None:
+        return {}
+    return {"cells": [*_cells(tensor.cells), *(["holds scales"] if tensor.holds_scales else tensor.known)]}
 
 
 def _cells(cells: Cells) -> tuple[int, ...]:

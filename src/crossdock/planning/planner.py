@@ -15,7 +15,18 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, Problem, UsageError
-from crossdock.formats.target import Assembled, Carried, Ranks, Request, State, StateTarget, Target, Wanted
+from crossdock.formats.stored import TrainingScales
+from crossdock.formats.target import (
+    Assembled,
+    Carried,
+    Ranks,
+    Request,
+    ScaledTarget,
+    State,
+    StateTarget,
+    Target,
+    Wanted,
+)
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import ModelConfig
@@ -24,7 +35,7 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
 from crossdock.planning.resolve import Provision, Resolved
-from crossdock.planning.scales import of_parts, shared
+from crossdock.planning.scales import scales_of, shared
 from crossdock.planning.sources import Extents, moves_for
 from crossdock.planning.state import carried_moves, order_twins
 from crossdock.planning.wanted import unplaced, wanted_containers
@@ -42,9 +53,9 @@ class _Filled:
     sources: tuple[str, ...]
     experts: int
     sum_as_stored: bool = False
-    scale: float = 1.0
     product: Product | None = None
     cells: Cells | None = None
+    known: tuple[float, ...] = ()
     holds_scales: bool = False
 
 
@@ -55,7 +66,9 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     ranks = _ranks(rules, config, target, checkpoint.family, request)
     variables = _variables(rules, config, ranks)
     extents = Extents()
-    filled = _filled(checkpoint, target, rules, variables, ranks, extents)
+    wanted = isinstance(target, ScaledTarget) and request.quantize in target.by_training
+    scales = checkpoint.source.scales() if wanted and checkpoint.source.scales is not None else None
+    filled = _filled(checkpoint, target, rules, variables, ranks, extents, scales)
     state = target.state(checkpoint.source, request) if isinstance(target, StateTarget) else State((), ())
     filled += [_carried(one, extents) for one in state.carried]
     request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
@@ -84,6 +97,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
             *checkpoint.described.notices,
             *checkpoint.resolved.notices,
             *ranks.warnings,
+            *(f"no scales of fp8 training: {sentence}" for sentence in (scales.unreadable[:3] if scales else ())),
             *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
             *(f"NOT carried over: {', '.join(names)}; {sentence}" for sentence, names in omitted.items()),
             *_grouped(notices),
@@ -138,13 +152,13 @@ def _filled(
     variables: Mapping[str, Any],
     ranks: Ranks,
     extents: Extents,
+    scales: TrainingScales | None,
 ) -> list[_Filled]:
     """Every container of the target with what fills it. Raises PlanError for all that has no place or no source."""
     family, config = checkpoint.family, checkpoint.config
     geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
-    scales = checkpoint.source.scales
     fills = [_fill(extents, checkpoint, one, rules, variables, problems, scales) for one in wanted]
     if problems:
         raise PlanError(problems)
@@ -166,8 +180,9 @@ def _encoded(
             problems += error.problems
             continue
         cells = encoding.cells
-        encoded.append(replace(one, wanted=wanted._replace(dtype=encoding.dtype), scale=encoding.scale, cells=cells))
-        if cells is not None:
+        held = wanted._replace(dtype=encoding.dtype)
+        encoded.append(replace(one, wanted=held, cells=cells, known=encoding.known))
+        if cells is not None and not encoding.known:
             wanted = Wanted(encoding.scales, (cells.count,), "float32", wanted.part)
             encoded.append(replace(one, wanted=wanted, cells=cells, holds_scales=True))
         notices += [encoding.notice] if encoding.notice else []
@@ -186,8 +201,8 @@ def _placed(
             TargetTensor(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
-                scale=one.scale, sum_as_stored=one.sum_as_stored,
-                product=one.product, cells=one.cells, holds_scales=one.holds_scales,
+                sum_as_stored=one.sum_as_stored, product=one.product,
+                cells=one.cells, known=one.known, holds_scales=one.holds_scales,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -235,7 +250,7 @@ def _fill(
     rules: Layout,
     variables: Mapping[str, Any],
     problems: list[Problem],
-    scales_of: Mapping[str, tuple[float, float]],
+    training: TrainingScales | None,
 ) -> _Filled | None:
     moves: list[Move] = []
     used: list[Provision] = []
@@ -268,11 +283,12 @@ def _fill(
     of = tuple(lens.tensor for lens in container.lenses)
     zeros = math.prod(container.shape) - sum(lens.volume for lens in container.lenses)
     moves.sort(key=lambda move: move.dst)
-    scale = None if product is not None else of_parts([scales_of.get(provision.stored.name) for provision in used])
-    wanted = Wanted(container.name, container.shape, dtype, container.part, scale)
+    experts = _experts(container)
+    scales = None if product is not None else scales_of(training, checkpoint.resolved, container, experts)
+    wanted = Wanted(container.name, container.shape, dtype, container.part, scales)
     add = adds.pop()
     as_stored = bool(add and rules.sum_as_stored.evaluate(variables))
-    return _Filled(wanted, tuple(moves), add, zeros, of, names, _experts(container), as_stored, product=product)
+    return _Filled(wanted, tuple(moves), add, zeros, of, names, experts, as_stored, product=product)
 
 
 def _experts(container: Container) -> int:

@@ -102,6 +102,19 @@ def moves_for(
     return moves, filled, used
 
 
+def ranges_of(box: dict[str, Range], lens: Lens) -> list[Range]:
+    """Between which indices of each dimension of the container `box` lies."""
+    ranges = []
+    for dim, start in enumerate(lens.starts):
+        low = high = start
+        for p in lens.axes:
+            if p.dim == dim:
+                low += (box[p.axis][0] - p.low) * p.step
+                high += (box[p.axis][1] - 1 - p.low) * p.step
+        ranges.append((low, high + 1))
+    return ranges
+
+
 def _moves(
     extents: Extents, provision: Provision, box: dict[str, Range], lens: Lens, dst_steps: tuple[int, ...]
 ) -> Iterator[Move]:
@@ -111,15 +124,7 @@ def _moves(
         steps = extent.strides if extent.strides is not None else steps_of(extent.shape)
         yield Move(extents.number(stored, extent), *strided(box, source, steps, lens, dst_steps))
         return
-    ranges = []
-    for dim, start in enumerate(source.starts):
-        low = high = start
-        for p in source.axes:
-            if p.dim == dim:
-                low += (box[p.axis][0] - p.low) * p.step
-                high += (box[p.axis][1] - 1 - p.low) * p.step
-        ranges.append((low, high + 1))
-    for extent in extents.meeting(stored, ranges):
+    for extent in extents.meeting(stored, ranges_of(box, source)):
         steps = extent.strides if extent.strides is not None else steps_of(extent.shape)
         number = -1
         for part, shifted in inside_extent(box, source, extent.origin, extent.shape):

@@ -25,7 +25,7 @@ from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.output import PAGE, aligned
 from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
-from crossdock.running.scaling import Divide, Scales, by_cells, by_number, by_rows
+from crossdock.running.scaling import Divide, Scales, by_cells, by_rows
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
 STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
@@ -124,8 +124,10 @@ def blocks(
     adder = None if tensor.product is None else Adder(plan, tensor.product, reader, share.block)
     stored = codecs.get(name)
     whole = most or math.lcm(stored.block, target.block)
-    division: Divide | None = by_number(tensor.scale) if tensor.scale != 1 else None
-    if tensor.cells is not None:
+    division: Divide | None = None
+    if tensor.cells is not None and tensor.known:
+        division = by_cells(tensor.cells, np.array(tensor.known, np.float32))
+    elif tensor.cells is not None:
         row = math.lcm(whole, tensor.cells.width)
         if tensor.cells.by_row and row * 4 <= share.block:
             whole, division = row, by_rows(tensor.cells)

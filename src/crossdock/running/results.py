@@ -128,9 +128,7 @@ class TokensReport:
 
 def clamped(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
     """A sentence when values did not fit the scales that the training had kept for them."""
-    lost = [
-        one for one, planned in zip(tensors, plan.tensors, strict=True) if planned.scale != 1 and one.census.overflow
-    ]
+    lost = [one for one, planned in zip(tensors, plan.tensors, strict=True) if planned.known and one.census.overflow]
     count = sum(one.census.overflow for one in lost)
     names = _few([one.name for one in lost])
     return [f"{count:,} values were cut to the largest of fp8, their scales are stale: {names}"] if lost else []

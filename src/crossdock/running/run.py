@@ -285,7 +285,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
                 )
             )
         # what a stale scale cuts off stays a number
-        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and planned.scale == 1)
+        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.known)
         if minds and census.overflow:
             what = f"{census.overflow} values overflow {tensor.dtype}"
             problems.append(Problem(what, where=tensor.name, fix=fix))

@@ -57,11 +57,6 @@ def by_rows(cells: Cells) -> Divide:
     return run
 
 
-def by_number(scale: float) -> Divide:
-    """Division of everything by one number."""
-    return by_cells(Cells(1, 1, 1, 1), np.array([scale], np.float32))
-
-
 def distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, scales: Scales | None) -> ErrorFigures:
     """How far encoded values lie from those that they stand for, in runs that stay in the cache."""
     block = math.lcm(source.block, target.block)

@@ -38,7 +38,11 @@ def encoding(tensor: Wanted, request: Request, rules: Layout) -> Encoding | None
     if request.quantize not in ALGORITHMS or not _fits(tensor.name, rules.encoding.get("fp8", ())):
         return None
     if request.quantize == "fp8_static":
-        return None if tensor.scales is None else Encoding(FP8, scale=tensor.scales[1])
+        return (
+            None
+            if tensor.scales is None
+            else Encoding(FP8, cells=Cells.whole(tensor.shape), known=(tensor.scales[0][1],))
+        )
     if _EXPERTS in tensor.name:
         return None
     height, width = tensor.shape
@@ -53,8 +57,8 @@ def static_scales(tensors: Iterable[Wanted], request: Request) -> list[tuple[Wan
     found = []
     for tensor in tensors:
         if request.quantize == "fp8_static" and tensor.dtype == FP8 and tensor.scales is not None:
-            found += [(f"{tensor.name}_scale", tensor.scales[1])]
-            found += [(f"{tensor.name.removesuffix('weight')}input_scale", tensor.scales[0])]
+            found += [(f"{tensor.name}_scale", tensor.scales[0][1])]
+            found += [(f"{tensor.name.removesuffix('weight')}input_scale", tensor.scales[0][0])]
         for letter in "kv" if request.fp8_kv_cache else "":
             if tensor.name.endswith(f".{letter}_proj.weight"):
                 found.append((f"{tensor.name.removesuffix('weight')}{letter}_scale", 1.0))
@@ -69,8 +73,8 @@ def warnings(tensors: Sequence[Wanted], request: Request) -> tuple[str, ...]:
         static = request.quantize == "fp8_static"
         raise PlanError(
             "the source has no scales of fp8 training" if static else "there is no weight that could become fp8",
-            expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder with "
-            "input_scale" if static else "",
+            expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder"
+            if static else "",
             fix="-q fp8 needs none" if static else "",
         )  # fmt: skip
     stay = excluded(tensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import ConfigError, FormatError, Problem
 from crossdock.formats.files import read_exact, reading
-from crossdock.formats.stored import Scaling, Source, StoredTensor
+from crossdock.formats.stored import Pair, Scaling, Source, StoredTensor, TrainingScales
 
 _E4M3 = "float8_e4m3fn"
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
@@ -70,7 +71,7 @@ def with_scales(source: Source) -> Source:
         tensors=tensors,
         metadata={key: value for key, value in source.metadata.items() if key != "quantization_config"},
         skipped={**source.skipped, **{f"*{end} ({n} tensors)": _BESIDE[end] for end, n in counts.items()}},
-        scales=_static(source, scaled),
+        scales=partial(_static, source, scaled),
         notes={**source.notes, "fp8": f"{len(scaled)} weights with scales ({_called(said)})"},
     )
 
@@ -141,9 +142,9 @@ def _cells(shape: tuple[int, ...], scales: tuple[int, ...], transposed: bool, bl
     return cells
 
 
-def _static(source: Source, scaled: Mapping[tuple[str, str], StoredTensor]) -> dict[str, tuple[float, float]]:
+def _static(source: Source, scaled: Mapping[tuple[str, str], StoredTensor]) -> TrainingScales:
     """Scale of the input and of the weight, of weights that have one each."""
-    out = {}
+    out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
     for (_, name), tensor in scaled.items():
         given = source.tensors.get(("", f"{name.removesuffix('weight')}input_scale"))
         scaling = tensor.scaling
@@ -159,8 +160,8 @@ def _static(source: Source, scaled: Mapping[tuple[str, str], StoredTensor]) -> d
         if not all(np.isfinite(n) and n > 0 for n in numbers):
             problem = Problem("scales that are no positive numbers", where=name, got=str(list(numbers)))
             raise FormatError([problem])
-        out[name] = numbers
-    return out
+        out["", name] = {(): numbers}
+    return TrainingScales(out)
 
 
 def _number(source: Source, dtype: str, file: int, offset: int) -> float:

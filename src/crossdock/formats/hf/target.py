@@ -35,6 +35,7 @@ class HfTarget:
     layout: str = "hf"
     single_file: bool = False
     algorithms: tuple[str, ...] = tuple(fp8.ALGORITHMS)
+    by_training: tuple[str, ...] = ("fp8_static",)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """None."""

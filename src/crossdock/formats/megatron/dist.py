@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from crossdock.errors import FormatError
 from crossdock.formats import dcp
 from crossdock.formats.files import reading
+from crossdock.formats.megatron import fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
@@ -54,6 +56,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
         raise FormatError("there are no model weights in this checkpoint", where=str(path))
+    states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     return Source(
         format="megatron",
         root=root,
@@ -63,6 +66,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         metadata_at=args_at,
         skipped=summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
+        scales=partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()}),
         notes=notes,
         spelled=bridge,
     )

@@ -1,91 +1,180 @@
-"""Scales of fp8 training in a state dict's `_extra_state`: per module one of its input and one of its weight.
+"""Scales of fp8 training in Megatron's `_extra_state`: a module's, of its input and of its weight, or each expert's.
 
 Three forms: an io.BytesIO with torch.save in it, bytes as a uint8 tensor with torch.save in it, or with a plain pickle
 in it. All are read by the safe pickle machine; tensor data of the model is not. Facts: TransformerEngine
-`pytorch/module/base.py` (get_extra_state), Megatron-LM d98e8a6 `megatron/core/export`: scale_inv_fwd[0] is the input's,
-[1] the weight's; newer files have scale_fwd alone, its reciprocal.
+`pytorch/module/base.py` (get_extra_state), Megatron-LM d98e8a6 `megatron/core/export` and `extensions/
+transformer_engine.py` (_split_extra_state): scale_inv_fwd has the inputs of all experts, then their weights, then their
+outputs; newer files have scale_fwd alone, its reciprocal. torch_dist keeps a state per layer and expert.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from crossdock.errors import CrossdockError, FormatError
 from crossdock.formats import pickles
+from crossdock.formats.dcp_files import Place
 from crossdock.formats.files import read_exact, reading
 from crossdock.formats.pickles import Instance, StorageRef, TensorRef
-from crossdock.formats.stored import StoredTensor
-from crossdock.formats.torchfile.reader import open_torch
+from crossdock.formats.safetensors import read_header
+from crossdock.formats.stored import Pair, TrainingScales
+from crossdock.formats.torchfile.reader import open_torch, read_object
 
 NAME = "._extra_state"
 LARGEST = 16 << 20  # bytes of one module's state, with the history of its maxima
 DEEPEST = 64  # dots in a name
-Scales = tuple[float, float]
+_SHARD = re.compile(r"(.+)\._extra_state/shard_(\d[\d.]*)_(\d[\d.]*)\Z")
+_HALVES = ("", "_w", "_v")  # of a gated module's weight
+Index = tuple[int, ...]
 
 
-def scales_of(states: Mapping[str, bytes], where: str) -> tuple[dict[str, Scales], list[str]]:
-    """Weight name -> scale of the input, scale of the weight, as factors from fp8 to values; and what is wrong in
-    states that cannot be read: a model is whole without them. Modules without scales are left out."""
-    out: dict[str, Scales] = {}
-    unreadable = []
-    for name, data in states.items():
+class RankPlace(NamedTuple):
+    """A model chunk of a rank file: the key it is under, and the parts that its weights and its experts belong to."""
+
+    path: Path
+    chunk: str
+    part: str
+    experts: str
+
+
+class _Collected:
+    """Scales as they are found, by (part, weight) and index, and what could not be read: a model is whole without."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[str, str], dict[Index, Pair]] = {}
+        self.unreadable: list[str] = []
+
+    def read(self, data: bytes, where: str) -> tuple[Pair, ...]:
+        """The pairs in one state; none where the module keeps none, or they cannot be read."""
         try:
-            numbers = _numbers(data, f"{where}: {name}") if data else None
+            return _pairs(data, where) if data else ()
         except CrossdockError as error:
-            unreadable.append(error.problems[0].lines()[0])
+            self.unreadable.append(error.problems[0].lines()[0])
+            return ()
+
+    def add(self, part: str, module: str, pairs: tuple[Pair, ...], index: Index = ()) -> None:
+        """Those of a module: of its weight, or of the weights of its experts."""
+        for half in _HALVES:
+            if len(pairs) == 1:
+                self.of.setdefault((part, f"{module}.weight{half}"), {})[index] = pairs[0]
+        if len(pairs) > 1:
+            for number, pair in enumerate(pairs):
+                self.of.setdefault((part, f"{module}.weight{number}"), {})[index] = pair
+
+    def all(self) -> TrainingScales:
+        return TrainingScales(self.of, tuple(self.unreadable))
+
+
+def of_state_dict(path: Path, prefix: str) -> TrainingScales:
+    """Those of a whole model in one file, whose names all begin with `prefix`."""
+    found = _Collected()
+    for name, data in _safetensors(path) if path.suffix == ".safetensors" else _states(path, open_torch(path).root):
+        if name.startswith(prefix):
+            module = name.removeprefix(prefix).removesuffix(NAME)
+            found.add("", module, found.read(data, f"{path}: {name}"))
+    return found.all()
+
+
+def of_ranks(places: tuple[RankPlace, ...]) -> TrainingScales:
+    """Those of rank files. Each rank has its own; where a tensor is put together, the largest holds for all."""
+    found = _Collected()
+    for place in places:
+        root = open_torch(place.path).root
+        chunk = root.get(place.chunk) if isinstance(root, dict) else None
+        for name, data in _states(place.path, chunk):
+            module = name.removesuffix(NAME)
+            while module.startswith(("module.", "model.")):
+                module = module.partition(".")[2]
+            part = place.experts if ".mlp.experts." in module else place.part
+            found.add(part, module, found.read(data, f"{place.path}: {name}"))
+    return found.all()
+
+
+def of_objects(
+    folder: Path, objects: tuple[tuple[str, Place], ...], prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> TrainingScales:
+    """Those of a torch_dist folder, in objects called MODULE._extra_state/shard_INDEX_SIZES.
+
+    shapes  of the weights by name, without `prefix`: the index is of their first dimensions, or of one entry alone
+    """
+    found = _Collected()
+    for name, place in objects:
+        shard = _SHARD.match(name.removeprefix(prefix))
+        if shard is None:
             continue
-        if numbers is not None:
-            out[name.removesuffix(NAME) + ".weight"] = numbers
-    return out, unreadable
+        index, sizes = (tuple(map(int, text.split("."))) for text in (shard[2], shard[3]))
+        shape = next((s for half in _HALVES if (s := shapes.get(f"{shard[1]}.weight{half}")) is not None), ())
+        if shape[: len(sizes)] != sizes:
+            if any(size != 1 for size in sizes):
+                continue  # of a module without such a weight
+            index = ()
+        path = folder / place.path
+        with reading(path) as fd:
+            root = read_object(fd, place.offset, place.length, f"{path}: {name}")
+            value = root[0] if isinstance(root, list) and len(root) == 1 else None
+            data = _bytes_of(value, fd, str(path))
+        found.add("", shard[1], found.read(data, f"{path}: {name}"), index)
+    return found.all()
 
 
-def states(path: Path, tensors: Iterable[StoredTensor]) -> Iterator[tuple[str, bytes]]:
-    """Every `_extra_state` of a file and its bytes. `tensors`: what the file holds as tensors, with extents in it."""
+def _safetensors(path: Path) -> Iterator[tuple[str, bytes]]:
     with reading(path) as fd:
-        for tensor in tensors:
-            if tensor.name.endswith(NAME) and tensor.dtype == "uint8" and len(tensor.extents) == 1:
-                extent = tensor.extents[0]
-                if extent.nbytes <= LARGEST and extent.strides is None:
-                    yield tensor.name, read_exact(fd, extent.offset, extent.nbytes, str(path))
-    if path.suffix != ".safetensors":
-        yield from _held(path)
+        for name, tensor in read_header(path).tensors.items():
+            if name.endswith(NAME) and tensor.codec == "uint8" and tensor.end - tensor.begin <= LARGEST:
+                yield name, read_exact(fd, tensor.begin, tensor.end - tensor.begin, str(path))
 
 
-def _held(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Those that a torch file holds as io.BytesIO."""
-    root = open_torch(path, where=str(path)).root
+def _states(path: Path, root: object) -> Iterator[tuple[str, bytes]]:
+    """Every `_extra_state` in nested dicts of a torch file."""
     stack: list[tuple[str, object]] = [("", root)]
-    while stack:
-        name, value = stack.pop()
-        if isinstance(value, dict) and name.count(".") < DEEPEST:
-            stack += [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
-        elif name.endswith(NAME) and type(value) is Instance and value.cls.name == "BytesIO":
-            state = value.state if type(value.state) is tuple else value.args
-            yield name, state[0] if state and type(state[0]) is bytes else b""
+    with reading(path) as fd:
+        while stack:
+            name, value = stack.pop()
+            if isinstance(value, dict) and name.count(".") < DEEPEST:
+                stack += [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
+            elif name.endswith(NAME):
+                yield name, _bytes_of(value, fd, str(path))
 
 
-def _numbers(data: bytes, where: str) -> Scales | None:
-    """The two scales in one state; None where the module keeps none."""
+def _bytes_of(value: object, fd: int, where: str) -> bytes:
+    """A state's bytes: of a uint8 tensor, or of an io.BytesIO; none where there is neither."""
+    if type(value) is TensorRef and value.dtype == "uint8" and value.contiguous and 0 < value.elements <= LARGEST:
+        return read_exact(fd, value.offset, value.elements, where)
+    if type(value) is Instance and value.cls.name == "BytesIO":
+        state = value.state if type(value.state) is tuple else value.args
+        return state[0] if state and type(state[0]) is bytes else b""
+    return b""
+
+
+def _pairs(data: bytes, where: str) -> tuple[Pair, ...]:
+    """Scale of the input and of the weight, as factors from fp8 to values, of each product in one state."""
     with _File(data) as file:
         if data.startswith(b"PK") or data[:32].find(b"\x8a\x0a") >= 0:
             state: object = open_torch(file.fd, where=where).root
         else:
             state = pickles.load(data, where=where, more={("torch.storage", "_load_from_bytes"): file.storage})
         if not isinstance(state, dict):
-            return None
+            return ()
         inverse = file.floats(state.get("scale_inv_fwd"))
         if not inverse:
             with np.errstate(divide="ignore"):
                 inverse = [float(np.float32(1) / np.float32(scale)) for scale in file.floats(state.get("scale_fwd"))]
     if len(inverse) < 2:
-        return None
-    if not all(np.isfinite(number) and number > 0 for number in inverse[:2]):
-        raise FormatError("scales that are no positive numbers", where=where, got=str(inverse[:2]))
-    return inverse[0], inverse[1]
+        return ()
+    told = state.get("extra_fp8_variables")
+    count = told.get("num_gemms", 1) if isinstance(told, dict) else 1
+    if not isinstance(count, int) or count < 1 or len(inverse) < 2 * count:
+        raise FormatError("not as many scales as products", where=where, expected=str(count), got=str(len(inverse)))
+    pairs = tuple(zip(inverse[:count], inverse[count : 2 * count], strict=True))
+    if not all(np.isfinite(number) and number > 0 for pair in pairs for number in pair):
+        raise FormatError("scales that are no positive numbers", where=where, got=str(list(pairs[0])))
+    return pairs
 
 
 class _File:

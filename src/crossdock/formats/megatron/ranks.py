@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem, UsageError
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
+from crossdock.formats.megatron.fp8 import RankPlace, of_ranks
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
@@ -73,6 +75,7 @@ class _Found:
     layers: dict[tuple[int, int], set[int]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    places: list[RankPlace] = field(default_factory=list)
     older: bool = False
 
 
@@ -116,6 +119,7 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         partitions={"layer": ranges},
         skipped=skipped,
         skipped_bytes=max(0, total - weights),
+        scales=partial(of_ranks, tuple(found.places)),
         notes=notes,
     )
 
@@ -255,12 +259,13 @@ def _collect(
     found.files.append(SourceFile.of(file))
     found.skipped.update(kind for kind in NOT_WEIGHTS if state.get(kind) is not None)
     for turn, chunk in enumerate(chunks):
+        parts = tuple(f"{ranks}.pp{rank.pp}.vpp{turn}" for ranks in (f"tp{rank.tp}", f"etp{rank.etp}.ep{rank.ep}"))
+        found.places.append(RankPlace(file, "model" if "model" in state else f"model{turn}", *parts))
         weights = dict(state_tensors(chunk, keep=is_weight, where=where))
         for name, ref in _named(weights, state, found, where):
             if layer := LAYER.match(name):
                 found.layers.setdefault((rank.pp, turn), set()).add(int(layer[1]))
-            ranks = f"etp{rank.etp}.ep{rank.ep}" if EXPERT in name else f"tp{rank.tp}"
-            part = f"{ranks}.pp{rank.pp}.vpp{turn}"
+            part = parts[EXPERT in name]
             if (part, name) not in found.tensors:
                 found.tensors[part, name] = _stored(name, ref, part, number, sizes, args, where)
 

@@ -7,6 +7,7 @@ that says what the model is, so that the configuration comes from `--config`. He
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError, UsageError
@@ -56,12 +57,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     notes = {"tensors": "a plain state dict"}
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"
-    states = fp8.states(path, found.values())
-    scales, unreadable = fp8.scales_of(
-        {n.removeprefix(prefix): s for n, s in states if n.startswith(prefix)}, str(path)
-    )
-    if scales or unreadable:
-        notes["fp8 scales"] = "; ".join([f"of {len(scales)} weights", *unreadable[:3]])
     nbytes = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
     return Source(
         format="megatron_state",
@@ -72,6 +67,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         metadata_at="",
         skipped=summary({printable(name): 1 for name in skipped}),
         skipped_bytes=max(0, path.stat().st_size - nbytes),
-        scales=scales,
+        scales=partial(fp8.of_state_dict, path, prefix),
         notes=notes,
     )

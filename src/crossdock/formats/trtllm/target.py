@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.codecs import registry as codecs
+from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import PlanError, UsageError
 from crossdock.formats.safetensors import header_bytes
@@ -45,6 +46,7 @@ class TrtllmTarget:
     layout: str = "trtllm"
     single_file: bool = False
     algorithms: tuple[str, ...] = (*_BY_CONFIG, "fp8")
+    by_training: tuple[str, ...] = ("fp8",)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """As asked for, if the model can be cut so."""
@@ -82,13 +84,14 @@ class TrtllmTarget:
         if request.quantize == "fp8" and any(
             fnmatch.fnmatchcase(tensor.name, g) for g in rules.encoding.get("fp8", ())
         ):
-            if tensor.scales is None or len(tensor.shape) != 2:
+            if tensor.scales is None:
                 raise PlanError(
                     "the source has no scales of fp8 training for this tensor", where=tensor.name,
-                    expected="a Megatron state dict (.pt, .safetensors) with _extra_state",
+                    expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder",
                     fix="export without -q, and let ModelOpt calibrate",
                 )  # fmt: skip
-            return Encoding(FP8, scale=tensor.scales[1])
+            cells = Cells.whole(tensor.shape, len(tensor.scales))
+            return Encoding(FP8, cells=cells, known=tuple(weight for _, weight in tensor.scales))
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
@@ -111,16 +114,20 @@ class TrtllmTarget:
         self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
     ) -> Sequence[tuple[Wanted, bytes]]:
         """The scales of fp8 weights and of the fp8 cache; buffers that TensorRT-LLM computes are left to it."""
-        found = []
+        found: list[tuple[str, tuple[int, ...], list[float], str]] = []
         for tensor in tensors:
             stem = tensor.name.removesuffix(".weight")
             if tensor.scales is not None and tensor.dtype == FP8:
-                activation, weight = tensor.scales
-                found.append((f"{stem}.activation_scaling_factor", activation, tensor.part))
-                found.append((f"{stem}.weights_scaling_factor", weight, tensor.part))
+                weights = [weight for _, weight in tensor.scales]
+                largest = max(activation for activation, _ in tensor.scales)
+                shape = (1,) if len(tensor.shape) == 2 else (len(weights), 1)
+                found.append((f"{stem}.activation_scaling_factor", (1,), [largest], tensor.part))
+                found.append((f"{stem}.weights_scaling_factor", shape, weights, tensor.part))
             if request.fp8_kv_cache and tensor.name.endswith(".attention.qkv.weight"):
-                found.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", 1.0, tensor.part))
-        return [(Wanted(name, (1,), "float32", part), np.float32(n).tobytes()) for name, n, part in found]
+                found.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", (1,), [1.0], tensor.part))
+        return [
+            (Wanted(name, shape, "float32", part), np.array(n, np.float32).tobytes()) for name, shape, n, part in found
+        ]
 
     def assemble(
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request

@@ -1,0 +1,197 @@
+"""`--to hf -q fp8_static`: the scales of fp8 training from every form of Megatron checkpoint, and from FP8 folders."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trtllm"))
+from test_fp8 import CASE, FORMS, state_dict
+
+from crossdock import delivery
+from crossdock.errors import PlanError
+from megatron_writers import Ranks, Scales, write_ranks, write_torch_dist
+from oracles import fp8_rules
+from oracles.megatron_state import global_state
+from oracles.trtllm_files import rank_files, what_the_loader_reads
+
+# a module of Megatron -> what it becomes in Hugging Face's names
+MODULES = {
+    "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention.linear_proj": ("self_attn.o_proj",),
+    "mlp.linear_fc1": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.linear_fc2": ("mlp.down_proj",),
+}
+EXPERTS = {"linear_fc1": ("w1", "w3"), "linear_fc2": ("w2",)}
+
+
+def scales_for(state: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Scales of every module that has a matrix, all different: by module of Megatron, and by Hugging Face's weights."""
+    modules: dict[str, tuple[float, float]] = {}
+    weights: dict[str, tuple[float, float]] = {}
+    for key, tensor in state.items():
+        match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)\.weight", key)
+        if match is None or (match[2] not in MODULES and ".experts." not in match[2]):
+            continue
+        # powers of two, so that the reciprocal that newer files keep is exact
+        pair = (2.0 ** -(3 + len(modules) % 5), float(2.0 ** np.ceil(np.log2(np.abs(tensor).max() / 448))))
+        modules[key.removesuffix(".weight")] = pair
+        stem = f"model.layers.{match[1]}"
+        expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(linear_fc[12])", match[2])
+        names = MODULES.get(match[2], ())
+        if expert is not None:
+            names = tuple(f"block_sparse_moe.experts.{expert[1]}.{word}" for word in EXPERTS[expert[2]])
+        weights |= {f"{stem}.{name}.weight": pair for name in names}
+    return modules, weights
+
+
+def check(source: Path, out: Path, plain: Path, scales: dict[str, tuple[float, float]]) -> None:
+    """Codes, scales and what is listed, by torch."""
+    checkpoint = delivery.open(source)
+    delivery.run(delivery.plan(checkpoint, "hf", quantize="fp8_static"), out, workers=1)
+    delivery.run(delivery.plan(checkpoint, "hf"), plain, workers=1)
+    given, found = fp8_rules.tensors_of(plain), fp8_rules.tensors_of(out)
+    wanted = dict(given)
+    for name, (activation, weight) in scales.items():
+        wanted[name] = (given[name].float() / weight).to(fp8_rules.E4M3)
+        wanted[f"{name}_scale"] = torch.tensor(weight)
+        wanted[f"{name.removesuffix('weight')}input_scale"] = torch.tensor(activation)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert (
+            torch.equal(found[name], tensor)
+            if tensor.dtype != fp8_rules.E4M3
+            else torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8))
+        ), name
+    said = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+    assert said["quant_algo"] == "FP8"
+    assert set(said["exclude_modules"]) == {"lm_head"} | {
+        name.removesuffix(".weight") for name, tensor in given.items() if tensor.dim() > 1 and name not in scales
+    }
+    report = delivery.verify(out, checkpoint, workers=1)
+    assert report.ok
+    assert {one.name for one in report.tensors if one.figures} == scales.keys()
+
+
+FORMS_OF = {
+    "dist stacked, tensors": {"stacked": True},
+    "dist stacked, BytesIO": {"stacked": True, "states_as_tensors": False},
+    "dist by layer": {"stacked": False},
+    "dist singleton": {"singleton": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("llama-v019-dist-tp2pp2-bf16", form) for form in FORMS_OF]
+    + [("mixtral-v019-dist-tp2ep2pp2-bf16", form) for form in FORMS_OF if form != "dist singleton"],
+)
+def test_torch_dist(name: str, form: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    state, args = global_state(megatron_checkpoint(name))
+    modules, weights = scales_for(state)
+    write_torch_dist(tmp_path / "root", state, args, tp=2, scales=modules, **FORMS_OF[form])  # type: ignore[arg-type]
+    check(tmp_path / "root", tmp_path / "out", tmp_path / "plain", weights)
+
+
+RANKS = {
+    "llama tp2, TE": ("llama-v019-dist-tp2pp2-bf16", Ranks((((0, 1, 2, 3),),), tp=2, experts="te")),
+    "llama vpp2, local": ("llama-v019-dist-tp2pp2-bf16", Ranks((((0,), (2,)), ((1,), (3,))))),
+    "mixtral ep2, TE": ("mixtral-v019-dist-tp2ep2pp2-bf16", Ranks((((0, 1),), ((2, 3),)), tp=2, ep=2, experts="te")),
+    "mixtral ep2, local": ("mixtral-v019-dist-tp2ep2pp2-bf16", Ranks((((0, 1, 2, 3),),), ep=2)),
+}
+
+
+@pytest.mark.parametrize("form", RANKS)
+def test_rank_files(form: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    name, how = RANKS[form]
+    state, args = global_state(megatron_checkpoint(name))
+    modules, weights = scales_for(state)
+    write_ranks(tmp_path / "root", state, args, how, modules)
+    check(tmp_path / "root", tmp_path / "out", tmp_path / "plain", weights)
+
+
+def test_layers_without_scales_stay_and_are_listed(megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Runs may keep their first and last layers in bfloat16."""
+    state, args = global_state(megatron_checkpoint("llama-v019-dist-tp2pp2-bf16"))
+    modules, weights = scales_for(state)
+    kept: Scales = {name: pair for name, pair in modules.items() if ".layers.0." not in name}
+    write_torch_dist(tmp_path / "root", state, args, scales=kept)
+    check(tmp_path / "root", tmp_path / "out", tmp_path / "plain",
+          {name: pair for name, pair in weights.items() if ".layers.0." not in name})  # fmt: skip
+
+
+def test_half_of_a_layers_experts_is_refused(megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    state, args = global_state(megatron_checkpoint("mixtral-v019-dist-tp2ep2pp2-bf16"))
+    modules, _ = scales_for(state)
+    some = {name: pair for name, pair in modules.items() if ".layers.1.mlp.experts.2." not in name}
+    write_torch_dist(tmp_path / "root", state, args, scales=some)
+    with pytest.raises(PlanError, match="only some experts of a layer"):
+        delivery.plan(delivery.open(tmp_path / "root"), "hf", quantize="fp8_static")
+
+
+def from_state_dict(folder: Path, tmp_path: Path) -> Path:
+    """The case's fp8 state dict as a static FP8 folder."""
+    said = json.loads((folder / "case.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(said["transformer_config"] | said["helper"]))
+    file = state_dict(folder, tmp_path / "model.pt", FORMS["uint8 of pickle"])
+    checkpoint = delivery.open(file, config=tmp_path / "config.json", family="llama")
+    delivery.run(delivery.plan(checkpoint, "hf", quantize="fp8_static", fp8_kv_cache=True), tmp_path / "hf", workers=1)
+    assert delivery.verify(tmp_path / "hf", checkpoint, workers=1).ok
+    return tmp_path / "hf"
+
+
+def test_a_static_folder_becomes_what_megatrons_exporter_writes(
+    trtllm_case: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """state dict -> FP8 folder -> rank files, equal to the bit to those of Megatron's own exporter."""
+    folder = trtllm_case(CASE)
+    hf = from_state_dict(folder, tmp_path)
+    plan = delivery.plan(delivery.open(hf), "trtllm", tp=2, quantize="fp8", fp8_kv_cache=True, dtype="bf16")
+    delivery.run(plan, tmp_path / "trt", workers=1)
+    assert rank_files(tmp_path / "trt") == rank_files(folder)
+    assert what_the_loader_reads(tmp_path / "trt") == what_the_loader_reads(folder)
+
+
+def test_a_static_folder_comes_back_as_itself(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    hf = from_state_dict(trtllm_case(CASE), tmp_path)
+    plan = delivery.plan(delivery.open(hf), "hf", quantize="fp8_static", fp8_kv_cache=True)
+    delivery.run(plan, tmp_path / "again", workers=1)
+    for file in sorted(hf.iterdir()):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_what_engines_fuse_shares_the_largest_scale(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    hf = from_state_dict(trtllm_case(CASE), tmp_path)
+    tensors = fp8_rules.tensors_of(hf)
+    stem = "model.layers.0.self_attn."
+    tensors[f"{stem}k_proj.weight_scale"] *= 2  # other values, which is all the same here
+    tensors[f"{stem}v_proj.input_scale"] *= 4
+    save_file(tensors, hf / "model.safetensors", {"format": "pt"})
+    delivery.run(delivery.plan(delivery.open(hf), "hf", quantize="fp8_static"), tmp_path / "shared", workers=1)
+    found = fp8_rules.tensors_of(tmp_path / "shared")
+    weight, activation = tensors[f"{stem}k_proj.weight_scale"], tensors[f"{stem}v_proj.input_scale"]
+    for letter in "qkv":
+        assert found[f"{stem}{letter}_proj.weight_scale"] == weight
+        assert found[f"{stem}{letter}_proj.input_scale"] == activation
+    value = tensors[f"{stem}q_proj.weight"].float() * tensors[f"{stem}q_proj.weight_scale"]
+    assert torch.equal(found[f"{stem}q_proj.weight"].float(), (value / weight).to(fp8_rules.E4M3).float())
+
+
+def test_without_scales_it_is_refused(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no scales of fp8 training") as caught:
+        delivery.plan(delivery.open(hf_model("llama")), "hf", quantize="fp8_static")
+    assert "-q fp8 needs none" in str(caught.value)
+    # scales by row have no place for one of the input
+    delivery.run(delivery.plan(delivery.open(hf_model("llama")), "hf", quantize="fp8"), tmp_path / "rows")
+    with pytest.raises(PlanError, match="no scales of fp8 training"):
+        delivery.plan(delivery.open(tmp_path / "rows"), "hf", quantize="fp8_static")
