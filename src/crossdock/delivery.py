@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossdock.codecs import registry as codecs
 from crossdock.errors import UsageError
@@ -23,11 +24,13 @@ from crossdock.planning.planner import make_plan
 from crossdock.planning.renames import renamed
 from crossdock.planning.resolve import resolve
 from crossdock.running.blocks import workers_for
-from crossdock.running.diff import DiffReport, diff_checkpoints
 from crossdock.running.results import RunReport
 from crossdock.running.run import Progress
 from crossdock.running.run import run as run_plan
-from crossdock.running.verify import VerifyReport, verify_plan
+
+if TYPE_CHECKING:  # an export does not wait for what it does not use
+    from crossdock.running.diff import DiffReport
+    from crossdock.running.verify import VerifyReport
 
 MEMORY = 256 << 20
 
@@ -193,6 +196,8 @@ def verify(
     An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
     TokenizerError, and EnvironmentProblem when something that is needed is not installed.
     """
+    from crossdock.running.verify import VerifyReport
+
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
     path, named = Path(output), None if tokenizer is None else Path(tokenizer)
     request = Request(tokenizer=named, travels=checkpoint.source.travels, keep_order=keep_order)
@@ -239,6 +244,8 @@ def _verify_files(
     progress: Progress | None,
 ) -> tuple[VerifyReport, Plan]:
     """The report, and the plan that the output was held against."""
+    from crossdock.running.verify import verify_plan
+
     theirs = registry.open_output(output)
     if theirs.format not in registry.targets():
         raise UsageError(
@@ -266,6 +273,8 @@ def diff(
 
     Raises what `open` raises, and MemoryPlanError.
     """
+    from crossdock.running.diff import diff_checkpoints
+
     one, other = (side if isinstance(side, Checkpoint) else open(side) for side in (a, b))
     return diff_checkpoints(one, other, memory=memory, workers=workers or workers_for(memory), progress=progress)
 

@@ -20,7 +20,7 @@ import numpy as np
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.census import Census
 from crossdock.codecs.statistics import ErrorFigures
-from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
+from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
 from crossdock.running import hashing, twins
@@ -36,6 +36,7 @@ from crossdock.running.scaling import distance
 
 Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
+_TWINS = -1  # the task of comparing what is stored twice
 _COMPILED_FROM = 512 << 20  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
 
 
@@ -76,7 +77,6 @@ def run(
         seconds = time.monotonic() - started
         warnings = (*plan.warnings, *clamped(plan, tensors), *repeated(plan, tensors))
         return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
-    twins.check(plan, memory)
     journal = Journal.open(partial, plan, hash, force)
     try:
         finished = dict(journal.finished)
@@ -86,6 +86,9 @@ def run(
         _check_findings(plan, tensors, fail_on)
         _check_output(plan, output, force)  # again: it may have come meanwhile
         put_in_place(plan, partial, output, manifest_bytes(plan, tensors, hash))
+    except PlanError:
+        shutil.rmtree(partial)  # the plan took for one what is two: nothing that was written is of use
+        raise
     except OSError as error:
         raise _disk_problem(error, partial) from error
     finally:
@@ -146,10 +149,15 @@ class _Copying:
         tasks: Sequence[int] = [i for i in range(len(self.plan.tensors)) if i not in finished]
         if self.order is not None:
             tasks = self.order(tasks)
+        if self.plan.twins:
+            tasks = [_TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
         copied = sum(f.size for f in self.plan.files if f.copy_of)
         with Reader(self.plan) as reader:
 
             def do(task: int, share: Share, stop: threading.Event) -> Done | None:
+                if task == _TWINS:
+                    twins.check(self.plan, reader, self.share, stop)
+                    return None
                 return self._copy_tensor(task, reader, share, files, stop)
 
             waiting: list[Done] = []

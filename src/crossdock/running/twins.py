@@ -1,30 +1,40 @@
-"""Two stored tensors that the plan takes for one: compared before anything is written."""
+"""Two stored tensors that the plan takes for one: compared while others copy; where they differ there is no output.
+
+Reads only; what they are taken for, and what is said if that is wrong, stands in the plan.
+"""
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 
 from crossdock.errors import PlanError
 from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
-from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.blocks import Share, blocks
 from crossdock.running.reader import Reader
 
 
-def check(plan: Plan, memory: int) -> None:
-    """Raise PlanError when a tensor that is stored twice holds two different contents. `memory`: bytes for reading."""
-    if not plan.twins:
-        return
-    first, second = (Share(share_of(memory, 2)) for _ in range(2))
-    with Reader(plan) as reader:
-        problems = [twin.otherwise for twin in plan.twins if not _equal(plan, twin, reader, first, second)]
+def check(plan: Plan, reader: Reader, memory: int, stop: threading.Event) -> None:
+    """Raise PlanError when a tensor that is stored twice holds two different contents. `memory`: bytes for reading.
+
+    Returns early, having proved nothing, when `stop` is set.
+    """
+    first, second = Share(memory // 2), Share(memory // 2)
+    problems = [twin.otherwise for twin in plan.twins if not _equal(plan, twin, reader, first, second, stop)]
     if problems:
         raise PlanError(problems)
 
 
-def _equal(plan: Plan, twin: Twin, reader: Reader, first: Share, second: Share) -> bool:
+def _equal(plan: Plan, twin: Twin, reader: Reader, first: Share, second: Share, stop: threading.Event) -> bool:
     one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
     pairs = zip(blocks(plan, one, reader, first), blocks(plan, other, reader, second), strict=True)
-    return all(np.array_equal(mine.encoded, like.encoded) for mine, like in pairs)
+    for mine, like in pairs:
+        if stop.is_set():
+            return True
+        if not np.array_equal(mine.encoded, like.encoded):
+            return False
+    return True
 
 
 def _imaginary(moves: tuple[Move, ...], elements: int) -> TargetTensor:

@@ -131,8 +131,8 @@ def _order(source: Source, kind: str) -> tuple[Pieces, tuple[str, ...], Proof | 
         "the optimizer's vectors are in another order than the trainers of late 2023 expect: they are rearranged "
         "(--keep-order leaves them)"
     )
-    places = pieces(now, wanted, parameters)
-    return places, (sentence,), (Carried("", copy, places), tuple(parameters[name] for name in wanted))
+    proof = (Carried("", copy, _all(copy)), tuple(parameters[name] for name in now))  # as they lie: read in one go
+    return pieces(now, wanted, parameters), (sentence,), proof
 
 
 def _keys(found: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
