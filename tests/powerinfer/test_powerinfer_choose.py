@@ -9,7 +9,10 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from crossdock.errors import UsageError
-from crossdock.powerinfer.choose import choose, hottest, ranked, upper_bound
+from crossdock.powerinfer.bounds import upper_bound
+from crossdock.powerinfer.charge import program
+from crossdock.powerinfer.choose import best, choose
+from crossdock.powerinfer.rank import hottest, rank
 from crossdock.powerinfer.split import split
 from crossdock.powerinfer.statistics import of_arrays
 
@@ -58,7 +61,71 @@ def test_random_instances_have_the_optimum_of_highs(kind: str) -> None:
         assert found.gain == sum(int(one[:n].sum()) for one, n in zip(gains, found.groups, strict=True))
         assert found.cost == sum(n * cost for n, cost in zip(found.groups, costs, strict=True)) <= budget
         assert all(n == 0 or minimum <= n <= len(one) for n, one in zip(found.groups, gains, strict=True))
-        assert upper_bound(gains, costs, budget, minimum) >= found.gain, seed
+        assert upper_bound([one.tolist() for one in gains], costs, budget, minimum) >= found.gain, seed
+
+
+def by_hand(counts: np.ndarray, grain: int) -> list[int]:
+    """All groups of a layer, the highest first."""
+    high = sorted(counts.tolist(), reverse=True)
+    return [sum(high[start : start + grain]) for start in range(0, len(high) - grain + 1, grain)]
+
+
+def layers_of(seed: int) -> tuple[list[np.ndarray], int]:
+    """Counts and a grain: even, skewed or as a power law, with ties now and then, some layers narrower than a group."""
+    rng = np.random.default_rng(seed)
+    high = int(rng.choice([2, 4, 50, 10_000, 1 << 40]))
+    layers = []
+    for kind in rng.integers(0, 3, int(rng.integers(1, 9))):
+        width = int(rng.integers(1, 300))
+        counts = rng.integers(0, high, width) * (rng.random() ** 4 if kind == 1 else 1)
+        if kind == 2:
+            counts = rng.permutation(high * np.arange(1.0, width + 1) ** -(3 * rng.random()))
+        layers.append(counts.astype(np.int64))
+    return layers, int(rng.choice([1, 2, 4, 16]))
+
+
+@pytest.mark.parametrize("minimum", [0, 3])
+def test_a_part_of_the_ranking_gives_the_choice_of_the_whole(minimum: int) -> None:
+    """Also of equal choices the same one, so that the files are the same."""
+    partly = 0
+    for seed in range(300):
+        layers, grain = layers_of(seed)
+        gains = [np.array(by_hand(counts, grain), np.int64) for counts in layers]
+        costs = [1 + seed % 3] * len(layers)
+        budget = sum(len(one) for one in gains) * costs[0] // (1 + seed % 7)
+        ranked, found = best(layers, grain, costs, budget, minimum)
+        assert found == choose(gains, costs, budget, minimum), seed
+        for one, whole in zip(ranked, gains, strict=True):
+            depth = len(one.gains)
+            assert one.gains.tolist() == whole[:depth].tolist()
+            assert one.groups == len(whole)
+            assert all(gain <= one.beyond for gain in whole[depth:].tolist())
+        bound = upper_bound([one.at_most() for one in ranked], costs, budget, minimum)
+        assert bound >= upper_bound([one.tolist() for one in gains], costs, budget, minimum) >= found.gain
+        partly += any(len(one.gains) < one.groups for one in ranked)
+    assert partly > 100
+
+
+def test_a_wrong_guess_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few groups are ranked at first."""
+    monkeypatch.setattr("crossdock.powerinfer.choose.depths", lambda layers, *_: [1] * len(layers))
+    for seed in range(100):
+        layers, grain = layers_of(seed)
+        layers = [counts for counts in layers if len(counts) >= grain] or [np.arange(grain)]
+        gains = [np.array(by_hand(counts, grain), np.int64) for counts in layers]
+        budget = sum(len(one) for one in gains) // (1 + seed % 7)
+        assert best(layers, grain, [1] * len(layers), budget)[1] == choose(gains, [1] * len(layers), budget)
+
+
+@pytest.mark.parametrize("minimum", [2, 10])
+def test_what_a_price_rules_out_changes_nothing(minimum: int) -> None:
+    """Against the dynamic program over all layers and numbers of groups: the same groups, not only the same gain."""
+    for seed in range(200):
+        layers, grain = layers_of(seed)
+        gains = [np.array(by_hand(counts, grain), np.int64) for counts in layers]
+        most = sum(len(one) for one in gains) // (1 + seed % 5)
+        _, taken = program(gains, [(minimum, len(one)) for one in gains], most)
+        assert list(choose(gains, [1] * len(gains), most, minimum).groups) == [int(one[-1]) for one in taken], seed
 
 
 def test_three_costs_at_the_size_of_a_model() -> None:
@@ -69,7 +136,7 @@ def test_three_costs_at_the_size_of_a_model() -> None:
     budget = 1 << 30
     for minimum in (0, 10):
         found = choose(gains, costs, budget, minimum)
-        bound = upper_bound(gains, costs, budget, minimum)
+        bound = upper_bound([one.tolist() for one in gains], costs, budget, minimum)
         assert found.cost <= budget
         assert found.gain <= bound <= found.gain * 1.01
 
@@ -85,9 +152,10 @@ def test_sums_beyond_float64() -> None:
 
 def test_groups_and_ties() -> None:
     counts = np.array([5, 1, 5, 9, 5, 0, 2], np.int64)
-    gains, least = ranked(counts, 2)
-    assert gains.tolist() == [14, 10, 3]
-    assert least.tolist() == [5, 5, 1]
+    whole, part = rank(counts, 2, 3), rank(counts, 2, 1)
+    assert (whole.gains.tolist(), whole.least.tolist(), whole.beyond) == ([14, 10, 3], [5, 5, 1], -1)
+    assert (part.gains.tolist(), part.least.tolist(), part.beyond) == ([14], [5], 10)
+    assert part.at_most() == [14, 10, 10]
     assert hottest(counts, 2, 5).tolist() == [0, 3]
     assert hottest(counts, 3, 5).tolist() == [0, 2, 3]
     assert hottest(counts, 7, 0).tolist() == list(range(7))
@@ -101,7 +169,7 @@ def test_a_width_that_is_no_multiple_of_the_grain() -> None:
 
 
 def test_too_many_costs_are_an_error_not_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossdock.powerinfer.choose.MAX_STATES", 40)
+    monkeypatch.setattr("crossdock.powerinfer.curves.MAX_STATES", 40)
     gains = [np.full(50, 1, np.int64) for _ in range(3)]
     with pytest.raises(UsageError, match="too many different costs"):
         choose(gains, [1000, 1001, 1003], 1 << 40)

@@ -12,7 +12,9 @@ import numpy as np
 
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats import gpuidx
-from crossdock.powerinfer.choose import choose, hottest, ranked, upper_bound
+from crossdock.powerinfer.bounds import upper_bound
+from crossdock.powerinfer.choose import best
+from crossdock.powerinfer.rank import hottest, rank
 from crossdock.powerinfer.statistics import Statistics
 from crossdock.powerinfer.weights import ModelWeights
 
@@ -98,27 +100,26 @@ def split(
         )
     if not 0 <= vram_capacity < 1 << 64:
         raise UsageError("the VRAM capacity is not a number of bytes", got=f"{vram_capacity:,}")
-    gains, least = zip(*(ranked(counts, grain) for counts in statistics.counts), strict=True)
     if capacity is not None:
-        costs, budget, unit = [1] * len(gains), capacity // grain, "neurons"
+        costs, budget, unit = [1] * len(statistics.counts), capacity // grain, "neurons"
     elif vram is not None and weights is not None:
         costs, budget, unit = [grain * one for one in weights.neurons], vram, "bytes"
     else:
         raise UsageError("give a capacity in neurons, or a VRAM budget and the model")
-    chosen = choose(gains, costs, budget, threshold // grain)
+    ranked, chosen = best(statistics.counts, grain, costs, budget, threshold // grain)
     neurons = [groups * grain for groups in chosen.groups]
     sizes = None if weights is None else [n * one for n, one in zip(neurons, weights.neurons, strict=True)]
     nbytes = None if sizes is None else sum(sizes)
     buckets = [
-        hottest(counts, n, int(floors[n // grain - 1]) if n else 0)
-        for counts, n, floors in zip(statistics.counts, neurons, least, strict=True)
+        hottest(counts, n, int(one.least[n // grain - 1]) if n else 0)
+        for counts, n, one in zip(statistics.counts, neurons, ranked, strict=True)
     ]
     index = gpuidx.of_buckets(buckets, statistics.widths, vram_capacity if nbytes is None else nbytes)
     return Split(
         index,
         shares(statistics, index, sizes),
         chosen.gain,
-        upper_bound(gains, costs, budget, threshold // grain),
+        upper_bound([one.at_most() for one in ranked], costs, budget, threshold // grain),
         statistics.total,
         statistics.scale,
         unit,
@@ -161,7 +162,7 @@ def check_widths(statistics: Statistics, widths: Sequence[int], where: str) -> N
 
 def curve(statistics: Statistics, grain: int, costs: Sequence[int], points: int = 160) -> list[tuple[int, float]]:
     """(cost, coverage) as the budget grows: the best groups per cost one after another, without a threshold."""
-    gains = [ranked(counts, grain)[0] for counts in statistics.counts]
+    gains = [rank(counts, grain, len(counts) // grain).gains for counts in statistics.counts]
     each = np.concatenate(gains)
     price = np.repeat(np.asarray(costs, np.int64) * grain, [len(one) for one in gains])
     order = np.argsort(-each / price, kind="stable")
