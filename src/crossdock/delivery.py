@@ -201,6 +201,10 @@ def verify(
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
     path, named = Path(output), None if tokenizer is None else Path(tokenizer)
     request = Request(tokenizer=named, travels=checkpoint.source.travels, keep_order=keep_order)
+    if report is not None:
+        from crossdock.proof.report.page import Evidence, place, write
+
+        place(Path(report))
     if logits is None and engine is not None:
         raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
     asked = None
@@ -222,8 +226,6 @@ def verify(
     if read is not None:
         outcome = replace(outcome, ok=outcome.ok and read.ok, tokens=read)
     if report is not None:
-        from crossdock.proof.report.page import Evidence, write
-
         write(Path(report), Evidence(outcome, replay, path, checkpoint.source.root, checkpoint.source.format))
     return outcome
 
@@ -252,6 +254,7 @@ def _verify_files(
             f"{theirs.format} is not a target, so there is nothing to verify it against",
             where=str(output),
             expected=" or ".join(registry.targets()),
+            fix="OUT, what was written, comes first; what it was made from follows --against",
         )
     target = registry.target(theirs.format)
     request = replace(request, encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})

@@ -139,6 +139,40 @@ def test_a_fault_in_a_quantised_model_is_caught(tmp_path: Path) -> None:
     assert "relative distance" in bad.failed[0]
 
 
+@pytest.mark.parametrize("fault", ["eps", "rope base"])
+def test_few_bits_hide_no_fault_of_the_header(fault: str, tmp_path: Path) -> None:
+    """The source is far from any 4-bit output; llama.cpp is not far from the reference forward of the same weights."""
+    out = tmp_path / "kjv.gguf"
+    crossdock.export(KJV, out, "gguf", quantize="q4_0", tokenizer=TOKENIZER)
+    good = crossdock.verify(out, KJV, tokenizer=TOKENIZER, logits=TEXT, engine="llama.cpp").logits
+    assert good is not None
+    assert good.ok
+    assert good.by_engine is not None
+    assert good.by_engine.limit_distance is not None
+    assert good.by_engine.distance < good.by_engine.limit_distance < 0.1 * (good.limit_distance or 0)
+    rewrite_gguf(out, tmp_path / "bad.gguf", FAULTS[fault])
+    bad = crossdock.verify(tmp_path / "bad.gguf", KJV, tokenizer=TOKENIZER, logits=TEXT, engine="llama.cpp").logits
+    assert bad is not None
+    assert bad.failed[-1].startswith("llama.cpp by itself: the relative distance is ")
+    assert max(one.engine_distance or 0 for one in bad.positions) > good.by_engine.limit_distance
+
+
+def test_transformers_alone_is_exact(tmp_path: Path) -> None:
+    """float32 into bfloat16 loses; what transformers then computes of it in float32 is the reference forward's."""
+    source = tmp_path / "source"
+
+    def change(folder: Folder) -> None:
+        folder.tensors = {name: tensor * 1.01 for name, tensor in folder.tensors.items()}
+
+    rewrite_hf(models.make_hf("llama", tmp_path / "hf", dtype="float32"), source, change)
+    crossdock.export(source, tmp_path / "out", "hf", dtype="bfloat16")
+    found = crossdock.verify(tmp_path / "out", source, logits=IDS, engine="transformers").logits
+    assert found is not None
+    assert found.ok
+    assert found.by_engine is not None
+    assert found.by_engine.max_abs < 1e-5 < found.max_abs
+
+
 def test_a_folder_with_a_fault_is_caught_in_transformers(tmp_path: Path) -> None:
     source = models.make_hf("llama", tmp_path / "hf", dtype="float32")
     crossdock.export(source, tmp_path / "out", "hf")
@@ -247,12 +281,12 @@ def test_json(tmp_path: Path) -> None:
     assert set(found) == {
         "ok", "engine", "reader", "tokens", "given", "windows", "why", "limit_max_abs", "limit_distance", "failed",
         "max_abs", "distance", "kl", "top1", "top5", "perplexity_source", "perplexity_output", "positions", "problems",
-        "seconds",
+        "seconds", "by_engine",
     }  # fmt: skip
     assert [one["token"] for one in found["positions"]] == [1, 2, 3, 4]
     assert set(found["positions"][0]) == {
         "window", "index", "token", "max_abs", "distance", "kl", "best_source", "best_output", "top5", "loss_source",
-        "loss_output",
+        "loss_output", "engine_distance",
     }  # fmt: skip
     assert found["positions"][-1]["loss_source"] is None
     assert found["ok"] is True

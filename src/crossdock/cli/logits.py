@@ -10,7 +10,7 @@ import click
 from crossdock.cli import show
 
 if TYPE_CHECKING:
-    from crossdock.running.results import LogitsReport
+    from crossdock.running.results import EngineCheck, LogitsReport
 
 WORST = 5  # positions listed
 
@@ -48,12 +48,20 @@ def _figures(report: LogitsReport) -> list[tuple[str, str]]:
         allowed = (f"  (at most {report.limit_max_abs:.3g}: {report.why})", "")
     else:
         allowed = ("", f"  (at most {report.limit_distance:.3g}: {report.why})")
+    own = report.by_engine
     pairs = [
         ("largest difference", f"{report.max_abs:.3g}{allowed[0]}"),
         ("relative distance", f"{report.distance:.3g}{allowed[1]}"),
+        *([] if own is None else [("engine's own part", _own(own))]),
         ("KL divergence", f"{report.kl:.3g} nats a token"),
         ("agreement", f"best token {100 * report.top1:.4g}%, best five {100 * report.top5:.4g}%"),
     ]
     if report.perplexity_source is not None and report.perplexity_output is not None:
         pairs.append(("perplexity", f"source {report.perplexity_source:.6g}, output {report.perplexity_output:.6g}"))
     return pairs
+
+
+def _own(found: EngineCheck) -> str:
+    if found.limit_distance is None:
+        return f"{found.max_abs:.3g} at most  (allowed {found.limit_max_abs:.3g}: {found.why})"
+    return f"{found.distance:.3g} relative  (at most {found.limit_distance:.3g}: {found.why})"

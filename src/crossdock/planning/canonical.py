@@ -73,6 +73,12 @@ def codec_of(checkpoint: Checkpoint, slot: Slot) -> str:
     return names.pop() if len(names) == 1 else "float32"
 
 
+def stored_as(checkpoint: Checkpoint, slot: Slot) -> str:
+    """How `slot` is stored, for people: "bfloat16", "float8_e4m3fn × scales"; each way where its parts differ."""
+    parts = [p.stored for p in candidates(checkpoint.resolved, slot.held, _lens(slot, tuple(slot.sizes)))]
+    return " + ".join(dict.fromkeys(one.dtype + (" × scales" if one.scaling else "") for one in parts))
+
+
 def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]) -> Plan:
     """The plan of the slots named in `orders`, each in C order of the axes given there, in the codec it is stored in.
 

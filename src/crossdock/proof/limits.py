@@ -7,11 +7,15 @@ rounding is another draw, and engines round activations too); a fault of mapping
 
 Where a router chooses experts, the least noise can choose another one at a few positions, which then lie far away and
 reach later ones through attention; there the distance of the middle position counts, not that of all.
+
+What few bits lose hides an engine's faults. So an engine is also held against the reference forward of the output's own
+weights, with the source's configuration: there no weight is rounded, and what the engine itself rounds is little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -26,6 +30,7 @@ from crossdock.proof.engines.registry import Engine
 
 TIMES = 3.0
 SAME = 1e-5  # largest difference, for logits up to 1, of float32 sums in another order
+ACTIVATIONS = "q8_0"  # what engines that round activations round them to where weights are blocks
 UNKNOWN = 0.1  # noise of a type that is only read
 SAMPLE = 8192  # values, of every block size a multiple
 
@@ -53,16 +58,33 @@ class Limits:
             return (f"the relative distance is {distance:.3g}, more than {self.distance:.3g}",)
         return ()
 
+    def over(self, distances: Sequence[float]) -> float:
+        """The one distance that counts, of those of all positions."""
+        return float(np.median(distances)) if self.median else math.sqrt(float(np.mean(np.square(distances))))
+
+    def shaken(self, distances: Sequence[float]) -> Limits:
+        """With what noise was found to do at each position."""
+        return replace(self, distance=TIMES * self.over(distances) + (self.distance or 0.0))
+
     def scaled(self, largest: float) -> Limits:
         """For logits up to `largest`: float32 rounds in proportion."""
         return replace(self, max_abs=None if self.max_abs is None else self.max_abs * max(1.0, largest))
 
 
-def limits(config: ModelConfig, lost: Iterable[str], stored: Iterable[str], engine: Engine | None = None) -> Limits:
-    """Limits for an output whose tensors lose by the types `lost` (see `losing`) and lie in the types `stored`."""
+def limits(
+    config: ModelConfig,
+    lost: Iterable[str],
+    stored: Iterable[str],
+    engine: Engine | None = None,
+    whom: str = "the source",
+) -> Limits:
+    """Limits for an output whose tensors lose by the types `lost` (see `losing`) and lie in the types `stored`.
+
+    whom  what it is held against, in words
+    """
     types = set(lost)
     if engine is not None and engine.rounds:
-        types |= {name for name in stored if name != "float32"}
+        types |= {ACTIVATIONS if codecs.get(name).block > 1 else name for name in stored if name != "float32"}
     worst = max(types, key=noise, default=None)
     largest = SAME
     if engine is not None:
@@ -71,9 +93,7 @@ def limits(config: ModelConfig, lost: Iterable[str], stored: Iterable[str], engi
         what = "float32 in another order" if engine is None else f"{engine.name}'s float32 with {config.hidden_act}"
         return Limits(what, largest, None)
     routed = config.num_experts > 0
-    what = f"{TIMES:g} × what noise of {worst}'s size does to the source" + (
-        ", at the middle position" if routed else ""
-    )
+    what = f"{TIMES:g} × what noise of {worst}'s size does to {whom}" + (", at the middle position" if routed else "")
     return Limits(what, None, largest, routed, noise(worst))
 
 

@@ -30,14 +30,14 @@ from crossdock.planning.plan import Plan
 from crossdock.proof.engines import registry
 from crossdock.proof.engines.ask import TIMEOUT, ask
 from crossdock.proof.engines.registry import Engine
-from crossdock.proof.limits import TIMES, Limits, limits, losing
+from crossdock.proof.limits import Limits, limits, losing
 from crossdock.proof.texts import Asked, read_asked
-from crossdock.running.results import LogitsReport, PositionCheck
+from crossdock.running.results import EngineCheck, LogitsReport, PositionCheck
 from crossdock.running.run import Progress
 from crossdock.running.weights import CheckpointWeights
 
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
-ROW = 24  # bytes that a logit of a row takes: three sides, each in parts and whole
+ROW = 8  # bytes that a logit of a row takes on one side, in parts and whole
 
 Told = Callable[[int, str], None]
 Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
@@ -91,15 +91,21 @@ def answer(
     lost = set() if replay is None else losing(replay)
     stored = {tensor.dtype for tensor in replay.tensors if len(tensor.shape) > 1} if replay else {source.config.dtype}
     allowed = limits(source.config, lost, stored, engine)
+    of_engine = None  # what the engine may add to the reference forward of the output's own weights
+    if engine is not None and replay is not None:
+        of_engine = limits(source.config, (), stored, engine, "the output")
+        of_engine = of_engine if allowed.noise > 1.5 * of_engine.noise else None
     started = time.monotonic()
     positions: list[PositionCheck] = []
     # squared differences, the source's squared distances from its mean, its largest value
     sums = np.zeros(3)
     problems: tuple[Problem, ...] = ()
     vocab_size = source.config.vocab_size
-    at_once = max(1, memory // 4 // (ROW * vocab_size))
     sides = (2 if engine is None else 1) + (allowed.noise > 0)
+    sides += 0 if of_engine is None else 1 + (of_engine.noise > 0)
+    at_once = max(1, memory // 4 // (ROW * (sides + 1) * vocab_size))
     shaken: list[float] = []  # the distance that noise makes at each position
+    middle: _Middle | None = None
     told = _told(progress, 4 * len(asked.windows) * sides * sum(slot.elements for slot in slots(source).values()))
     try:
         with ExitStack() as stack:
@@ -118,22 +124,30 @@ def answer(
             else:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
                 told(0, engine.name)
+                if of_engine is not None and slots(theirs := target()) == slots(source):
+                    weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
+                    middle = _Middle(weights, source.config, told, of_engine)
                 other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
             for number, ids in enumerate(asked.windows):
                 our, their = ours.window(ids), other.window(ids)
                 third = None if noisy is None else noisy.window(ids)
+                if middle is not None:
+                    middle.window(ids)
                 for start in range(0, len(ids), at_once):
                     stop = min(len(ids), start + at_once)
                     for at, s, t in zip(range(start, stop), our(start, stop), their(start, stop), strict=True):
                         positions.append(_compare(s, t, number, at, ids, sums))
+                    if middle is not None:
+                        apart = middle.apart(start, stop, their(start, stop))
+                        positions[-len(apart) :] = map(_beside, positions[-len(apart) :], apart)
                     if third is not None:
-                        shaken += [_shaken(s, n) for s, n in zip(our(start, stop), third(start, stop), strict=True)]
+                        shaken += [_distance(s, n) for s, n in zip(our(start, stop), third(start, stop), strict=True)]
     except (CheckFailed, InputError) as error:
         problems = error.problems
     if shaken:
-        middle = float(np.median(shaken)) if allowed.median else math.sqrt(float(np.mean(np.square(shaken))))
-        allowed = replace(allowed, distance=TIMES * middle + (allowed.distance or 0.0))
-    return _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
+        allowed = allowed.shaken(shaken)
+    report = _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
+    return report if middle is None or not positions else middle.judged(report)
 
 
 def _told(progress: Progress | None, total: int) -> Told:
@@ -178,6 +192,45 @@ class _Reference:
     def _counted(self, values: Array, name: str) -> Array:
         self._told(values.nbytes, name)
         return values
+
+
+class _Middle:
+    """Between source and engine: the reference forward of the output's weights, by the source's configuration."""
+
+    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told, allowed: Limits) -> None:
+        self._plain = _Reference(weights, config, told)
+        self._noisy = _Reference(weights, config, told, allowed.noise) if allowed.noise else None
+        self._allowed, self._largest, self._size = allowed, 0.0, 0.0
+        self._distances: list[float] = []
+        self._shaken: list[float] = []
+
+    def window(self, ids: Sequence[int]) -> None:
+        self._rows = self._plain.window(ids)
+        self._noisy_rows = None if self._noisy is None else self._noisy.window(ids)
+
+    def apart(self, start: int, stop: int, theirs: Array) -> Sequence[float]:
+        """The distance of `theirs` at each of these positions."""
+        ours = self._rows(start, stop)
+        found = [_distance(s, t) for s, t in zip(ours, theirs, strict=True)]
+        if self._noisy_rows is not None:
+            self._shaken += [_distance(s, n) for s, n in zip(ours, self._noisy_rows(start, stop), strict=True)]
+        self._distances += found
+        self._largest = float(np.max([self._largest, np.abs(theirs - ours).max()]))  # NaN stays NaN
+        self._size = max(self._size, float(np.abs(ours).max()))
+        return found
+
+    def judged(self, report: LogitsReport) -> LogitsReport:
+        """The report with what was found here."""
+        allowed = self._allowed.shaken(self._shaken) if self._shaken else self._allowed
+        allowed = allowed.scaled(self._size)
+        distance = allowed.over(self._distances)
+        failed = tuple(f"{report.engine} by itself: {one}" for one in allowed.failed(self._largest, distance))
+        check = EngineCheck(self._largest, distance, allowed.max_abs, allowed.distance, allowed.why)
+        return replace(report, ok=report.ok and not failed, failed=(*report.failed, *failed), by_engine=check)
+
+
+def _beside(one: PositionCheck, distance: float) -> PositionCheck:
+    return replace(one, engine_distance=distance)
 
 
 class _Files:
@@ -244,8 +297,8 @@ def _compare(
     )  # fmt: skip
 
 
-def _shaken(source: Array, noisy: Array) -> float:
-    difference = noisy - source
+def _distance(source: Array, other: Array) -> float:
+    difference = (other - source).astype(np.float64)
     return _ratio(float(difference @ difference), float(np.var(source)) * source.size)
 
 

@@ -20,7 +20,7 @@ from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, read_byt
 
 WINDOW = 512  # tokens that are read at once, each window on its own from position 0
 MOST = 4096  # tokens; a text may be longer, and is read this far
-IDS = re.compile(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)+,?\s*|\s*\d{1,9}\s*,\s*", re.ASCII)
+IDS = re.compile(r"\s*-?\d{1,9}\s*(,\s*-?\d{1,9}\s*)+,?\s*|\s*-?\d{1,9}\s*,\s*", re.ASCII)
 LARGEST = 16 << 20  # bytes of a text
 
 
@@ -53,7 +53,10 @@ def read_asked(said: str | Sequence[int], checkpoint: Checkpoint, output: Path, 
     known = range(checkpoint.config.vocab_size)
     strange = [number for row in rows for number in row if number not in known]
     if strange:
-        raise UsageError("no token ids of this model", expected=f"0 to {len(known) - 1}", got=str(strange[:5]))
+        raise UsageError(
+            "no token ids of this model", expected=f"0 to {len(known) - 1}", got=str(strange[:5]),
+            cause=f"a tokenizer of another model: {reader}" if reader else "",
+        )  # fmt: skip
     size = min(WINDOW, checkpoint.config.max_position_embeddings)
     windows, room = [], MOST
     for row in rows:

@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdock import tokenizers
 from crossdock.errors import EnvironmentProblem, TokenizerError, UsageError
+from crossdock.formats.gguf.container import read_header
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.proof.engines.ask import ask
 from crossdock.proof.engines.registry import engine
@@ -132,7 +133,16 @@ def _by_sentencepiece(
 def ids_by_llama(
     model: Path, texts: Sequence[str], *, add_special: bool = False, parse_special: bool, timeout: float = TIMEOUT
 ) -> list[list[int]]:
-    """What llama.cpp reads `texts` as, by the vocabulary in a GGUF. Raises EnvironmentProblem, CheckFailed."""
+    """What llama.cpp reads `texts` as, by the vocabulary in a GGUF.
+
+    Raises TokenizerError for a file without one, EnvironmentProblem, CheckFailed.
+    """
+    if "tokenizer.ggml.tokens" not in read_header(model).metadata:  # llama.cpp aborts
+        raise TokenizerError(
+            "this GGUF file has no tokenizer",
+            where=str(model),
+            fix="export it with --tokenizer, or name one for --logits",
+        )
     request = {"model": str(model), "texts": list(texts), "add_special": add_special, "parse_special": parse_special}
     ids: list[list[int]] = json.loads(ask(engine("llama.cpp"), request, timeout=timeout))
     return ids

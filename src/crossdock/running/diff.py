@@ -19,7 +19,7 @@ from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.codecs.statistics import ErrorFigures, compare
 from crossdock.model.config import FIELDS, ModelConfig
-from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_order
+from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.running.blocks import Share, blocks, share_of
@@ -106,7 +106,7 @@ def diff_checkpoints(
             if diff is None:
                 return None
             return replace(diff, tensor=slot.tensor, layer=slot.layer,
-                           dtype_a=codec_of(a, slot), dtype_b=codec_of(b, theirs[one.name]))  # fmt: skip
+                           dtype_a=stored_as(a, slot), dtype_b=stored_as(b, theirs[one.name]))  # fmt: skip
 
         for result in work(range(len(orders)), do, workers, lambda: _Desk(share)):
             if result is not None:
@@ -133,8 +133,8 @@ def _unpaired(a: Checkpoint, b: Checkpoint, one: Slot | None, other: Slot | None
     """The finding for a tensor that cannot be compared, None for one that can."""
     slot = one or other
     assert slot is not None
-    dtype_a, shape_a = (codec_of(a, one), tuple(one.sizes.values())) if one else ("", ())
-    dtype_b, shape_b = (codec_of(b, other), tuple(other.sizes.values())) if other else ("", ())
+    dtype_a, shape_a = (stored_as(a, one), tuple(one.sizes.values())) if one else ("", ())
+    dtype_b, shape_b = (stored_as(b, other), tuple(other.sizes.values())) if other else ("", ())
     status: Status = "other shape" if one and other else "only in A" if one else "only in B"
     if one and other and dict(one.sizes) == dict(other.sizes):
         return None

@@ -54,6 +54,7 @@ class PositionCheck:
     window, index  which window of the text, and the token's place in it
     best_*         the token with the largest logit; top5: how many of the source's best five are the output's
     loss_*         -log of the probability of the token that follows; None for a window's last token
+    engine_distance  of the engine's logits from the reference forward's of the same weights, where that was computed
     """
 
     window: int
@@ -67,6 +68,21 @@ class PositionCheck:
     top5: int
     loss_source: float | None
     loss_output: float | None
+    engine_distance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCheck:
+    """What an engine computes of the output, against the reference forward of the same weights, by the source's config.
+
+    limit_*  the one that counts; why: what it comes from
+    """
+
+    max_abs: float
+    distance: float
+    limit_max_abs: float | None
+    limit_distance: float | None
+    why: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class LogitsReport:
     kl        mean over positions, in nats; top1, top5: shares of 1
     failed    the limits that were broken, as sentences; why: what the limits come from; None: no such limit
     problems  why nothing, or not everything, was compared
+    by_engine  the engine against the reference forward of the output's own weights, where rounded weights hide faults
     """
 
     ok: bool
@@ -101,6 +118,7 @@ class LogitsReport:
     positions: tuple[PositionCheck, ...]
     problems: tuple[Problem, ...]
     seconds: float
+    by_engine: EngineCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)

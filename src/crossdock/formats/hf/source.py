@@ -21,14 +21,15 @@ from crossdock.formats.weight_file import tensors_in
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER = "adapter_config.json"
 _SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin)\Z")
 
 
 def sniff(path: Path) -> bool:
-    """A folder with config.json or a weight file, or such a weight file itself."""
+    """A folder with config.json or a weight file, or such a weight file itself. Adapters are refused by name."""
     try:
         if path.is_dir():
-            return (path / "config.json").is_file() or any((path / name).is_file() for name in (*_INDEXES, *_WHOLE))
+            return any((path / name).is_file() for name in ("config.json", _ADAPTER, *_INDEXES, *_WHOLE))
         return path.suffix == ".safetensors" and path.is_file()
     except OSError:
         return False
@@ -48,7 +49,7 @@ def open_plain(path: Path) -> Source:
     Raises NotACheckpointError, FormatError (all that is missing or broken), ConfigError, UnsafePickleError.
     """
     folder = path if path.is_dir() else path.parent
-    if (folder / "adapter_config.json").is_file():
+    if (folder / _ADAPTER).is_file():
         raise NotACheckpointError(
             "this is an adapter, not a model",
             where=str(folder),

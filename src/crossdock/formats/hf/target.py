@@ -12,7 +12,7 @@ from typing import Any
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
-from crossdock.errors import InputError, UsageError
+from crossdock.errors import InputError, NotACheckpointError, UsageError
 from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.hf.source import open_plain
@@ -133,7 +133,9 @@ class HfTarget:
         return Assembled(tuple(files), placed, warnings, facts, fail_on)
 
     def facts(self, output: Path) -> Mapping[str, Any]:
-        """The keys of config.json, as they stand there."""
+        """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
+        if output.is_file():
+            raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"give {output.parent}")
         found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
         return found
 

@@ -25,8 +25,10 @@ _TABLES = ("mapping", "quantization", "moe", "rotary_scaling")
 
 
 def sniff(path: Path) -> bool:
-    """A folder with config.json and a rank file."""
+    """A folder with config.json and a rank file, or such a file, which is refused by name."""
     try:
+        if path.is_file():
+            return _RANK.match(path.name) is not None and (path.parent / "config.json").is_file()
         return path.is_dir() and (path / "config.json").is_file() and any(map(_RANK.match, _names(path)))
     except OSError:
         return False
@@ -34,6 +36,8 @@ def sniff(path: Path) -> bool:
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
     """Open a checkpoint folder. Raises NotACheckpointError, FormatError with all that is missing, ConfigError."""
+    if path.is_file():
+        raise NotACheckpointError("this is one rank of a model", where=str(path), fix=f"give the folder: {path.parent}")
     if not path.is_dir() or not (path / "config.json").is_file():
         raise NotACheckpointError("no TensorRT-LLM checkpoint", where=str(path), expected="a folder with config.json")
     config = _read(path / "config.json")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,17 @@ from math import prod
 from pathlib import Path
 
 from crossdock.codecs.statistics import ErrorFigures
-from crossdock.errors import Problem
+from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.planning.plan import Plan, TargetTensor
-from crossdock.proof.report.plots import Dot, colours, scatter, strip, text
-from crossdock.running.results import LogitsReport, PositionCheck, TokensReport
+from crossdock.proof.report.logits import logits_section
+from crossdock.proof.report.plots import Dot, colours, scatter, text
+from crossdock.running.results import TokensReport
 from crossdock.running.verify import TensorCheck, VerifyReport
 from crossdock.version import VERSION
 from crossdock.wording import about, counted, duration, nbytes, number, shape
 
-LOW = 190.0  # height of a plot of logits
 MOST = 30  # wrong tensors listed one by one
+START = "<!doctype html>"
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -39,6 +39,22 @@ class Evidence:
     output: Path
     source: Path
     source_format: str
+
+
+def place(page: Path) -> None:
+    """See that a report can become the file `page`, before anything is compared for it. Only a report is replaced.
+
+    Raises UsageError, OSError.
+    """
+    if page.is_dir() or not page.name:
+        raise UsageError("the report is a file, and this is a folder", where=str(page), fix="--report report.html")
+    if not page.parent.is_dir():
+        raise EnvironmentProblem("there is no such folder to write the report to", where=str(page.parent))
+    if page.exists():
+        with page.open("rb") as file:
+            if not START.encode().startswith(file.read(len(START))):
+                raise UsageError("the report would replace this file, which is none", where=str(page),
+                                 fix="give --report another name")  # fmt: skip
 
 
 def write(page: Path, evidence: Evidence) -> None:
@@ -64,14 +80,14 @@ def render(evidence: Evidence) -> str:
         _tiles(report),
         _wrong(report),
         _errors(report.tensors),
-        _logits(report.logits) if report.logits else "",
+        logits_section(report.logits) if report.logits else "",
         _tokens(report.tokens) if report.tokens else "",
         _sizes(report.tensors, planned, plan),
         _mapping(report.tensors, planned) if report.tensors else "",
         _footer(evidence),
     ]
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'{START}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{'verified' if report.ok else 'NOT EQUAL'}: {text(evidence.output.name)}</title>\n"
@@ -207,43 +223,6 @@ def _legend(keys: Mapping[str, str], dots: Sequence[Dot]) -> str:
     return "".join(out) + ('<i style="--key:var(--bad)">not equal</i>' if any(dot.wrong for dot in dots) else "")
 
 
-def _logits(report: LogitsReport) -> str:
-    by = "the reference forward" if report.engine == "reference" else report.engine
-    used = counted(report.tokens, "token")
-    if report.given > report.tokens:
-        used = f"The first {report.tokens:,} of {report.given:,} tokens"
-    windows = f" in {report.windows} windows" if report.windows > 1 else ""
-    read = f", read by {report.reader}" if report.reader else ""
-    lead = f"{used}{windows}{read}. The source goes through the reference forward, the output through {by}."
-    head = f'<h2>What both compute</h2><p class="lead">{text(lead)} Allowed: {text(report.why)}.</p>'
-    if not report.positions:
-        return head + "<p>Nothing could be compared.</p>"
-    places = report.positions
-    ticks = [(x, str(x) if x else "position 0") for x in range(0, len(places), _step(len(places)))]
-    span = len(places) - 1
-    absolute = report.limit_distance is None
-    first = [Dot(x, one.max_abs if absolute else one.distance, _says(one)) for x, one in enumerate(places)]
-    name = "largest difference of a logit" if absolute else "relative distance of the logits"
-    over = f"; largest {report.max_abs:.3g}" if absolute else f"; over all {100 * report.distance:.3g}%"
-    line = None
-    if report.limit_distance is not None:
-        line = report.limit_distance, f"limit over all: {100 * report.limit_distance:.3g}%"
-    elif report.limit_max_abs is not None:
-        line = report.limit_max_abs, f"limit: {report.limit_max_abs:.3g}"
-    second = [Dot(x, one.kl, _says(one)) for x, one in enumerate(places)]
-    cells = [(one.best_source == one.best_output, _says(one)) for one in places]
-    return (
-        f"{head}<figure><figcaption><b>{name}</b> at each position{over}</figcaption>"
-        f"{scatter(first, {}, span, ticks, name=name, percent=not absolute, limit=line, height=LOW)}</figure>"
-        "<figure><figcaption><b>KL divergence</b> of the output from the source, nats a token; "
-        f"mean {report.kl:.3g}</figcaption>{scatter(second, {}, span, ticks, name='KL divergence', height=LOW)}"
-        "</figure>"
-        f"<figure><figcaption><b>best next token</b> the same at {100 * report.top1:.4g}% of positions (red: another); "
-        f"of the best five {100 * report.top5:.4g}%</figcaption>{strip(cells, name='Agreement on the best token')}"
-        "</figure>"
-    )
-
-
 def _tokens(report: TokensReport) -> str:
     """Which texts llama.cpp reads otherwise than the source's tokenizer."""
     ties = f", {report.ties:,} of them in an equally likely way" if report.ties else ""
@@ -266,21 +245,6 @@ def _tokens(report: TokensReport) -> str:
 
 def _ids(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids[:MOST])) + (" …" if len(ids) > MOST else "")
-
-
-def _step(count: int) -> int:
-    """A round distance between ticks."""
-    rough = max(count / 12, 1)
-    scale = 10 ** math.floor(math.log10(rough))
-    return int(next(n * scale for n in (1, 2, 5, 10) if n * scale >= rough))
-
-
-def _says(one: PositionCheck) -> str:
-    best = f"best {one.best_source}" + ("" if one.best_source == one.best_output else f", output {one.best_output}")
-    return (
-        f"window {one.window}, position {one.index}, token {one.token}: largest {one.max_abs:.3g}, "
-        f"KL {one.kl:.3g}, {best}"
-    )
 
 
 def _sizes(tensors: Sequence[TensorCheck], planned: Mapping[str, TargetTensor], plan: Plan | None) -> str:
