@@ -22,7 +22,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 TESTS = Path(__file__).parent
-CHECKPOINTS = tuple(sorted(f.name.removesuffix(".tar.xz") for f in (TESTS / "data/checkpoints").glob("*.tar.xz")))
+CHECKPOINTS, FAMILY_CHECKPOINTS = (
+    tuple(sorted(file.name.removesuffix(".tar.xz") for file in (TESTS / "data" / kind).glob("*.tar.xz")))
+    for kind in ("checkpoints", "families")
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name in tests/data/checkpoints (or "tiny-kjv") -> the folder, unpacked once a session; never write
+    """Name in tests/data/checkpoints or families (or "tiny-kjv") -> the folder, unpacked once a session; never write
     there."""
     base = tmp_path_factory.mktemp("megatron")
 
@@ -93,7 +96,8 @@ def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
             return TESTS.parent / "examples" / name
         folder = base / name
         if not folder.exists():
-            with tarfile.open(TESTS / "data/checkpoints" / f"{name}.tar.xz") as archive:
+            kind = "checkpoints" if name in CHECKPOINTS else "families"
+            with tarfile.open(TESTS / "data" / kind / f"{name}.tar.xz") as archive:
                 archive.extractall(base, filter="data")
         return folder
 

@@ -10,53 +10,60 @@ import numpy as np
 import pytest
 
 import models
-from conftest import CHECKPOINTS
+from conftest import CHECKPOINTS, FAMILY_CHECKPOINTS
 from crossdock import delivery
 from crossdock.errors import PlanError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
 from oracles.files import hf_hashes
 
-LACKING = ("deepseek", "qwen3")
-# recipe -> what is said
+GRID = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2))
+# recipe or checkpoint -> what is said; all others go
 REFUSED = {
-    "deepseek_v3": "multi-head latent", "qwen3": "norms of q and k", "qwen3_moe": "norms of q and k",
-    "qwen3_moe-mixed": "norms of q and k", "qwen3_moe-sparse-step": "norms of q and k",
-    "gemma2": "norms behind", "gemma2-own-scale": "norms behind",
+    "deepseek_v3": "multi-head latent", "deepseek-v019-dist-tp2pp2-fp32": "multi-head latent",
+    "qwen3_moe-mixed": "experts in every layer", "qwen3_moe-sparse-step": "experts in every layer",
     "stablelm": "bias in every matrix or in none", "stablelm-parallel": "one behind the other",
     "gpt_neox": "one behind the other", "falcon-one-norm": "base 10000",
 }  # fmt: skip
-NAMES = [name for name in CHECKPOINTS if not name.startswith(LACKING)]
+NAMES = [name for name in (*CHECKPOINTS, *FAMILY_CHECKPOINTS) if name not in REFUSED]
+# models that transformers has not: rank files alone come back
+OWN = ("gpt-gated-v016-dist-tp2-fp32", "gptnext-gated-v016-dist-tp2-fp32")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in REFUSED if name in (*CHECKPOINTS, *FAMILY_CHECKPOINTS)])
+def test_what_it_has_no_model_for_is_refused(name: str, megatron_checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(PlanError, match=REFUSED[name]):
+        delivery.plan(delivery.open(megatron_checkpoint(name)), "trtllm")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN])
 def test_back_to_hugging_face(name: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """The router stays float32 in rank files, so a dtype is named on the way back."""
+    """Byte for byte what Megatron's checkpoint becomes without the way round."""
     checkpoint = delivery.open(megatron_checkpoint(name))
-    dtype = checkpoint.config.dtype
-    delivery.run(delivery.plan(checkpoint, "hf", dtype=dtype), tmp_path / "direct", workers=1)
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "direct", workers=1)
     direct = hf_hashes(tmp_path / "direct")
-    for tp, pp in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)):
+    for tp, pp in GRID:
         out, back = tmp_path / f"{tp}.{pp}", tmp_path / f"{tp}.{pp}-hf"
         delivery.run(delivery.plan(checkpoint, "trtllm", tp=tp, pp=pp, use_parallel_embedding=tp == 4), out, workers=1)
-        delivery.run(delivery.plan(delivery.open(out), "hf", dtype=dtype), back, workers=1)
+        delivery.run(delivery.plan(delivery.open(out), "hf"), back, workers=1)
         assert hf_hashes(back) == direct, (tp, pp)
         assert json.loads((back / "config.json").read_text()) == json.loads(
             (tmp_path / "direct/config.json").read_text()
         )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "fp32" in n])
+@pytest.mark.parametrize("name", NAMES)
 def test_rank_files_compute_megatrons_logits(
     name: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     root = megatron_checkpoint(name)
-    delivery.run(delivery.plan(delivery.open(root), "trtllm", tp=4, pp=2), tmp_path / "out", workers=1)
-    opened = delivery.open(tmp_path / "out")
-    row = np.load(root / "tokens.npy")[0]
-    with CheckpointWeights(opened, 8 << 20) as weights:
-        got = forward(opened.config, weights, row.tolist())
-    assert np.abs(got - np.load(root / "logits.npy")[0]).max() <= 1e-5
+    checkpoint, row = delivery.open(root), np.load(root / "tokens.npy")[0]
+    for tp, pp in GRID:
+        delivery.run(delivery.plan(checkpoint, "trtllm", tp=tp, pp=pp), tmp_path / f"{tp}.{pp}", workers=1)
+        opened = delivery.open(tmp_path / f"{tp}.{pp}")
+        with CheckpointWeights(opened, 8 << 20) as weights:
+            got = forward(opened.config, weights, row.tolist())
+        assert np.abs(got - np.load(root / "logits.npy")[0]).max() <= 1e-5, (tp, pp)
 
 
 @pytest.mark.parametrize("recipe", models.RECIPES)

@@ -110,6 +110,57 @@ def test_experts(tmp_path: Path, moe_tp: int, moe_ep: int) -> None:
         assert all(tensor.same for tensor in back.tensors)
 
 
+@pytest.mark.parametrize("recipe", ["qwen3", "qwen3_moe"])
+def test_norms_of_q_and_k(recipe: str, tmp_path: Path) -> None:
+    """Whole on every rank, under the names that TensorRT-LLM's Attention gives them (layers/attention.py)."""
+    folder = models.make_hf(recipe, tmp_path / "hf")
+    whole = load_file(folder / "model.safetensors")
+    for number, got in enumerate(exported(folder, tmp_path / "out", tp=2, pp=3)):
+        layer = number // 2
+        for name in "qk":
+            ours, theirs = f"attention.{name}_layernorm.weight", f"self_attn.{name}_norm.weight"
+            assert np.array_equal(got["transformer.layers.0." + ours], whole[f"model.layers.{layer}.{theirs}"])
+        if recipe == "qwen3_moe":
+            experts = [f"model.layers.{layer}.mlp.experts.{expert}." for expert in range(6)]
+            up_gate = [
+                np.concatenate([np.split(whole[f"{name}{part}_proj.weight"], 2)[number % 2] for part in ("up", "gate")])
+                for name in experts
+            ]
+            assert np.array_equal(got["transformer.layers.0.mlp.fc.weight"], np.stack(up_gate))
+
+
+def test_four_norms_of_gemma_2(tmp_path: Path) -> None:
+    """TensorRT-LLM's post_layernorm is the one behind attention (models/gemma/model.py); gamma is gamma - 1, plus 1."""
+    folder = models.make_hf("gemma2", tmp_path / "hf", dtype="float32")
+    whole = load_file(folder / "model.safetensors")
+    names = {
+        "input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm",
+        "pre_feedforward_layernorm": "pre_feedforward_layernorm",
+        "post_feedforward_layernorm": "post_feedforward_layernorm",
+    }  # fmt: skip
+    for got in exported(folder, tmp_path / "out", tp=2):
+        for layer in range(3):
+            for ours, theirs in names.items():
+                stored = whole[f"model.layers.{layer}.{theirs}.weight"]
+                assert np.array_equal(got[f"transformer.layers.{layer}.{ours}.weight"], stored + np.float32(1))
+        assert "lm_head.weight" not in got  # GemmaConfig shares the embedding, whatever config.json says
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_vocabulary_smaller_than_its_padding(cut: bool, tmp_path: Path) -> None:
+    """10 tokens over 8 ranks are 2 rows each: the last three ranks hold zeros alone, which TensorRT-LLM demands."""
+    folder = models.make_hf("llama", tmp_path / "hf", vocab_size=10)
+    whole = load_file(folder / "model.safetensors")
+    ranks = exported(folder, tmp_path / "out", tp=8, use_parallel_embedding=cut)
+    for rank, got in enumerate(ranks):
+        assert np.array_equal(got["lm_head.weight"], rows_of(whole["lm_head.weight"], rank, 8))
+        assert got["lm_head.weight"].dtype == ml_dtypes.bfloat16
+        want = rows_of(whole["model.embed_tokens.weight"], rank, 8) if cut else whole["model.embed_tokens.weight"]
+        assert np.array_equal(got["transformer.vocab_embedding.weight"], want)
+    back = delivery.diff(delivery.open(folder), delivery.open(tmp_path / "out"), workers=1)
+    assert all(tensor.same for tensor in back.tensors)
+
+
 def test_embedding_by_columns(tmp_path: Path) -> None:
     folder = models.make_hf("gpt2", tmp_path / "gpt2", vocab_size=99)
     whole = load_file(folder / "model.safetensors")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossdock.cli import show
+from crossdock.cli import show, weigh
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
@@ -110,7 +109,8 @@ def export(
     else:
         _show(report, plan, output)
         _show_next(src, output, source, target)
-        for step in target.next_steps(output, [str(src), *source.words()]):
+        tokenizer = ["--tokenizer", str(target.tokenizer)] if target.tokenizer else []
+        for step in target.next_steps(output, [str(src), *source.words(), *tokenizer]):
             show.say(f"then: {show.clean(step)}")
 
 
@@ -128,7 +128,7 @@ def _after(text: str, progress: Progress | None) -> Progress:
 
 
 def _header(plan: Plan, output: Path) -> str:
-    parameters = show.about(sum(prod(tensor.shape) for tensor in plan.tensors))
+    parameters = show.about(weigh.planned(plan))
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossdock.cli import show
+from crossdock.cli import show, weigh
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
@@ -77,7 +77,7 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
             ("reads", _files(len(plan.sources), sum(file.size for file in plan.sources))),
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
-            ("parameters", show.number(sum(prod(tensor.shape) for tensor in plan.tensors))),
+            ("parameters", show.number(weigh.planned(plan))),
             ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
             ("plan", plan.digest[:16]),
         ]
@@ -146,7 +146,7 @@ def _types(plan: Plan) -> list[tuple[str, str, str, str, str]]:
     sums: dict[tuple[str, str], list[int]] = {}
     for tensor in plan.tensors:
         stored = dict.fromkeys(plan.extents[move.extent].dtype for move in tensor.moves)
-        made = " + ".join(stored) or "computed"
+        made = " + ".join(stored) or ("padding" if tensor.data is None else "computed")
         total = sums.setdefault((made, tensor.dtype), [0, 0, 0])
         for i, more in enumerate((1, prod(tensor.shape), tensor.nbytes)):
             total[i] += more

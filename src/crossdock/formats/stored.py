@@ -74,6 +74,7 @@ class StoredTensor:
 
     dtype    a codec name: "float32", "bfloat16", "float16", "q8_0", ...
     scaling  of fp8 weights; such a tensor has one extent, which is all of it in C order
+    meant    the codec that the model has it in, where the format demanded another one; "": the same
     """
 
     name: str
@@ -82,6 +83,7 @@ class StoredTensor:
     extents: tuple[Extent, ...]
     part: str = ""
     scaling: Scaling | None = None
+    meant: str = ""
 
     @property
     def values(self) -> str:

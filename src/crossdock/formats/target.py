@@ -97,6 +97,7 @@ class Wanted(NamedTuple):
 
     part    the rank file it belongs to, as the layout spells it ("" where names are global)
     scales  of fp8 training, where the source has them and they are asked for: of the whole, or of each expert
+    before  once an encoding is chosen: the dtype that the source has it in
     """
 
     name: str
@@ -104,6 +105,7 @@ class Wanted(NamedTuple):
     dtype: str
     part: str = ""
     scales: tuple[Pair, ...] | None = None
+    before: str = ""
 
 
 @dataclass(frozen=True, slots=True)

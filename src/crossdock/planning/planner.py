@@ -180,7 +180,7 @@ def _encoded(
             problems += error.problems
             continue
         cells = encoding.cells
-        held = wanted._replace(dtype=encoding.dtype)
+        held = wanted._replace(dtype=encoding.dtype, before=wanted.dtype)
         encoded.append(replace(one, wanted=held, cells=cells, known=encoding.known))
         if cells is not None and not encoding.known:
             wanted = Wanted(encoding.scales, (cells.count,), "float32", wanted.part)
@@ -268,12 +268,14 @@ def _fill(
         return None
     offset = float(container.rule.offset.evaluate(variables)) if container.rule.offset is not None else 0.0
     adds = {offset - provision.offset for provision in used}
-    dtypes = {provision.stored.dtype for provision in used}
-    if len(adds) != 1:
+    # ranks beyond the end of a padded axis hold zeros alone, in the dtype of the rest
+    kin = used or [one for lens in container.lenses for one in checkpoint.resolved.all(lens.tensor)]
+    dtypes = {provision.stored.meant or provision.stored.dtype for provision in kin}
+    if len(adds) > 1:
         problems.append(Problem("its parts are stored with different offsets", where=container.name))
         return None
     addition = checkpoint.addition
-    product = None if addition is None else product_for(extents, addition, container)
+    product = None if addition is None or not used else product_for(extents, addition, container)
     # a sum fits no smaller type than its float32 terms; the user may ask for one
     dtype = dtypes.pop() if len(dtypes) == 1 and product is None else "float32"
     names = tuple(dict.fromkeys(_name(provision) for provision in used))
@@ -286,7 +288,7 @@ def _fill(
     experts = _experts(container)
     scales = None if product is not None else scales_of(training, checkpoint.resolved, container, experts)
     wanted = Wanted(container.name, container.shape, dtype, container.part, scales)
-    add = adds.pop()
+    add = adds.pop() if adds else 0.0
     as_stored = bool(add and rules.sum_as_stored.evaluate(variables))
     return _Filled(wanted, tuple(moves), add, zeros, of, names, experts, as_stored, product=product)
 

@@ -49,6 +49,10 @@ class Resolved:
     padding: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
+    def all(self, name: str) -> tuple[Provision, ...]:
+        """Every provision of a canonical tensor."""
+        return tuple(found for by_key in self.provisions.get(name, {}).values() for found in by_key)
+
 
 def resolve(
     source: Source, chosen: Family, described: Described, rules: Layout, variables: Mapping[str, Any]
@@ -81,7 +85,7 @@ def resolve(
             if stored.shape != container.shape:
                 misshapen.update(rule.tensors)
                 continue
-            for lens in container.lenses:
+            for lens in (lens for lens in container.lenses if lens.volume):
                 provision = Provision(lens, stored, offset)
                 if same.get(lens.tensor):
                     twins.append((provision, same[lens.tensor]))
@@ -167,12 +171,13 @@ def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozens
 
 
 def clipped(container: Container, axis: str, size: int) -> Container:
-    """`container` with lenses that end where the model's axis does; without those that lie beyond."""
+    """`container` with lenses that end where the model's axis does; empty ones where they lie beyond."""
     lenses = []
     for lens in container.lenses:
-        axes = tuple(replace(p, high=min(p.high, size)) if p.axis == axis else p for p in lens.axes)
-        if all(p.low < p.high for p in axes):
-            lenses.append(replace(lens, axes=axes))
+        axes = tuple(
+            replace(p, low=min(p.low, size), high=min(p.high, size)) if p.axis == axis else p for p in lens.axes
+        )
+        lenses.append(replace(lens, axes=axes))
     return replace(container, lenses=tuple(lenses))
 
 

@@ -41,10 +41,6 @@ def wanted_containers(
             continue
         try:
             for container in _containers(rule, geometry, rules.padded):
-                if not container.lenses:
-                    what = f"{container.part} would hold nothing but padding"
-                    problems.append(Problem(what, where=container.name, fix="use fewer ranks"))
-                    continue
                 layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
                 lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
                 keyed.append(((layer, number), replace(container, lenses=lenses)))

@@ -115,6 +115,7 @@ def blocks(
         yield Block(0, data, data, target, count(data, target) if counting else Census())
         return
     if not tensor.moves:
+        yield from _padding(tensor, target, share)
         return
     if tensor.holds_scales and tensor.cells is not None:
         scales = _found(plan, tensor, tensor.cells, reader, share).view(np.uint8)
@@ -153,6 +154,14 @@ def blocks(
             page = (tensor.offset + at) % PAGE
             encoded = share.encoded[page:][: encoded_size(target, stop - start)] if coding.changes else raw
             yield coding(raw, encoded, share, start, at)
+
+
+def _padding(tensor: TargetTensor, target: Codec, share: Share) -> Iterator[Block]:
+    """The blocks of a tensor that holds padding alone. Nothing in them is counted: no value of the model is there."""
+    for low, high in _cuts(0, tensor.zeros, int(share.block / target.block_bytes), 1, target, tensor.offset):
+        zeros = share.encoded[: encoded_size(target, high - low)]
+        zeros[:] = 0
+        yield Block(encoded_size(target, low), zeros, zeros, target, Census())
 
 
 def _found(plan: Plan, tensor: TargetTensor, cells: Cells, reader: Reader, share: Share) -> Values:

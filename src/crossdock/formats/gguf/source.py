@@ -67,10 +67,19 @@ def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     for key, value in metadata.items():
         if key.startswith(f"{arch}."):
             short = isinstance(value, np.ndarray) and value.size <= _MOST_LAYERS  # a number for each layer
-            out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value.tolist() if short else value
+            out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value.tolist() if short else _meant(value)
         elif key == "general.architecture" or key in _KEPT:
             out[key.replace(".", "_")] = value
     return out
+
+
+def _meant(value: Any) -> Any:
+    """A float32 as the decimal that was written into it: 1e-05, not 9.999999747378752e-06."""
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
+    return float(str(narrow)) if value == float(narrow) else value
 
 
 def _notes(metadata: Mapping[str, Any], parts: int, version: int) -> dict[str, str]:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import FormatError, InputError, NotACheckpointError, Problem
+from crossdock.errors import FormatError, NotACheckpointError, Problem
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import LARGEST, flattened, parse
 from crossdock.formats.hf.scaled import with_scales
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.formats.travels import found_in
 from crossdock.formats.weight_file import tensors_in
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -98,7 +98,7 @@ def open_plain(path: Path) -> Source:
         tensors=tensors,
         metadata=metadata,
         metadata_at=where,
-        travels=tuple(_travels(folder)),
+        travels=tuple(found_in(folder)),
         notes=notes,
     )
 
@@ -179,15 +179,3 @@ def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[st
     if more:
         problems.append(Problem(f"and {more} more tensors on which index and files disagree", where=where))
     return problems
-
-
-def _travels(folder: Path) -> Iterator[Path]:
-    from crossdock import tokenizers
-
-    try:
-        for _, file in tokenizers.find(folder).travels:
-            yield file
-    except InputError:  # no tokenizer here, or none that is complete: the model can be read all the same
-        pass
-    if (folder / "generation_config.json").is_file():
-        yield folder / "generation_config.json"

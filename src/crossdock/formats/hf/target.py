@@ -17,12 +17,12 @@ from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.hf.source import open_plain
 from crossdock.formats.safetensors import header_bytes
-from crossdock.formats.stored import Source, SourceFile
+from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
+from crossdock.formats.travels import GENERATION, VOCABULARIES, beyond, copies, travelling
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -110,8 +110,8 @@ class HfTarget:
             total_size = sum(map(_size, tensors))
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
-        travels, warnings = _travels(request)
-        warnings += _beyond(request, config)
+        travels, warnings = travelling(request)
+        warnings += beyond(request, config)
         config = _with_special_ids(config, travels)
         ids = {name: getattr(config, name) for name in _IDS if name in written}
         keys = {key: value for key, (_, value) in written.items()} | ids
@@ -123,11 +123,9 @@ class HfTarget:
             fail_on = frozenset({"nonfinite"})
         config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
-        if "generation_config.json" not in travels:
-            files.append(_text("generation_config.json", generation_config_json(config)))
-        for name, path in travels.items():
-            source = SourceFile.of(path)
-            files.append(TargetFile(name, source.size, b"", source))
+        if GENERATION not in travels:
+            files.append(_text(GENERATION, generation_config_json(config)))
+        files += copies(travels)
         placed = tuple(places[t.name] for t in tensors)
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in _IDS or value is not None}
         return Assembled(tuple(files), placed, warnings, facts, fail_on)
@@ -138,25 +136,6 @@ class HfTarget:
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"give {output.parent}")
         found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
         return found
-
-
-def _beyond(request: Request, config: ModelConfig) -> tuple[str, ...]:
-    """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
-    from crossdock import tokenizers
-
-    if request.tokenizer is None:
-        return ()
-    try:
-        tokenizer = tokenizers.read(request.tokenizer)
-    except InputError:  # a kind that crossdock does not read travels all the same
-        return ()
-    size = len(tokenizer.tokens)
-    if size <= config.vocab_size:
-        return tokenizers.too_few(tokenizer, config.vocab_size)
-    return (
-        f"the tokenizer in {request.tokenizer} has {size} tokens, the embedding only {config.vocab_size} rows "
-        f"({request.vocab_from}): the last {size - config.vocab_size} tokens cannot be computed",
-    )
 
 
 def _size(tensor: Wanted) -> int:
@@ -181,25 +160,11 @@ def _text(name: str, content: bytes) -> TargetFile:
     return TargetFile(name, len(content), content)
 
 
-def _travels(request: Request) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Files that go along, by their name in the folder. A tokenizer that was given replaces the source's."""
-    from crossdock import tokenizers
-
-    found = {path.name: path for path in request.travels}
-    if request.tokenizer is not None:
-        given = tokenizers.find(request.tokenizer)
-        kept = {name: path for name, path in found.items() if name == "generation_config.json"}
-        found = {**kept, **dict(given.travels)}
-    if not any(name in found for name in _VOCABULARIES):
-        return found, ("no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER",)
-    return found, ()
-
-
 def _with_special_ids(config: ModelConfig, travels: Mapping[str, Path]) -> ModelConfig:
     """Special ids from the tokenizer where the checkpoint, like Megatron's, has none: generation stops at them."""
     from crossdock import tokenizers
 
-    home = next((travels[name].parent for name in _VOCABULARIES if name in travels), None)
+    home = next((travels[name].parent for name in VOCABULARIES if name in travels), None)
     if home is None or any(getattr(config, name) is not None for name in _IDS):
         return config
     try:

@@ -42,10 +42,12 @@ _GEMMA = ("rotary_base", "rotary_scaling", "attn_bias", "mlp_bias", "inter_layer
           "final_logit_softcapping", "attn_logit_softcapping")  # fmt: skip
 _DECI = ("rotary_base", "rotary_scaling", "block_configs", "layer_configs")
 
+ROUTER = ".mlp.router.weight"  # the end of its name; float32 whatever the model's dtype
+
 # the names of a model in the loader's MODEL_MAP -> the keys of its own
 MODELS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "LlamaForCausalLM": _LLAMA, "LLaMAForCausalLM": _LLAMA, "MistralForCausalLM": _LLAMA, "MixtralForCausalLM": _LLAMA,
-    "QWenForCausalLM": _QWEN, "Qwen2ForCausalLM": _QWEN,
+    "QWenForCausalLM": _QWEN, "Qwen2ForCausalLM": _QWEN, "Qwen3ForCausalLM": _QWEN, "Qwen3MoeForCausalLM": _QWEN,
     "GPTForCausalLM": _GPT, "GPT2LMHeadModel": _GPT, "GPTBigCodeForCausalLM": _GPT,
     "FalconForCausalLM": _FALCON, "GemmaForCausalLM": _GEMMA, "Gemma2ForCausalLM": _GEMMA, "DeciLMForCausalLM": _DECI,
 })  # fmt: skip

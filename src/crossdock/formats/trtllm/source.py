@@ -16,7 +16,8 @@ from crossdock.formats import safetensors
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.hf.config import LARGEST, parse
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
-from crossdock.formats.trtllm.config import settings
+from crossdock.formats.travels import found_in
+from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
@@ -62,7 +63,8 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         for name, tensor in header.tensors.items():
             home = experts if len(tensor.shape) == 3 and name.endswith(_EXPERTS) else part
             extent = Extent(rank, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
-            tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home)
+            meant = str(told.get("router_dtype", "")) if name.endswith(ROUTER) else ""
+            tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home, meant=meant)
         files.append(SourceFile.of(file))
     return Source(
         format="trtllm",
@@ -73,6 +75,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         metadata_at=where,
         ranks={"tp": tp, "pp": pp, "etp": etp, "ep": ep},
         partitions=partition(layers, pp),
+        travels=tuple(found_in(path)),
         notes={"files": str(len(files)), "written by": "crossdock" if told else "another program"},
     )
 

@@ -24,8 +24,9 @@ from crossdock.errors import PlanError, UsageError
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
+from crossdock.formats.travels import beyond, copies, travelling
 from crossdock.formats.trtllm import ranks as trtllm_ranks
-from crossdock.formats.trtllm.config import config_json, nested, settings
+from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -34,8 +35,8 @@ _DTYPES = ("float32", "float16", "bfloat16")
 _BY_CONFIG = ("w8a16", "w4a16")
 FP8 = "float8_e4m3fn"
 # what config.json cannot say, for reading the folder back: kept in the rank files' __metadata__, which loaders skip
-TOLD = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "max_position_embeddings", "bos_token_id",
-        "eos_token_id", "pad_token_id")  # fmt: skip
+TOLD = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "layer_types", "max_position_embeddings",
+        "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class TrtllmTarget:
         build = ["trtllm-build", "--checkpoint_dir", str(output), "--output_dir", f"{output}-engine"]
         hf = ["crossdock", "export", *source, "--to", "hf", "-o", f"{output}-hf"]
         return (
-            f"{shlex.join(build)}   (TensorRT-LLM 0.8 to 1.2, on a machine with the GPU)",
-            f"{shlex.join(hf)}   (TensorRT-LLM 1.3 and later load Hugging Face folders)",
+            f"{shlex.join(build)}   # TensorRT-LLM 0.8 to 1.2, on a machine with the GPU",
+            f"{shlex.join(hf)}   # TensorRT-LLM 1.3 and later load Hugging Face folders",
         )
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
@@ -139,7 +140,10 @@ class TrtllmTarget:
         held: list[list[int]] = [[] for _ in range(tp * said["pipeline_parallel"])]
         for number, tensor in enumerate(tensors):
             held[trtllm_ranks.rank_of(tensor.part, tp, ep)].append(number)
-        told = json.dumps({name: getattr(config, name) for name in TOLD}, separators=(",", ":"))
+        routers = [tensor for tensor in tensors if tensor.name.endswith(ROUTER)]
+        own = request.dtype if request.dtype != "auto" else routers[0].before if routers else ""
+        telling = {name: getattr(config, name) for name in TOLD} | ({"router_dtype": own} if routers else {})
+        told = json.dumps(telling, separators=(",", ":"))
         files: list[TargetFile] = []
         rank_files: list[RankFile] = []
         places = [(0, 0)] * len(tensors)
@@ -155,10 +159,15 @@ class TrtllmTarget:
             rank_files.append(_rank_file(rank, mine, spans[rank // tp], config, tp))
         content = config_json(out)
         files.append(TargetFile("config.json", len(content), content))
+        travels, warnings = travelling(request)
         return Assembled(
-            tuple(files),
+            (*files, *copies(travels)),
             tuple(places),
-            ("TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",),
+            (
+                *warnings,
+                *beyond(request, config),
+                "TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",
+            ),
             json.loads(content),
             frozenset() if request.allow_overflow else frozenset({"overflow"}),
             tuple(rank_files),
