@@ -73,7 +73,6 @@ def official(layers: Sequence[np.ndarray], capacity: int, threshold: int) -> Tim
     start = time.process_time()
     neurons = _solve(tensors, capacity, threshold, glpk.ilp, matrix)
     solved = time.process_time()
-    gain = 0
     chosen = []
     for one, k in zip(tensors, neurons, strict=True):
         _, indices = torch.topk(one, k=int(k))
@@ -84,7 +83,8 @@ def official(layers: Sequence[np.ndarray], capacity: int, threshold: int) -> Tim
         chosen.append(indices)
     end = time.process_time()
     gain = sum(int(one[indices].sum()) for one, indices in zip(tensors, chosen, strict=True))
-    return solved - start, end - start, gain
+    more = 0.0 if gain else max(LIMIT_MS / 1e3 - (solved - start), 0)  # the limit is waited for, however busy the CPU
+    return solved - start + more, end - start + more, gain
 
 
 def _solve(tensors, capacity, threshold, ilp, matrix) -> list[float]:  # type: ignore[no-untyped-def]

@@ -19,6 +19,8 @@ from crossdock.powerinfer.statistics import Statistics, read_statistics
 from crossdock.powerinfer.weights import ModelWeights, read_weights
 
 SUFFIX = ".generated.gpuidx"
+PATHS = ("--activation", "--output")
+NUMBERS = ("--neuron", "--capacity", "--layer", "--vram-capacity", "--batch", "--threshold")
 
 
 class Quiet(argparse.ArgumentParser):
@@ -31,8 +33,8 @@ class Quiet(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The official arguments with the official defaults."""
     out = Quiet(prog="python3 -m powerinfer", description="Make PowerInfer's GPU index of a model.", allow_abbrev=False)
-    out.add_argument("--activation", nargs="+", required=True, help="folder of activation_0.pt, activation_1.pt, ...")
-    out.add_argument("--output", nargs="+", required=True, help="the index to write")
+    out.add_argument("--activation", required=True, help="folder of activation_0.pt, activation_1.pt, ...")
+    out.add_argument("--output", required=True, help="the index to write")
     out.add_argument("--neuron", type=int, default=8192 * 4, help="neurons per layer")
     out.add_argument("--capacity", type=int, default=int(8192 * 4 * 32 * 0.1), help="neurons on the GPU")
     out.add_argument("--layer", type=int, default=59, help="layers")
@@ -42,12 +44,30 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+def rejoined(words: Sequence[str]) -> list[str]:
+    """Paths whole again: what follows `--activation` or `--output`, up to the next option, is one path."""
+    out: list[str] = []
+    in_path = False
+    for word in words:
+        name = word.partition("=")[0]
+        if name in PATHS or name in NUMBERS:
+            in_path = name in PATHS
+            out.append(word)
+        elif in_path and out[-1] in PATHS:  # its first word, which argparse must not take for an option
+            out.append(f"./{word}" if word.startswith("-") else word)
+        elif in_path:
+            out[-1] += f" {word}"
+        else:
+            out.append(word)
+    return out
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the index; 0 when it is in place."""
-    given = parser().parse_args(arguments)
-    output = Path(" ".join(given.output))
+    given = parser().parse_args(rejoined(sys.argv[1:] if arguments is None else arguments))
+    output = Path(given.output)
     try:
-        statistics = read_statistics(Path(" ".join(given.activation)))
+        statistics = read_statistics(Path(given.activation))
         _check(statistics, given.layer, given.neuron)
         weights = _model_beside(output, statistics)
         chosen = _choose(given, statistics, weights)

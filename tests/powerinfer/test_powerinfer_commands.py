@@ -153,6 +153,22 @@ def test_verify_of_other_grains_budgets_and_values(crossdock: Callable[..., Any]
     assert "another number of layers" in said.stderr
 
 
+def test_the_grain_is_that_of_the_models_types(crossdock: Callable[..., Any], tmp_path: Path) -> None:
+    """Groups of 32 are for F16 only; what the kernels would leave out is refused, not written."""
+    quantised, plain, out = tmp_path / "q.gguf", tmp_path / "f16.gguf", tmp_path / "m.gpuidx"
+    model(quantised, TYPES, 256, 1024)
+    model(plain, [("float16",) * 3] * 4, 256, 1024)
+    options = ["split", U4, "--capacity", "100", "--grain", "32", "-o", out, "--model"]
+    said = crossdock(*options, quantised)
+    assert (said.code, out.exists()) == (2, False)
+    assert "a multiple of 256 for the types of this model" in said.stderr
+    crossdock(*options, plain).ok()
+    crossdock("verify", out, "--against", U4, "--model", plain).ok()
+    said = crossdock("verify", out, "--against", U4, "--model", quantised)
+    assert said.code == 1
+    assert "no multiple of 256" in said.stdout
+
+
 def test_inspect_shows_an_official_file(crossdock: Callable[..., Any]) -> None:
     file = next((DATA / "out").glob("u8x1536*thr0*"))
     assert "3,072 of 12,288 neurons" in crossdock("inspect", file).ok().stdout
@@ -162,7 +178,7 @@ def test_inspect_shows_an_official_file(crossdock: Callable[..., Any]) -> None:
 
 
 def test_the_module_takes_the_official_arguments_and_paths_with_spaces(tmp_path: Path) -> None:
-    folder = save(tmp_path / "my models" / "activation", _counts(U4))
+    folder = save(tmp_path / "my models -v2 - new" / "activation", _counts(U4))
     out = folder.parent / "m.gguf.generated.gpuidx"
     case = CASES[0]
     # without quotes, as the program passes them on

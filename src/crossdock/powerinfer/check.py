@@ -13,7 +13,7 @@ from crossdock.errors import Problem
 from crossdock.formats import gpuidx
 from crossdock.powerinfer.split import LayerShare, check_widths, shares
 from crossdock.powerinfer.statistics import Statistics, read_statistics
-from crossdock.powerinfer.weights import read_weights
+from crossdock.powerinfer.weights import GRAIN, read_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +83,25 @@ def check(path: Path, against: Path, model: Path | None = None) -> IndexReport:
         )
     else:
         problems += _colder(statistics, index)
-    problems += _off_grain(index)
+    problems += _off_grain(index, GRAIN if weights is None else weights.grain)
     covered = sum(int(counts[bucket].sum()) for counts, bucket in zip(statistics.counts, index.buckets, strict=True))
     coverage = covered / statistics.total if statistics.total else 0.0
     return IndexReport(path, layers, index.vram_capacity, coverage, nbytes, mixed_up, tuple(problems), tuple(notes))
 
 
-def _off_grain(index: gpuidx.GpuIndex) -> list[Problem]:
-    """PowerInfer's Q4_0 kernel visits whole groups of 256 rows only, the others groups of 32."""
-    off = [layer for layer, n in enumerate(index.neurons) if n % 256]
+def _off_grain(index: gpuidx.GpuIndex, grain: int) -> list[Problem]:
+    """PowerInfer's kernels for quantised weights visit whole groups of 256 rows only, those for F16 groups of 32."""
+    off = [layer for layer, n in enumerate(index.neurons) if n % grain]
     if not off:
         return []
     return [
         Problem(
-            f"{len(off):,} layers have a number of neurons that is no multiple of 256",
+            f"{len(off):,} layers have a number of neurons that is no multiple of {grain}",
             f"layer {off[0]}" + (" and others" if off[1:] else ""),
-            "a multiple of 256",
+            f"a multiple of {grain}",
             f"{index.neurons[off[0]]:,}",
-            "PowerInfer's kernel for quantised weights leaves the rest of a group out without a word",
-            "make the index anew with --grain 256",
+            "PowerInfer's kernels leave the rest of a group out without a word",
+            f"make the index anew with --grain {grain}",
         )
     ]
 

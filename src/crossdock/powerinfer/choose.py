@@ -69,7 +69,7 @@ def choose(
         groups, unsure = charged(gains, budget // costs[0], minimum, beyond)
     else:
         groups, unsure = _free(gains, budget // costs[0], beyond)
-    gain = sum(int(layer[:n].sum()) for layer, n in zip(gains, groups, strict=True))
+    gain = int(np.concatenate([layer[:n] for layer, n in zip(gains, groups, strict=True)]).sum())
     cost = sum(n * one for n, one in zip(groups, costs, strict=True))
     return Choice(tuple(groups), gain, cost, tuple(unsure))
 

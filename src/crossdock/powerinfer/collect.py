@@ -2,7 +2,9 @@
 
 One layer is in memory at a time: its weights are read, all windows of the text go through it, what comes out is kept
 on the disk as the next layer's input. A run that was stopped goes on after its last whole layer. Needs the extra
-`activations` (torch, transformers); code that comes with a model is never run.
+`activations` (torch, transformers); code that comes with a model is never run, and its weights, also pickled ones, are
+read by crossdock's own readers. Bamboo is a Mistral whose gate and up projections both pass through ReLU (PowerInfer at
+d3ebd7c, llama.cpp: LLM_ARCH_BAMBOO); FATReLU keeps what is above its threshold (vLLM, csrc/activation_kernels.cu).
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from crossdock.codecs import registry as codecs
 from crossdock.errors import ConfigError, EnvironmentProblem, NotACheckpointError, PlanError, UsageError
+from crossdock.formats.files import read_exact, reading
+from crossdock.formats.hf.source import open_source, read_json
 
 STATE: Final = "state.json"
 Progress = Callable[[int, int, str], None]
@@ -27,11 +32,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Ffn:
-    """Where a family's layers are, and the linear maps whose outputs say that a neuron is active (> 0, all of them)."""
+    """Where a family's layers are, and the linear maps whose outputs say that a neuron is active (all are above)."""
 
     layers: str
     maps: tuple[str, ...]
     activation: str  # the config's key for the activation function
+    above: float = 0.0  # what an output must exceed
 
 
 LLAMA: Final = Ffn("layers", ("mlp.gate_proj",), "hidden_act")
@@ -41,6 +47,7 @@ FAMILIES: Final = (
     ("llama", LLAMA),
     ("mistral", LLAMA),
 )
+BAMBOO: Final = "bamboo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +75,16 @@ def collect(
         raise UsageError("the output is already there", where=str(out), fix="choose another --output")
     if not (model / "config.json").is_file():
         raise NotACheckpointError("this is no Hugging Face folder: it has no config.json", where=str(model))
+    raw, _ = read_json(model)
+    drelu = drelu or raw.get("model_type") == BAMBOO
     try:
-        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
-        ids = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)(text)["input_ids"]
+        if raw.get("model_type") == BAMBOO:
+            keys = {key: value for key, value in raw.items() if key != "model_type"}
+            config = transformers.AutoConfig.for_model("mistral", **keys)
+        else:
+            config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, config=config, trust_remote_code=False)
+        ids = tokenizer(text)["input_ids"]
     except (ValueError, OSError, KeyError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"transformers cannot read this model: {line}", where=str(model)) from error
@@ -92,9 +106,7 @@ def collect(
     with torch.no_grad():
         hidden, given = _embedded(torch, empty, layers, weights, tokens, partial, first, config)
         for number in range(first, len(layers)):
-            counts = _through(
-                torch, layers[number], f"{ffn.layers}.{number}", ffn, weights, hidden, given, drelu, partial
-            )
+            counts = _through(torch, layers[number], f"{ffn.layers}.{number}", ffn, weights, hidden, given, partial)
             _save(torch, partial, number, counts, state)
             hidden = np.load(partial / f"hidden-{number + 1}.npy", mmap_mode="r")
             width = len(counts)
@@ -118,61 +130,70 @@ def _imports() -> tuple[Any, Any]:
 
 
 def _ffn(config: Any, model: Path, drelu: bool) -> Ffn:
+    """What to look at. The config's activation becomes ReLU, which changes nothing of what is above the threshold."""
     found = dict(FAMILIES).get(config.model_type)
     if found is None or (drelu and found is not LLAMA):
         raise ConfigError(
             "activations are not counted for this kind of model",
             where=str(model),
-            expected=", ".join(name for name, _ in FAMILIES),
+            expected=", ".join((*(name for name, _ in FAMILIES), BAMBOO)),
             got=config.model_type,
         )
     activation = getattr(config, found.activation, None)
-    if drelu:
-        return Ffn(found.layers, ("mlp.gate_proj", "mlp.up_proj"), found.activation)
-    if activation != "relu":
+    above: Any = 0.0
+    if activation == "fatrelu":
+        above = getattr(config, "hidden_act_param", None)
+        if not isinstance(above, float | int) or isinstance(above, bool) or not 0 <= above < float("inf"):
+            raise ConfigError("the threshold of FATReLU", where=f"{model}: hidden_act_param", got=repr(above)[:80])
+    elif activation != "relu" and not drelu:
         raise ConfigError(
             "PowerInfer needs a ReLU model: others have no neurons that are off",
             where=str(model),
             expected=f"{found.activation} relu",
             got=str(activation),
         )
-    return found
+    setattr(config, found.activation, "relu")
+    return replace(found, maps=("mlp.gate_proj", "mlp.up_proj") if drelu else found.maps, above=float(above))
 
 
 class _Weights:
     """The tensors of a folder by name, read when asked for."""
 
     def __init__(self, torch: Any, folder: Path, prefix: str) -> None:
-        self._torch, self._prefix, self._folder = torch, prefix, folder
-        self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with self._open(path) as file:
-                self._files |= dict.fromkeys(file.keys(), path)
-        if not self._files:
-            raise NotACheckpointError("the folder holds no safetensors files", where=str(folder))
-
-    def _open(self, path: Path) -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise PlanError(f"not a safetensors file: {error}", where=str(path)) from error
+        self._torch, self._prefix, self._source = torch, prefix, open_source(folder)
 
     def read(self, name: str) -> Any:
         """float32. Checkpoints of a whole language model have the base model's names under its prefix."""
-        for known in (name, f"{self._prefix}.{name}"):
-            if path := self._files.get(known):
-                with self._open(path) as file:
-                    return file.get_tensor(known).float()
-        raise PlanError("a tensor of the model is missing", where=str(self._folder), expected=name)
+        tensors = self._source.tensors
+        tensor = tensors.get(("", name)) or tensors.get(("", f"{self._prefix}.{name}"))
+        if tensor is None:
+            raise PlanError("a tensor of the model is missing", where=str(self._source.root), expected=name)
+        if tensor.scaling is not None or codecs.get(tensor.dtype).block != 1:
+            raise PlanError("activations are counted on plain weights", where=tensor.name, got=tensor.dtype)
+        (extent,) = tensor.extents
+        with reading(path := self._source.files[extent.file].path) as fd:
+            data = read_exact(fd, extent.offset, extent.nbytes, str(path))
+        codec = codecs.get(tensor.dtype)
+        values = np.empty(extent.nbytes // codec.block_bytes, np.float32)
+        codec.decode(np.frombuffer(data, np.uint8), values)
+        whole = self._torch.from_numpy(values)
+        if extent.strides is not None:
+            return whole.as_strided(tensor.shape, extent.strides).contiguous()
+        return whole.reshape(tensor.shape)
 
     def fill(self, module: Any, prefix: str) -> None:
-        """Give a module on no device its weights."""
-        for name, _ in list(module.named_parameters()):
+        """Give a module on no device its weights. Raises PlanError when one is missing or of another shape."""
+        for name, parameter in list(module.named_parameters()):
             owner, _, leaf = name.rpartition(".")
-            value = self._torch.nn.Parameter(self.read(f"{prefix}{name}"), requires_grad=False)
-            setattr(module.get_submodule(owner), leaf, value)
+            values = self.read(f"{prefix}{name}")
+            if values.shape != parameter.shape:
+                raise PlanError(
+                    "a tensor has another shape than the model",
+                    where=f"{prefix}{name}",
+                    expected=str(list(parameter.shape)),
+                    got=str(list(values.shape)),
+                )
+            setattr(module.get_submodule(owner), leaf, self._torch.nn.Parameter(values, requires_grad=False))
 
 
 class _First(Exception):
@@ -230,15 +251,16 @@ def _fill_outside(module: Any, name: str, layers: Any, weights: _Weights) -> Non
 
 
 @contextmanager
-def _counting(torch: Any, layer: Any, maps: tuple[str, ...], drelu: bool) -> Iterator[list[Any]]:
-    """The outputs of the maps, as masks of what is above 0, in a list that the caller empties."""
+def _counting(layer: Any, ffn: Ffn) -> Iterator[list[Any]]:
+    """Masks of what is above the threshold in the maps' outputs, in a list that the caller empties. The rest is 0."""
     seen: list[Any] = []
 
     def look(module: Any, args: Any, output: Any) -> Any:
-        seen.append((output > 0).reshape(-1, output.shape[-1]))
-        return torch.relu(output) if drelu else output
+        active = output > ffn.above
+        seen.append(active.reshape(-1, output.shape[-1]))
+        return output.masked_fill(~active, 0)
 
-    hooks = [layer.get_submodule(name).register_forward_hook(look) for name in maps]
+    hooks = [layer.get_submodule(name).register_forward_hook(look) for name in ffn.maps]
     try:
         yield seen
     finally:
@@ -254,14 +276,13 @@ def _through(
     weights: _Weights,
     hidden: Any,
     given: Mapping[str, Any],
-    drelu: bool,
     partial: Path,
 ) -> Any:
     """Send all windows through a layer; its counts. The layer's weights are given up at the end."""
     weights.fill(layer, f"{name}.")
     after = np.lib.format.open_memmap(partial / f"{name.rpartition('.')[2]}.next", "w+", np.float32, hidden.shape)
     counts: Any = 0
-    with _counting(torch, layer, ffn.maps, drelu) as seen:
+    with _counting(layer, ffn) as seen:
         for number in range(len(hidden)):
             result = layer(torch.from_numpy(hidden[number].copy())[None], **given)
             after[number] = (result[0] if isinstance(result, tuple) else result).reshape(hidden.shape[1:]).numpy()

@@ -16,9 +16,7 @@ from crossdock.powerinfer.bounds import upper_bound
 from crossdock.powerinfer.choose import best
 from crossdock.powerinfer.rank import hottest, rank
 from crossdock.powerinfer.statistics import Statistics
-from crossdock.powerinfer.weights import ModelWeights
-
-GRAIN = 256
+from crossdock.powerinfer.weights import GRAIN, ModelWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +95,14 @@ def split(
     if grain < 1 or grain > max(statistics.widths):
         raise UsageError(
             "--grain is larger than a layer", expected=f"1 to {max(statistics.widths):,}", got=f"{grain:,}"
+        )
+    if weights is not None and grain % weights.grain:
+        raise UsageError(
+            "--grain leaves rows out that PowerInfer's kernels visit together, without a word",
+            where=str(weights.path),
+            expected=f"a multiple of {weights.grain} for the types of this model",
+            got=str(grain),
+            fix=f"--grain {weights.grain}",
         )
     if not 0 <= vram_capacity < 1 << 64:
         raise UsageError("the VRAM capacity is not a number of bytes", got=f"{vram_capacity:,}")

@@ -16,7 +16,7 @@ from crossdock.errors import ConfigError, PlanError, Problem, UsageError
 from crossdock.formats.gguf.container import GgufFile, GgufTensor, read_split
 
 BUCKET: Final = 4  # bytes of a selected neuron's entry in gpu_bucket
-DEFAULT_CTX: Final = 512
+GRAIN: Final = 256  # rows that the kernels for quantised weights visit together
 FFN: Final = re.compile(r"blk\.(\d{1,5})\.(ffn_gate|ffn_up|ffn_down_t)\.weight")
 # what is on the GPU before any neuron
 FIRST: Final = re.compile(r"blk\.\d+\.(attn_.*|fc[12]\..*|ffn_norm.*)|output.*")
@@ -28,6 +28,7 @@ class ModelWeights:
 
     widths   per layer: n_ff
     neurons  per layer: bytes of one neuron (gate, up and down rows in their own types, and its bucket entry)
+    grain    rows that PowerInfer's kernels for these types visit together: a layer's neurons are a multiple of it
     first    bytes of attention, predictors, norms and output, which go to the GPU before any neuron
     kv       bytes of the KV cache for one token of context
     """
@@ -35,6 +36,7 @@ class ModelWeights:
     path: Path
     widths: tuple[int, ...]
     neurons: tuple[int, ...]
+    grain: int
     first: int
     kv: int
 
@@ -82,7 +84,9 @@ def read_weights(path: Path) -> ModelWeights:
     if problems:
         raise PlanError(problems[:20])
     first = sum(tensor.nbytes for tensor in tensors if FIRST.fullmatch(tensor.name))
-    return ModelWeights(path, tuple(widths), tuple(neurons), first, _kv(files[0], len(layers)))
+    types = {part.codec for parts in layers.values() for part in parts.values()}
+    grain = 32 if types <= {"float16", "float32"} else GRAIN
+    return ModelWeights(path, tuple(widths), tuple(neurons), grain, first, _kv(files[0], len(layers)))
 
 
 def _kv(file: GgufFile, layers: int) -> int:
