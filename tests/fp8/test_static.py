@@ -195,3 +195,64 @@ def test_without_scales_it_is_refused(hf_model: Callable[[str], Path], tmp_path:
     delivery.run(delivery.plan(delivery.open(hf_model("llama")), "hf", quantize="fp8"), tmp_path / "rows")
     with pytest.raises(PlanError, match="no scales of fp8 training"):
         delivery.plan(delivery.open(tmp_path / "rows"), "hf", quantize="fp8_static")
+
+
+def test_rank_files_are_read_by_their_scales(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    """What TensorRT-LLM's own Python wrote comes to Hugging Face as the static folder made of the state dict itself."""
+    folder = trtllm_case(CASE)
+    hf = from_state_dict(folder, tmp_path)
+    theirs = delivery.open(folder)
+    delivery.run(delivery.plan(theirs, "hf", dtype="f32"), tmp_path / "plain", workers=1)
+    wanted, found = fp8_rules.loaded(hf), fp8_rules.tensors_of(tmp_path / "plain")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    delivery.run(delivery.plan(theirs, "hf", quantize="fp8_static", fp8_kv_cache=True), tmp_path / "static", workers=1)
+    assert (tmp_path / "static/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+    delivery.run(delivery.plan(theirs, "trtllm", tp=2, quantize="fp8", fp8_kv_cache=True), tmp_path / "trt", workers=1)
+    assert rank_files(tmp_path / "trt") == rank_files(folder)
+
+
+@pytest.mark.parametrize("ranks", [{"tp": 2}, {"tp": 2, "moe_ep": 2}, {"tp": 1, "pp": 2}])
+def test_experts_of_rank_files_have_scales_of_their_own(
+    ranks: dict[str, int], megatron_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    state, args = global_state(megatron_checkpoint("mixtral-v019-dist-tp2ep2pp2-bf16"))
+    modules, weights = scales_for(state)
+    checkpoint = delivery.open(write_torch_dist(tmp_path / "root", state, args, scales=modules))
+    delivery.run(delivery.plan(checkpoint, "trtllm", quantize="fp8", **ranks), tmp_path / "trt", workers=1)
+    assert delivery.verify(tmp_path / "trt", checkpoint, workers=1).ok
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf", workers=1)
+    given = fp8_rules.tensors_of(tmp_path / "hf")
+    stem = "model.layers.0.block_sparse_moe.experts."
+    found = fp8_rules.tensors_of_file(tmp_path / "trt/rank0.safetensors")
+    scales, codes = (
+        found["transformer.layers.0.mlp.fc.weights_scaling_factor"],
+        found["transformer.layers.0.mlp.fc.weight"],
+    )
+    assert scales.shape == (codes.shape[0], 1)
+    for expert in range(codes.shape[0]):
+        assert scales[expert, 0] == weights[f"{stem}{expert}.w1.weight"][1]
+        # the rank's rows of w3, then of w1
+        rows = codes.shape[1] // 2
+        halves = [given[f"{stem}{expert}.{word}.weight"][:rows].float() for word in ("w3", "w1")]
+        assert torch.equal(codes[expert].float(), (torch.cat(halves) / scales[expert, 0]).to(fp8_rules.E4M3).float())
+    largest = max(weights[f"{stem}{expert}.w1.weight"][0] for expert in range(codes.shape[0]))
+    assert found["transformer.layers.0.mlp.fc.activation_scaling_factor"].tolist() == [largest]
+    # and back: the same values as from the source directly
+    delivery.run(delivery.plan(checkpoint, "hf", quantize="fp8_static"), tmp_path / "static", workers=1)
+    delivery.run(delivery.plan(delivery.open(tmp_path / "trt"), "hf", dtype="f32"), tmp_path / "back", workers=1)
+    wanted = fp8_rules.loaded(tmp_path / "static")
+    back = fp8_rules.tensors_of(tmp_path / "back")
+    assert all(torch.equal(back[name], tensor) for name, tensor in wanted.items())
+
+
+def test_renamed_weights_keep_their_scales(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = trtllm_case(CASE)
+    hf = from_state_dict(folder, tmp_path)
+    tensors = torch.load(tmp_path / "model.pt", weights_only=False)
+    own = {name.replace("self_attention.linear_proj", "wo"): tensor for name, tensor in tensors.items()}
+    torch.save(own, tmp_path / "own.pt")
+    rename = {"decoder.layers.{layer}.wo.weight": "decoder.layers.{layer}.self_attention.linear_proj.weight"}
+    checkpoint = delivery.open(tmp_path / "own.pt", config=tmp_path / "config.json", family="llama", rename=rename)
+    delivery.run(delivery.plan(checkpoint, "hf", quantize="fp8_static", fp8_kv_cache=True), tmp_path / "out", workers=1)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()

@@ -176,6 +176,8 @@ def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget:
         (llama, "gguf", "float16", "", 8),
         (llama, "gguf", "auto", "q8_0", 32),
         (llama, "hf", "float32", "", 8),
+        (llama, "hf", "auto", "fp8", 8),
+        (gpt2, "hf", "auto", "fp8", 8),
         (gpt2, "gguf", "float16", "", 8),
         (gpt2, "gguf", "auto", "q4_0", 64),
         (llama, "trtllm", "float16", "", 8),
@@ -197,6 +199,13 @@ def test_peak(make: Any, to: str, dtype: str, quantize: str, budget: int, tmp_pa
 def test_logits(make: Any, tmp_path: Path) -> None:
     """The head of the one is 268 MB as float32, the widest matrix of the other 151 MB, and it lies transposed."""
     got = peak(make(tmp_path / "source"), tmp_path / "out", "logits", "", "", 8)
+    assert got <= (8 + 64) << 20, f"{got / 2**20:.0f} MiB"
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_fp8_back_to_float32(make: Any, tmp_path: Path) -> None:
+    peak(make(tmp_path / "source"), tmp_path / "small", "hf", "auto", "fp8", 64)
+    got = peak(tmp_path / "small", tmp_path / "out", "hf", "float32", "", 8)
     assert got <= (8 + 64) << 20, f"{got / 2**20:.0f} MiB"
 
 

@@ -22,6 +22,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
+def tensors_of_file(file: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of one file."""
+    return load_file(file)  # type: ignore[no-any-return]
+
+
 def quantised(weight: torch.Tensor, *, columns: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of a matrix by row, or by column; a row of zeros has the scale 1."""
     wide = weight.float()

@@ -32,7 +32,8 @@ def progress(done, total, name):
     calls += 1
     if calls == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
-plan = crossdock.plan(crossdock.open(sys.argv[1]), sys.argv[2], tokenizer=sys.argv[5])
+to, _, quantize = sys.argv[2].partition(" -q ")
+plan = crossdock.plan(crossdock.open(sys.argv[1]), to, quantize=quantize or None, tokenizer=sys.argv[5])
 crossdock.run(plan, sys.argv[3], memory=1 << 20, workers=1, progress=progress)
 """
 
@@ -43,12 +44,17 @@ def contents(output: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in output.iterdir()}
 
 
+def planned(to: str) -> crossdock.Plan:
+    target, _, quantize = to.partition(" -q ")
+    return crossdock.plan(crossdock.open(CHECKPOINT), target, quantize=quantize or None, tokenizer=TOKENIZER)
+
+
 def straight(to: str, output: Path) -> dict[str, bytes]:
-    crossdock.run(crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER), output)
+    crossdock.run(planned(to), output)
     return contents(output)
 
 
-@pytest.mark.parametrize("to", ["gguf", "hf"])
+@pytest.mark.parametrize("to", ["gguf", "hf", "hf -q fp8"])
 def test_killed_at_random_points(to: str, tmp_path: Path) -> None:
     expected = straight(to, tmp_path / "straight")
     output = tmp_path / "killed"
@@ -60,9 +66,12 @@ def test_killed_at_random_points(to: str, tmp_path: Path) -> None:
         kills += subprocess.run([sys.executable, "-c", KILLED, *words], env=environment).returncode == -signal.SIGKILL
         assert not output.exists()
     assert kills == 3
-    report = crossdock.run(crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER), output)
+    report = crossdock.run(planned(to), output)
     assert report.resumed > 0
     assert contents(output) == expected
+    # what was counted and measured before the kills, too
+    manifests = [(tmp_path / f"{name}.manifest.json").read_bytes() for name in ("killed", "straight")]
+    assert manifests[0] == manifests[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "killed", "killed.manifest.json", "straight", "straight.manifest.json",
     ]  # fmt: skip
@@ -72,7 +81,7 @@ def shuffled(seed: int) -> Callable[[Sequence[int]], Sequence[int]]:
     return lambda tasks: random.Random(seed).sample(list(tasks), len(tasks))
 
 
-@pytest.mark.parametrize("to", ["gguf", "hf"])
+@pytest.mark.parametrize("to", ["gguf", "hf", "hf -q fp8"])
 @pytest.mark.parametrize(
     ("order", "workers", "memory"),
     [
@@ -85,7 +94,7 @@ def shuffled(seed: int) -> Callable[[Sequence[int]], Sequence[int]]:
 )
 def test_any_order_workers_and_memory(to: str, order: Any, workers: int, memory: int, tmp_path: Path) -> None:
     expected = straight(to, tmp_path / "straight")
-    plan = crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER)
+    plan = planned(to)
     seen: list[list[int]] = []
 
     def ordered(tasks: Sequence[int]) -> Sequence[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,25 +58,29 @@ class ErrorFigures:
         return math.inf if self.sum_squares else 0.0
 
 
-def compare(reference: Values, values: Values) -> ErrorFigures:
-    """Figures of two flat float32 arrays of one size. Relative error of the sums: below 1e-5, typically 1e-7."""
+def compare(reference: Values, values: Values, *, precise: bool = False) -> ErrorFigures:
+    """Figures of two flat float32 arrays of one size. Relative error of the sums: below 1e-5, typically 1e-7.
+
+    precise  below 1e-12, so that rounded figures do not depend on how the values were cut into runs
+    """
     if reference.shape != values.shape:
         raise ValueError(f"{values.shape} values against {reference.shape} of the reference")
     total = ErrorFigures()
     with np.errstate(all="ignore"):
         for start in range(0, reference.size, RUN):
             r, v = reference[start : start + RUN], values[start : start + RUN]
-            total += _narrow(r, v) or _wide(r, v)
+            total += _narrow(r, v, np.float64 if precise else np.float32) or _wide(r, v)
     return total
 
 
-def _narrow(reference: Values, values: Values) -> ErrorFigures | None:
-    """In float32; None where that is not enough. Anything not finite shows in the largest difference."""
+def _narrow(reference: Values, values: Values, dtype: type[np.floating[Any]]) -> ErrorFigures | None:
+    """With squares and sums in `dtype`; None where that is not enough. What is not finite shows in the largest."""
     difference = values - reference
     error, size = _largest(difference), _largest(reference)
     if not all(SMALL <= most <= LARGE or most == 0 for most in (error, size)):
         return None
-    squares, squares_reference = float(np.dot(difference, difference)), float(np.dot(reference, reference))
+    wide = (x.astype(dtype, copy=False) for x in (difference, reference))
+    squares, squares_reference = (float(np.dot(x, x)) for x in wide)
     return ErrorFigures(reference.size, error, squares, size, squares_reference)
 
 

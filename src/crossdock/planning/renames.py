@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from crossdock.errors import FormatError, Problem, UsageError
-from crossdock.formats.stored import Source, StoredTensor
+from crossdock.formats.stored import Source, StoredTensor, TrainingScales
 from crossdock.layout.rules import stored_names
 
 NUMBER = re.compile(r"(?<=\.)\d+\.")
@@ -60,7 +61,14 @@ def renamed(source: Source, renames: Mapping[str, str], layout_name: str) -> tup
         tensors[key[0], name] = replace(tensor, name=name)
     if problems:
         raise UsageError(problems)
-    return replace(source, tensors=tensors), tuple(sentences)
+    scales = None if source.scales is None else partial(_scales, source.scales, new)
+    return replace(source, tensors=tensors, scales=scales), tuple(sentences)
+
+
+def _scales(read: Callable[[], TrainingScales], new: Mapping[tuple[str, str], str]) -> TrainingScales:
+    """The scales of training under the weights' new names."""
+    found = read()
+    return replace(found, of={(key[0], new.get(key, key[1])): pairs for key, pairs in found.of.items()})
 
 
 def _matches(source: Source, pattern: str) -> dict[tuple[str, str], dict[str, str]]:

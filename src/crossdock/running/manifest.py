@@ -60,6 +60,8 @@ def _found(tensor: TensorResult) -> dict[str, Any]:
     counts: dict[str, Any] = {name: getattr(census, name) for name in ("nan", "inf", "overflow", "underflow")}
     if tensor.figures is not None:
         figures = tensor.figures
-        counts["error"] = {"max_abs": figures.max_abs, "rms": figures.rms, "relative_rms": figures.relative_rms}
+        named = {"max_abs": figures.max_abs, "rms": figures.rms, "relative_rms": figures.relative_rms}
+        # rounded, they do not depend on the blocks in which sums were made
+        counts["error"] = {name: float(f"{value:.6g}") for name, value in named.items()}
     counts |= {"all_zero": census.all_zero and census.elements > 0, "equal_experts": tensor.alike}
     return {name: value for name, value in counts.items() if value}

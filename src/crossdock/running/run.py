@@ -203,7 +203,7 @@ class _Copying:
             census += block.census
             if figures is not None:
                 with share.turn:
-                    figures += distance(block.raw, block.source, block.encoded, target, block.scales)
+                    figures += distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
             self.counts[task] = block.offset + block.encoded.size
         return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)
 

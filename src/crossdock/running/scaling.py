@@ -57,8 +57,10 @@ def by_rows(cells: Cells) -> Divide:
     return run
 
 
-def distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, scales: Scales | None) -> ErrorFigures:
-    """How far encoded values lie from those that they stand for, in runs that stay in the cache."""
+def distance(
+    raw: Bytes, source: Codec, encoded: Bytes, target: Codec, scales: Scales | None, precise: bool = False
+) -> ErrorFigures:
+    """How far encoded values lie from those that they stand for, in runs that stay in the cache. See `compare`."""
     block = math.lcm(source.block, target.block)
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
@@ -74,5 +76,5 @@ def distance(raw: Bytes, source: Codec, encoded: Bytes, target: Codec, scales: S
             with np.errstate(all="ignore"):
                 scales.restore(ours, index * step)
                 scales.restore(theirs, index * step)
-        figures += compare(ours, theirs)
+        figures += compare(ours, theirs, precise=precise)
     return figures

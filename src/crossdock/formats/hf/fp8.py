@@ -25,8 +25,8 @@ FP8 = "float8_e4m3fn"
 # name for -q -> quant_algo
 ALGORITHMS: Mapping[str, str] = MappingProxyType({"fp8": "FP8_PER_CHANNEL_PER_TOKEN", "fp8_static": "FP8"})
 FILE = "hf_quant_config.json"
-# loaders of vLLM and TensorRT-LLM ask for this name
-_PRODUCER = MappingProxyType({"name": "modelopt", "version": f"written by crossdock {VERSION}"})
+# vLLM and SGLang ask for this name; the version is that of the form, and who wrote it
+_PRODUCER = MappingProxyType({"name": "modelopt", "version": f"0.47.0+crossdock.{VERSION}"})
 _EXPERTS = ".experts."
 _KEPT = (
     "experts stay as they are: vLLM and TensorRT-LLM load no scales by row for them (-q fp8_static has one a weight)"

@@ -7,19 +7,16 @@ in `hf.fp8`; transformers 5.23 `finegrained_fp8.py`; compressed-tensors `float_q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from crossdock.codecs import registry as codecs
 from crossdock.codecs.cells import Cells
-from crossdock.codecs.codec import encoded_size
 from crossdock.errors import ConfigError, FormatError, Problem
-from crossdock.formats.files import read_exact, reading
-from crossdock.formats.stored import Pair, Scaling, Source, StoredTensor, TrainingScales
+from crossdock.formats.scales import numbers, scaled
+from crossdock.formats.stored import Pair, Source, StoredTensor, TrainingScales
 
 _E4M3 = "float8_e4m3fn"
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
@@ -53,26 +50,28 @@ def with_scales(source: Source) -> Source:
     pairs = {key: (fp8[key], scale) for key, scale in found.items() if scale is not None}
     transposed = any(_only_columns(*pair) for pair in pairs.values())
     block = _block(said)
-    scaled: dict[tuple[str, str], StoredTensor] = {}
+    weights: dict[tuple[str, str], StoredTensor] = {}
     problems: list[Problem] = []
     for key, (tensor, scale) in pairs.items():
         try:
-            scaled[key] = _with_scale(tensor, scale, transposed, block)
+            cells = _cells(tensor.shape, scale.shape, transposed, block)
+            expected = f"one for all of {list(tensor.shape)}, for each row or for each block of {list(block)}"
+            weights[key] = scaled(tensor, scale, cells, expected)
         except FormatError as error:
             problems += error.problems
     if problems:
         raise FormatError(problems[:20])
     used = {("", scale.name) for _, scale in pairs.values()}
     beside = {key: end for key in source.tensors for end in _BESIDE if key[1].endswith(end)}
-    tensors = {key: scaled.get(key, t) for key, t in source.tensors.items() if key not in used and key not in beside}
+    tensors = {key: weights.get(key, t) for key, t in source.tensors.items() if key not in used and key not in beside}
     counts = {end: sum(1 for its in beside.values() if its == end) for end in beside.values()}
     return replace(
         source,
         tensors=tensors,
         metadata={key: value for key, value in source.metadata.items() if key != "quantization_config"},
         skipped={**source.skipped, **{f"*{end} ({n} tensors)": _BESIDE[end] for end, n in counts.items()}},
-        scales=partial(_static, source, scaled),
-        notes={**source.notes, "fp8": f"{len(scaled)} weights with scales ({_called(said)})"},
+        scales=partial(_static, source, weights),
+        notes={**source.notes, "fp8": f"{len(weights)} weights with scales ({_called(said)})"},
     )
 
 
@@ -101,7 +100,7 @@ def _known(said: Any, where: str) -> None:
 def _block(said: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of a block, where scales are of blocks."""
     size = said.get("weight_block_size", [128, 128])
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise ConfigError("no size of blocks", where="weight_block_size", got=repr(size)[:80])
     return size[0], size[1]
 
@@ -109,20 +108,6 @@ def _block(said: Mapping[str, Any]) -> tuple[int, int]:
 def _only_columns(tensor: StoredTensor, scale: StoredTensor) -> bool:
     """Whether scales can only be of columns: such a folder has matrices as [in, out] (GPT-2)."""
     return len(tensor.shape) == 2 and scale.shape == tensor.shape[1:] != tensor.shape[:1] and scale.shape != (1,)
-
-
-def _with_scale(tensor: StoredTensor, scale: StoredTensor, transposed: bool, block: tuple[int, int]) -> StoredTensor:
-    cells = _cells(tensor.shape, scale.shape, transposed, block)
-    plain = len(tensor.extents) == len(scale.extents) == 1
-    plain = plain and all(e.strides is None and e.wrapping == "raw" for e in (*tensor.extents, *scale.extents))
-    if cells is None or not plain or scale.dtype not in ("float32", "bfloat16", "float16"):
-        raise FormatError(
-            "scales of a form that crossdock does not know", where=scale.name,
-            expected=f"one for all of {list(tensor.shape)}, for each row or for each block of {list(block)}",
-            got=f"{scale.dtype} {list(scale.shape)}",
-        )  # fmt: skip
-    at = scale.extents[0]
-    return replace(tensor, scaling=Scaling(scale.name, scale.dtype, at.file, at.offset, cells))
 
 
 def _cells(shape: tuple[int, ...], scales: tuple[int, ...], transposed: bool, block: tuple[int, int]) -> Cells | None:
@@ -142,32 +127,14 @@ def _cells(shape: tuple[int, ...], scales: tuple[int, ...], transposed: bool, bl
     return cells
 
 
-def _static(source: Source, scaled: Mapping[tuple[str, str], StoredTensor]) -> TrainingScales:
+def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> TrainingScales:
     """Scale of the input and of the weight, of weights that have one each."""
     out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
-    for (_, name), tensor in scaled.items():
-        given = source.tensors.get(("", f"{name.removesuffix('weight')}input_scale"))
+    for (part, name), tensor in weights.items():
+        given = source.tensors.get((part, f"{name.removesuffix('weight')}input_scale"))
         scaling = tensor.scaling
-        if given is None or scaling is None or scaling.cells.count != 1 or len(given.extents) != 1:
+        if given is None or scaling is None or scaling.cells.count != 1 or math.prod(given.shape) != 1:
             continue
-        if any(n != 1 for n in given.shape):
-            continue
-        at = given.extents[0]
-        numbers = (
-            _number(source, given.dtype, at.file, at.offset),
-            _number(source, scaling.dtype, scaling.file, scaling.offset),
-        )
-        if not all(np.isfinite(n) and n > 0 for n in numbers):
-            problem = Problem("scales that are no positive numbers", where=name, got=str(list(numbers)))
-            raise FormatError([problem])
-        out["", name] = {(): numbers}
+        (activation,), (weight,) = numbers(source, given), numbers(source, source.tensors[part, scaling.name])
+        out[part, name] = {(): (activation, weight)}
     return TrainingScales(out)
-
-
-def _number(source: Source, dtype: str, file: int, offset: int) -> float:
-    codec, path = codecs.get(dtype), source.files[file].path
-    with reading(path) as fd:
-        raw = np.frombuffer(read_exact(fd, offset, encoded_size(codec, 1), str(path)), np.uint8)
-    out = np.empty(1, np.float32)
-    codec.decode(raw, out)
-    return float(out[0])

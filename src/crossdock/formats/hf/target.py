@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,8 +55,11 @@ class HfTarget:
         return open_plain(output)
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """None."""
-        return ()
+        """What serves an FP8 folder; a plain one is everybody's."""
+        if not (output / fp8.FILE).is_file():
+            return ()
+        served = shlex.quote(str(output))
+        return (f"trtllm-serve {served}   (TensorRT-LLM 1.3 and later), or: vllm serve {served}",)
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.

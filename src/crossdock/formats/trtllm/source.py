@@ -1,27 +1,34 @@
 """TensorRT-LLM checkpoints as a source: headers of config.json and of every rank's safetensors file.
 
-Engines are not read, nor weights that were packed for a kernel. Facts: as in the package's docstring.
+Engines are not read, nor weights that were packed for a kernel; fp8 weights are read by their scales.
+Facts: as in the package's docstring.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crossdock.codecs.cells import Cells
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
 from crossdock.formats import safetensors
 from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.hf.config import LARGEST, parse
-from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.formats.scales import numbers, scaled
+from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTensor, TrainingScales
 from crossdock.formats.travels import found_in
 from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
+_WEIGHT, _INPUT = "weights_scaling_factor", "activation_scaling_factor"
 _TABLES = ("mapping", "quantization", "moe", "rotary_scaling")
 
 
@@ -37,6 +44,11 @@ def sniff(path: Path) -> bool:
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
     """Open a checkpoint folder. Raises NotACheckpointError, FormatError with all that is missing, ConfigError."""
+    return _with_scales(open_plain(path))
+
+
+def open_plain(path: Path) -> Source:
+    """The same with every tensor as it is stored, scales too."""
     if path.is_file():
         raise NotACheckpointError("this is one rank of a model", where=str(path), fix=f"give the folder: {path.parent}")
     if not path.is_dir() or not (path / "config.json").is_file():
@@ -60,8 +72,10 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         header = safetensors.read_header(file)
         told = told or _told(header.metadata.get("crossdock"), str(file))
         part, experts = parts_of(rank, tp, ep)
+        stacked = {name.removesuffix("weight") for name, t in header.tensors.items()
+                   if len(t.shape) == 3 and name.endswith(_EXPERTS)}  # fmt: skip
         for name, tensor in header.tensors.items():
-            home = experts if len(tensor.shape) == 3 and name.endswith(_EXPERTS) else part
+            home = experts if name.rpartition(".")[0] + "." in stacked else part
             extent = Extent(rank, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
             meant = str(told.get("router_dtype", "")) if name.endswith(ROUTER) else ""
             tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home, meant=meant)
@@ -78,6 +92,49 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         travels=tuple(found_in(path)),
         notes={"files": str(len(files)), "written by": "crossdock" if told else "another program"},
     )
+
+
+def _with_scales(source: Source) -> Source:
+    """`source` with its fp8 weights' scales found: one a tensor, or one an expert."""
+    if source.metadata.get("quant_algo") != "FP8":
+        return source
+    weights: dict[tuple[str, str], StoredTensor] = {}
+    problems: list[Problem] = []
+    for (part, name), tensor in source.tensors.items():
+        if tensor.dtype != "float8_e4m3fn":
+            continue
+        scale = source.tensors.get((part, name.removesuffix("weight") + _WEIGHT))
+        experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        if scale is None or math.prod(scale.shape) not in (1, experts):
+            problems.append(Problem("an fp8 weight without its scales", name, expected=f"{experts} in {_WEIGHT}"))
+            continue
+        cells = Cells.whole(tensor.shape, math.prod(scale.shape))
+        weights[part, name] = scaled(tensor, scale, cells, "float32")
+    if problems:
+        raise FormatError(problems[:20])
+    beside = [key for key in source.tensors if key[1].endswith((_WEIGHT, _INPUT))]
+    return replace(
+        source,
+        tensors={key: weights.get(key, t) for key, t in source.tensors.items() if key not in beside},
+        metadata={**source.metadata, "quant_algo": None},
+        skipped={f"*.{_INPUT}": "scale of a layer's input: only fp8 outputs have a place for it"},
+        scales=partial(_static, source, weights),
+        notes={**source.notes, "fp8": f"{len(weights)} weights with scales"},
+    )
+
+
+def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> TrainingScales:
+    """Scale of the input and of the weight, or of each expert."""
+    out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
+    for (part, name), tensor in weights.items():
+        given = source.tensors.get((part, name.removesuffix("weight") + _INPUT))
+        if given is None or tensor.scaling is None or math.prod(given.shape) != 1:
+            continue
+        (activation,), found = numbers(source, given), numbers(source, source.tensors[part, tensor.scaling.name])
+        experts = range(tensor.shape[0]) if len(tensor.shape) == 3 else None
+        indices = [()] if experts is None or len(found) == 1 else [(expert,) for expert in experts]
+        out[part, name] = dict(zip(indices, ((activation, weight) for weight in found), strict=True))
+    return TrainingScales(out)
 
 
 def _names(path: Path) -> list[str]:

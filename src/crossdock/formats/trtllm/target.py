@@ -27,6 +27,7 @@ from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ra
 from crossdock.formats.travels import beyond, copies, travelling
 from crossdock.formats.trtllm import ranks as trtllm_ranks
 from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
+from crossdock.formats.trtllm.source import open_plain, sniff
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -70,6 +71,10 @@ class TrtllmTarget:
         quantize = said["quant_algo"].lower() if isinstance(said["quant_algo"], str) else None
         cache = said["kv_cache_quant_algo"] == "FP8"
         return replace(request, parallel=parallel, quantize=quantize, fp8_kv_cache=cache)
+
+    def reopen(self, output: Path) -> Source | None:
+        """A folder of rank files as it is stored: as a source its fp8 weights are read by their scales."""
+        return open_plain(output) if sniff(output) else None
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How the engine is built, and what newer versions want instead."""
