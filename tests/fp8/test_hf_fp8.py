@@ -217,6 +217,22 @@ def test_verify_finds_planted_faults(planted: str, hf_model: Callable[[str], Pat
     assert bool(report.problems) == (planted in ("config", "listed"))
 
 
+def test_verify_misses_either_half_of_the_configuration(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    out = made(hf_model("llama"), tmp_path / "fp8")
+    whole = (out / "hf_quant_config.json").read_text()
+    (out / "hf_quant_config.json").unlink()
+    report = delivery.verify(out, hf_model("llama"))
+    assert not report.ok
+    assert ["hf_quant_config.json" in problem.where for problem in report.problems] == [True]
+    (out / "hf_quant_config.json").write_text(whole)
+    config = json.loads((out / "config.json").read_text())
+    del config["quantization_config"]
+    (out / "config.json").write_text(json.dumps(config))
+    report = delivery.verify(out, hf_model("llama"))
+    assert not report.ok
+    assert [problem.where for problem in report.problems] == ["quantization_config"]
+
+
 def test_other_targets_refuse_by_name(hf_model: Callable[[str], Path]) -> None:
     checkpoint = delivery.open(hf_model("llama"))
     with pytest.raises(UsageError, match="fp8_static"):

@@ -21,7 +21,7 @@ from crossdock import delivery
 from crossdock.errors import PlanError
 from megatron_writers import Ranks, Scales, write_ranks, write_torch_dist
 from oracles import fp8_rules
-from oracles.megatron_state import global_state
+from oracles.megatron_state import _Unpickler, global_state
 from oracles.trtllm_files import rank_files, what_the_loader_reads
 
 # a module of Megatron -> what it becomes in Hugging Face's names
@@ -256,3 +256,32 @@ def test_renamed_weights_keep_their_scales(trtllm_case: Callable[[str], Path], t
     checkpoint = delivery.open(tmp_path / "own.pt", config=tmp_path / "config.json", family="llama", rename=rename)
     delivery.run(delivery.plan(checkpoint, "hf", quantize="fp8_static", fp8_kv_cache=True), tmp_path / "out", workers=1)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
+def blob(root: Path, key: str) -> range:
+    """Which bytes of the data file an object lies in."""
+    with next(root.glob("iter_*/.metadata")).open("rb") as file:
+        places = _Unpickler(file).load().storage_data
+    (place,) = (place for index, place in places.items() if index.fqn == key)
+    return range(place.offset, place.offset + place.length)
+
+
+@pytest.mark.parametrize("broken", [b"", b"PK no zip", b"nothing"])
+def test_a_damaged_object_harms_only_its_module(
+    broken: bytes, megatron_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """torch_dist: the rest of the model is fp8, the plan says what could not be read; without fp8 nobody asks."""
+    state, args = global_state(megatron_checkpoint("llama-v019-dist-tp2pp2-bf16"))
+    modules, weights = scales_for(state)
+    root = write_torch_dist(tmp_path / "root", state, args, scales=modules, states_as_tensors=False)
+    (file,) = root.glob("iter_*/__0_0.distcp")
+    data = bytearray(file.read_bytes())
+    at = blob(root, "decoder.layers.mlp.linear_fc2._extra_state/shard_2_4")
+    data[at.start : at.stop] = broken.ljust(at.stop - at.start, b"\0")
+    file.write_bytes(data)
+    checkpoint = delivery.open(root)
+    assert not any("scales" in warning for warning in delivery.plan(checkpoint, "hf").warnings)
+    plan = delivery.plan(checkpoint, "hf", quantize="fp8_static")
+    assert any("linear_fc2._extra_state/shard_2_4" in warning for warning in plan.warnings)
+    kept = {tensor.name for tensor in plan.tensors if tensor.dtype == "float8_e4m3fn"}
+    assert kept == weights.keys() - {"model.layers.2.mlp.down_proj.weight"}

@@ -16,6 +16,7 @@ from crossdock import delivery
 HERE = Path(__file__).parent
 TARGETS = {
     "hf-f32": ("hf", "float32", None),
+    "hf-fp8": ("hf", "auto", "fp8"),
     "gguf-f16": ("gguf", "float16", None),
     "gguf-q8_0": ("gguf", "auto", "q8_0"),
 }

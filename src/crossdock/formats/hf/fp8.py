@@ -19,14 +19,13 @@ from crossdock.codecs.cells import Cells
 from crossdock.errors import PlanError, UsageError
 from crossdock.formats.target import Encoding, Request, Wanted
 from crossdock.layout.rules import Layout
-from crossdock.version import VERSION
 
 FP8 = "float8_e4m3fn"
 # name for -q -> quant_algo
 ALGORITHMS: Mapping[str, str] = MappingProxyType({"fp8": "FP8_PER_CHANNEL_PER_TOKEN", "fp8_static": "FP8"})
 FILE = "hf_quant_config.json"
-# vLLM and SGLang ask for this name; the version is that of the form, and who wrote it
-_PRODUCER = MappingProxyType({"name": "modelopt", "version": f"0.47.0+crossdock.{VERSION}"})
+# vLLM and SGLang ask for this name; the version is that of the form, with who wrote it
+_PRODUCER = MappingProxyType({"name": "modelopt", "version": "0.47.0+crossdock"})
 _EXPERTS = ".experts."
 _KEPT = (
     "experts stay as they are: vLLM and TensorRT-LLM load no scales by row for them (-q fp8_static has one a weight)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -16,7 +17,7 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, NotACheckpointError, UsageError
 from crossdock.formats.hf import fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
-from crossdock.formats.hf.source import open_plain
+from crossdock.formats.hf.source import open_plain, read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
@@ -50,9 +51,10 @@ class HfTarget:
 
     def reopen(self, output: Path) -> Source | None:
         """A quantised folder as it is stored: as a source its weights are read by their scales."""
-        if not (output / fp8.FILE).is_file():
-            return None
-        return open_plain(output)
+        said = (output / fp8.FILE).is_file()
+        with contextlib.suppress(InputError):
+            said = said or bool(read_json(output)[0].get("quantization_config"))
+        return open_plain(output) if said else None
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What serves an FP8 folder; a plain one is everybody's."""

@@ -29,7 +29,7 @@ from crossdock.formats.torchfile.reader import open_torch, read_object
 NAME = "._extra_state"
 LARGEST = 16 << 20  # bytes of one module's state, with the history of its maxima
 DEEPEST = 64  # dots in a name
-_SHARD = re.compile(r"(.+)\._extra_state/shard_(\d[\d.]*)_(\d[\d.]*)\Z")
+_SHARD = re.compile(r"(.+)\._extra_state/shard_(\d{1,9}(?:\.\d{1,9})*)_(\d{1,9}(?:\.\d{1,9})*)\Z")
 _HALVES = ("", "_w", "_v")  # of a gated module's weight
 Index = tuple[int, ...]
 
@@ -114,13 +114,21 @@ def of_objects(
             if any(size != 1 for size in sizes):
                 continue  # of a module without such a weight
             index = ()
-        path = folder / place.path
-        with reading(path) as fd:
-            root = read_object(fd, place.offset, place.length, f"{path}: {name}")
-            value = root[0] if isinstance(root, list) and len(root) == 1 else None
-            data = _bytes_of(value, fd, str(path))
-        found.add("", shard[1], found.read(data, f"{path}: {name}"), index)
+        where = f"{folder / place.path}: {name}"
+        with reading(folder / place.path) as fd:
+            try:
+                data = _blob(fd, place, where)
+            except CrossdockError as error:
+                found.unreadable.append(error.problems[0].lines()[0])
+                continue
+        found.add("", shard[1], found.read(data, where), index)
     return found.all()
+
+
+def _blob(fd: int, place: Place, where: str) -> bytes:
+    """The bytes of the one state in an object of torch_dist."""
+    root = read_object(fd, place.offset, place.length, where)
+    return _bytes_of(root[0], fd, where) if isinstance(root, list) and len(root) == 1 else b""
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, bytes]]:
