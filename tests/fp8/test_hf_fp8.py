@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import models
 from crossdock import delivery
 from crossdock.errors import CheckFailed, UsageError
+from crossdock.formats import registry
 from oracles import fp8_rules
 from oracles.transformers_engine import transformers_logits
 from reference import reference_logits
@@ -82,7 +83,11 @@ def test_what_the_configuration_says(hf_model: Callable[[str], Path], tmp_path: 
     whole = json.loads((out / "hf_quant_config.json").read_text())
     ignored = ["model.embed_tokens", "lm_head"]
     for layer in range(3):
-        ignored += [f"model.layers.{layer}.mlp.gate", f"model.layers.{layer}.mlp.experts*"]
+        ignored += [
+            f"model.layers.{layer}.mlp.gate",
+            f"model.layers.{layer}.mlp.experts",
+            f"model.layers.{layer}.mlp.experts*",
+        ]
     assert sorted(whole["quantization"].pop("exclude_modules")) == sorted(ignored)
     assert whole["quantization"] == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "kv_cache_quant_algo": None}
     assert whole["producer"]["name"] == "modelopt"  # vLLM refuses another
@@ -231,6 +236,20 @@ def test_verify_misses_either_half_of_the_configuration(hf_model: Callable[[str]
     report = delivery.verify(out, hf_model("llama"))
     assert not report.ok
     assert [problem.where for problem in report.problems] == ["quantization_config"]
+
+
+def test_the_next_step_serves_it(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """SGLang has no scales by row; a plain folder needs no words."""
+    target = registry.target("hf")
+    (said,) = target.next_steps(made(hf_model("llama"), tmp_path / "fp8"), ["source"])
+    assert f"trtllm-serve {tmp_path / 'fp8'} " in said
+    assert f"vllm serve {tmp_path / 'fp8'}" in said
+    assert "sglang" not in said
+    whole = json.loads((tmp_path / "fp8/hf_quant_config.json").read_text())
+    whole["quantization"]["quant_algo"] = "FP8"
+    (tmp_path / "fp8/hf_quant_config.json").write_text(json.dumps(whole))
+    assert "sglang.launch_server" in target.next_steps(tmp_path / "fp8", ["source"])[0]
+    assert target.next_steps(hf_model("llama"), ["source"]) == ()
 
 
 def test_other_targets_refuse_by_name(hf_model: Callable[[str], Path]) -> None:

@@ -94,7 +94,10 @@ def excluded(tensors: Iterable[Wanted]) -> list[str]:
         if tensor.dtype != FP8 and len(tensor.shape) > 1 and tensor.name.endswith(".weight"):
             module = tensor.name.removesuffix(".weight")
             before, expert, _ = module.partition(_EXPERTS)
-            found[f"{before}{_EXPERTS[:-1]}*" if expert else module] = True
+            if expert:  # by substring for some loaders, by wildcard for others
+                found |= {f"{before}{_EXPERTS[:-1]}": True, f"{before}{_EXPERTS[:-1]}*": True}
+            else:
+                found[module] = True
     return list(found)
 
 
@@ -121,6 +124,14 @@ def configurations(tensors: Sequence[Wanted], request: Request) -> tuple[dict[st
         },
     }  # fmt: skip
     return inline, json.dumps(whole, indent=4).encode() + b"\n"
+
+
+def served_by(algorithm: object, folder: str) -> str:
+    """The commands that serve a folder. SGLang's loader has no scales by row."""
+    commands = f"trtllm-serve {folder}   (TensorRT-LLM 1.3 and later), or: vllm serve {folder}"
+    if algorithm != ALGORITHMS["fp8_static"]:
+        return commands
+    return f"{commands}, or: python -m sglang.launch_server --model-path {folder} --quantization modelopt"
 
 
 def settled(metadata: Mapping[str, Any]) -> dict[str, Any]:

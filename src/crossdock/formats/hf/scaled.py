@@ -99,7 +99,7 @@ def _known(said: Any, where: str) -> None:
 
 def _block(said: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of a block, where scales are of blocks."""
-    size = said.get("weight_block_size", [128, 128])
+    size = said.get("weight_block_size") or [128, 128]
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise ConfigError("no size of blocks", where="weight_block_size", got=repr(size)[:80])
     return size[0], size[1]

@@ -60,8 +60,8 @@ class HfTarget:
         """What serves an FP8 folder; a plain one is everybody's."""
         if not (output / fp8.FILE).is_file():
             return ()
-        served = shlex.quote(str(output))
-        return (f"trtllm-serve {served}   (TensorRT-LLM 1.3 and later), or: vllm serve {served}",)
+        said = read_json(output / fp8.FILE)[0].get("quantization") or {}
+        return (fp8.served_by(said.get("quant_algo"), shlex.quote(str(output))),)
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.

@@ -61,6 +61,7 @@ FORMS: dict[str, tuple[Form, dict[str, Any], str]] = {
     "modelopt, by tensor": (by_tensor(()), MODELOPT | {"quant_algo": "FP8"}, "_scale"),
     "modelopt, blocks": (by_block(128, 128, four=True), MODELOPT | {"quant_algo": "fp8_pb_wo"}, "_scale"),
     "deepseek": (by_block(48, 40), {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [48, 40]}, "_scale_inv"),
+    "transformers, by tensor": (by_tensor(()), {"quant_method": "fp8", "weight_block_size": None}, "_scale_inv"),
     "compressed-tensors": (
         by_row(torch.bfloat16), {"quant_method": "compressed-tensors", "format": "float-quantized"}, "_scale"
     ),
