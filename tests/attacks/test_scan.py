@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 from pickle_corpus import call
 
 from crossdock.errors import NotACheckpointError
-from crossdock.formats.pickles.scan import Finding, scan
+from crossdock.formats.dcp import read_metadata
+from crossdock.formats.pickles.scan import Finding, looked_at, scan
 
 ROOT = Path(__file__).parents[2]
 REAL = sorted(file.name.removesuffix(".tar.xz") for file in (ROOT / "tests/data/checkpoints").glob("*.tar.xz"))
@@ -83,6 +86,70 @@ def test_a_call_in_metadata_and_in_a_blob(megatron_checkpoint: Callable[[str], P
     shutil.copy(source / ".metadata", folder)
     (folder / ".metadata").write_bytes((source / ".metadata").read_bytes().replace(b"_get_layout", b"_get_shells"))
     assert "torch.serialization._get_shells" in {finding.name for finding in scan(folder)}
+
+
+@pytest.mark.parametrize("wanted", ["object", "tensor"])
+def test_a_bare_pickle_in_place_of_a_blob(
+    wanted: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """torch.load runs what is no zip archive as a file of before torch 1.6."""
+    folder = tmp_path / "iter"
+    shutil.copytree(megatron_checkpoint("gpt2-v019-dist-tp2-fp32") / "iter_0000010", folder)
+    described = read_metadata(folder)
+    tensor = next(iter(described.tensors.values())).chunks[0]
+    place = next(iter(described.objects.values())) if wanted == "object" else tensor
+    with (folder / place.path).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(call("posix", "system", "touch pwned").ljust(place.length, b"\0"))
+    found = scan(folder)
+    assert [(finding.severity, finding.name) for finding in found] == [
+        ("import", "posix.system"),
+        ("call", "posix.system"),
+    ]
+    assert found[0].place == f"blob at {place.offset}"
+
+
+def test_an_archive_that_no_metadata_names(megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "iter"
+    shutil.copytree(megatron_checkpoint("gpt2-v019-dist-tp2-fp32") / "iter_0000010", folder)
+    with zipfile.ZipFile(tmp_path / "more", "w") as archive:
+        archive.writestr("archive/data.pkl", call("posix", "system", "touch pwned"))
+    with (folder / "__0_0.distcp").open("ab") as file:
+        file.write((tmp_path / "more").read_bytes())
+    assert {finding.name for finding in scan(folder)} == {"posix.system"}
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/common.pt").write_bytes(call("posix", "system", "touch pwned"))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "iter_0000001").symlink_to(tmp_path / "elsewhere")
+    (run / "up").symlink_to("..")
+    found = scan(run)
+    assert [finding.severity for finding in found] == ["import", "call"]
+    assert looked_at(run) == 1
+
+
+def test_what_is_no_regular_file_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "common.pt")
+    (tmp_path / "model.bin").symlink_to("/dev/zero")
+    assert [finding.sentence for finding in scan(tmp_path)] == ["this is not a regular file"] * 2
+
+
+def test_names_of_entries_in_capitals(tmp_path: Path) -> None:
+    """torch's zip reader finds data.pkl whatever the case."""
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/DATA.PKL", call("posix", "system", "touch pwned"))
+        archive.writestr("archive/version", "3\n")
+    assert "posix.system" in {finding.name for finding in scan(tmp_path)}
+
+
+def test_a_tar_archive(tmp_path: Path) -> None:
+    (tmp_path / "pickle").write_bytes(call("posix", "system", "touch pwned"))
+    with tarfile.open(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.add(tmp_path / "pickle", "pickle")
+    assert [finding.severity for finding in scan(tmp_path)] == ["refused"]
 
 
 def test_the_scan_goes_on_after_a_finding(tmp_path: Path) -> None:

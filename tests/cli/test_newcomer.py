@@ -1,6 +1,7 @@
 """Mistakes of a first hour: the message names the way out, nothing is written, and --json is JSON all the same."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,30 @@ def test_a_place_that_takes_no_files() -> None:
     result = crossdock("export", TINY, "--to", "gguf", "-o", "/proc/crossdock.gguf")
     assert result.exit_code == 4
     assert "to do: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "PIPE"],
+        ["inspect", "/dev/zero"],
+        ["scan", "PIPE"],
+        ["plan", "PIPE", "--to", "gguf"],
+        ["plan", TINY, "--to", "gguf", "--tokenizer", "PIPE"],
+        ["plan", TINY, "--to", "hf", "--tokenizer", "/dev/zero"],
+        ["plan", TINY, "--to", "hf", "--config", "PIPE"],
+        ["export", "/dev/zero", "--to", "hf", "-o", "OUT"],
+        ["verify", "PIPE", "--against", TINY],
+        ["diff", TINY, "PIPE"],
+    ],
+)
+def test_a_pipe_or_device_is_refused_and_never_waited_for(words: list[object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    named = {"PIPE": tmp_path / "pipe", "OUT": tmp_path / "out"}
+    result = crossdock(*(named.get(str(word), word) for word in words))
+    assert result.exit_code == 3, result.output
+    assert result.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +34,15 @@ def scan(path: Path, as_json: bool) -> int:
     Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files. Nothing is
     run or imported. Exit code 1 if there is anything beyond plain data, 0 if not.
     """
+    from crossdock.formats.pickles.scan import looked_at
     from crossdock.formats.pickles.scan import scan as find
 
     findings = find(path)
-    looked_at = _looked_at(path)
+    count = looked_at(path)
     if as_json:
-        show.print_json({"path": path, "files": looked_at, "findings": findings})
+        show.print_json({"path": path, "files": count, "findings": findings})
     else:
-        _show(path, findings, looked_at)
+        _show(path, findings, count)
     return 1 if findings else 0
 
 
@@ -70,13 +70,3 @@ def _show(path: Path, findings: list[Finding], looked_at: int) -> None:
         show.say("Do not open these files with torch.load(weights_only=False) or pickle.")
     elif path.is_file() and counts["broken"] == len(findings):
         show.say("It may be no pickle at all: GGUF and safetensors files hold none.")
-
-
-def _looked_at(path: Path) -> int:
-    """How many files the scan opens for their suffix or as `.metadata`."""
-    from crossdock.formats.pickles.scan import SUFFIXES
-
-    if path.is_file():
-        return 1
-    names = (name for _, _, files in os.walk(path) for name in files)
-    return sum(name == ".metadata" or Path(name).suffix.lower() in SUFFIXES for name in names)

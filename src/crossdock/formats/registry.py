@@ -103,6 +103,8 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
 def _open(path: Path, format: str | None, iteration: int | None) -> Source:
     if not path.exists():
         raise NotACheckpointError("there is nothing at this path", where=str(path), fix="is it spelled right?")
+    if not path.is_file() and not path.is_dir():
+        raise NotACheckpointError("a pipe or device, neither file nor folder", where=str(path))
     if format is not None:
         return source_format(format).open_source(path, iteration=iteration)
     for name in names():

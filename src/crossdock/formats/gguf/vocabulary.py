@@ -10,8 +10,10 @@ from crossdock.formats.gguf.container import read_header
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a file that begins as GGUF files do."""
+    """Whether `path` is a regular file that begins as GGUF files do; never waits for a pipe."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
     except OSError:

@@ -62,8 +62,7 @@ def scan(path: Path) -> list[Finding]:
     if not path.is_dir():
         raise NotACheckpointError("there is no such file or folder", where=str(path))
     out: list[Finding] = []
-    for folder, folders, names in os.walk(path):
-        folders.sort()
+    for folder, names in _folders(path):
         described: frozenset[str] = frozenset()
         if ".metadata" in names:
             metadata = Path(folder) / ".metadata"
@@ -72,9 +71,30 @@ def scan(path: Path) -> list[Finding]:
             out.extend(found)
         for name in sorted(names):
             file = Path(folder) / name
-            if file.suffix.lower() in SUFFIXES and name not in described and file.is_file():
+            if file.suffix.lower() in SUFFIXES and name not in described:
                 out.extend(_scan_file(file))
     return out
+
+
+def looked_at(path: Path) -> int:
+    """How many files `scan` opens for their suffix or as `.metadata`."""
+    if not path.is_dir():
+        return 1
+    every = (name for _, names in _folders(path) for name in names)
+    return sum(name == ".metadata" or Path(name).suffix.lower() in SUFFIXES for name in every)
+
+
+def _folders(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `path` and the names in it; a loader follows links to folders, so each is followed, once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield folder, names
 
 
 def _scan_described(metadata: Path) -> tuple[list[Finding], frozenset[str]]:
@@ -92,11 +112,32 @@ def _scan_described(metadata: Path) -> tuple[list[Finding], frozenset[str]]:
                 for offset, length in spans:
                     if os.pread(fd, 4, offset) == _LOCAL:
                         out.extend(_scan_archive(file, fd, offset, length, f"blob at {offset}"))
+                    elif length:
+                        out.extend(_scan_bare(file, fd, offset, length))
+                for start, end in _between(spans, size_of(fd)):
+                    out.extend(_search(file, fd, end, start))
         except CrossdockError as error:
             out.append(_of_error(file, "", error))
         if "/" not in name:
             covered.add(name)
     return out, frozenset(covered)
+
+
+def _between(spans: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file of `size` bytes that no span (offset, bytes) covers."""
+    end = 0
+    for offset, length in [*sorted(spans), (size, 0)]:
+        if end < offset:
+            yield end, min(offset, size)
+        end = max(end, offset + length)
+
+
+def _scan_bare(file: Path, fd: int, offset: int, length: int) -> Iterator[Finding]:
+    """A blob that is no archive: safetensors, or a pickle, which torch.load reads as a file of before torch 1.6."""
+    data = os.pread(fd, min(length, MAX_PICKLE), offset)
+    for sighting in _walk_stream(data, MAX_STREAM, Limits().opcodes)[0]:
+        if sighting.severity in ("call", "import"):
+            yield _of_sighting(file, f"blob at {offset}", sighting)
 
 
 def _scan_file(file: Path) -> Iterator[Finding]:
@@ -108,6 +149,8 @@ def _scan_file(file: Path) -> Iterator[Finding]:
                 yield from _search(file, fd, size)
             elif head.startswith(b"PK"):
                 yield from _scan_archive(file, fd, 0, size, "")
+            elif head[257:262] == b"ustar":
+                yield Finding(file, "", 0, "", "refused", "a tar archive of torch 0.1: a loader runs its pickles")
             else:
                 yield from _scan_stream(file, fd, size, head)
     except CrossdockError as error:
@@ -125,7 +168,7 @@ def _scan_archive(file: Path, fd: int, offset: int, length: int, place: str) -> 
         yield from _search(file, fd, offset + length, offset)
         return
     quiet = True
-    names = [name for name in archive.entries if name.endswith(".pkl")]
+    names = [name for name in archive.entries if _is_pickle(name)]
     for name in names:
         where = f"{place}: {printable(name)}" if place else printable(name)
         data, problem = _entry(archive, name)
@@ -137,6 +180,10 @@ def _scan_archive(file: Path, fd: int, offset: int, length: int, place: str) -> 
             yield _of_sighting(file, where, sighting)
     if quiet and any(name.endswith("/data.pkl") for name in names):
         yield from _refusal(file, place, lambda: torchfile.open_torch(fd, offset, length, where=str(file)))
+
+
+def _is_pickle(name: str) -> bool:
+    return name.lower().endswith(".pkl")  # torch finds data.pkl without regard to case (miniz's default)
 
 
 def _entry(archive: Archive, name: str) -> tuple[bytes, str]:
@@ -222,7 +269,7 @@ def _scan_local(file: Path, fd: int, at: int, end: int) -> Iterator[Finding]:
         int.from_bytes(header[28:30], "little"),
     )
     name = header[30 : 30 + name_length].decode("utf-8", "replace")
-    if name_length > 512 or not name.endswith(".pkl"):
+    if name_length > 512 or not _is_pickle(name):
         return
     start = at + 30 + name_length + extra_length
     length = 1 << 16
