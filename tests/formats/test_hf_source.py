@@ -275,6 +275,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
         ConfigError, "differ by layer type",
     ),
     "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "no object"),
+    "two-values": (
+        written("config.json", '{"hidden_size": 64, "model_type": "llama", "hidden_size": 128}'),
+        FormatError, "'hidden_size' is given twice",
+    ),
+    "generation-cut": (written("generation_config.json", '{"eos_token_id": '), FormatError, "not valid JSON"),
+    "generation-list": (written("generation_config.json", "[1]"), FormatError, "not a JSON object"),
     "adapter": (written("adapter_config.json", "{}"), NotACheckpointError, "this is an adapter, not a model"),
 }  # fmt: skip
 

@@ -196,3 +196,35 @@ def test_llama_cpps_deepseek_needs_a_compressed_query(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="deepseek2 has a q_lora_rank, but for DeepSeek-V2-Lite's"):
         delivery.plan(checkpoint, "gguf")
     assert delivery.plan(checkpoint, "hf").tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"rope_theta": 500000.0}, "rope_theta"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_scaling": "linear"}, "rope_scaling"),
+        (
+            {"partial_rotary_factor": 0.5, "rope_parameters": models.ROPE | {"partial_rotary_factor": 1.0}},
+            "partial_rotary",
+        ),
+    ],
+)
+def test_settings_of_both_generations_that_contradict(
+    change: dict[str, Any], where: str, hf_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers 5 believes rope_scaling before rope_parameters, older programs know only the former."""
+    config = json.loads((hf_model("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError) as refused:
+        delivery.open(hf_model("llama"), config=tmp_path)
+    assert where in refused.value.problems[0].where
+    assert "differs from rope_parameters" in refused.value.text()
+
+
+def test_settings_of_both_generations_that_agree(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    rope = {"rope_parameters": LINEAR, "rope_scaling": {"type": "linear", "factor": 4}, "rope_theta": 10000}
+    config = json.loads((hf_model("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | rope))
+    assert delivery.open(hf_model("llama"), config=tmp_path).config.rope_type == "linear"

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from crossdock.errors import FormatError, PlanError, Problem
 from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.json_keys import unique
 
 MAX_HEADER = 100_000_000
 # Ours: what JSON of 100 MB could make of itself in memory must stay bounded; half a million tensors fit.
@@ -154,7 +155,7 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         entries = json.loads(
             text.decode(),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
             parse_float=_no_number,
             parse_constant=_no_number,
         )
@@ -163,17 +164,6 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise FormatError("the header is not a JSON object", where=where)
     return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"{name[:100]!r} occurs twice")
-            seen.add(name)
-    return out
 
 
 def _no_number(text: str) -> NoReturn:

@@ -1,6 +1,6 @@
 """Files that go along with a model: its tokenizer and generation_config.json, copied byte for byte into a folder.
 
-Never reads or changes what is in them; a tokenizer is only read to count its tokens for a warning.
+Never changes what is in them; a tokenizer is only read to count its tokens for a warning.
 File names: `tokenizers.files`.
 """
 
@@ -19,7 +19,10 @@ GENERATION = "generation_config.json"
 
 
 def found_in(folder: Path) -> Iterator[Path]:
-    """What travels with the model in `folder`; of a tokenizer that is not complete nothing."""
+    """What travels with the model in `folder`; of a tokenizer that is not complete nothing.
+
+    Raises FormatError for a broken generation_config.json: transformers loads no model beside one.
+    """
     from crossdock import tokenizers
 
     try:
@@ -28,6 +31,7 @@ def found_in(folder: Path) -> Iterator[Path]:
     except InputError:  # no tokenizer here, or none that is complete: the model can be read all the same
         pass
     if (folder / GENERATION).is_file():
+        tokenizers.files.read_json(folder / GENERATION)
         yield folder / GENERATION
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, TokenizerError
+from crossdock.json_keys import unique
 
 # The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
 # whole: JSON made to take memory takes up to some twenty times its size.
@@ -122,12 +123,12 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
-    Raises FormatError for anything that is not one JSON object in UTF-8, for a key given twice in one object
-    (JSON readers silently keep the last), and for nesting deeper than Python's stack. NaN and Infinity are
+    Raises FormatError for anything that is not one JSON object in UTF-8, for a key given two values in one
+    object (JSON readers silently keep the last), and for nesting deeper than Python's stack. NaN and Infinity are
     read, since Python writes them into config.json (Mamba's time_step_limit).
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_unique)
+        value = json.loads(read_text(path), object_pairs_hook=unique)
     except RecursionError:
         raise FormatError("nested too deeply for JSON", where=str(path)) from None
     except ValueError as error:
@@ -164,12 +165,3 @@ def _demand_vocabulary(found: dict[str, Path], path: Path) -> None:
         got=", ".join(found) or "none of them",
         fix="--tokenizer PATH names the folder or file",
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:80]!r} is given twice")
-    return unique

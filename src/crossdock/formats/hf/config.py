@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from crossdock.errors import ConfigError, FormatError
+from crossdock.errors import ConfigError, FormatError, Problem
+from crossdock.json_keys import unique
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
@@ -22,7 +23,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > LARGEST:
         raise FormatError("too large for a configuration", where=where, expected=f"at most {LARGEST:,} bytes")
     try:
-        found = json.loads(data)
+        found = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not JSON: {error}", where=where) from None
     if not isinstance(found, dict):
@@ -32,6 +33,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The keys of either generation in flat form; others as they are. Raises ConfigError for what contradicts."""
+    _agreeing(config, where)
     if "text_config" in config and "num_hidden_layers" not in config and "n_layer" not in config:
         raise ConfigError(
             "this is a multimodal model; crossdock delivers text models", where=where, got="a text_config"
@@ -46,7 +48,7 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ConfigError("rope parameters differ by layer type, which crossdock does not carry over", where=where)
     rope = dict(rope)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    kind = rope.pop("rope_type", rope.get("type", "default"))
     rope.pop("type", None)
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
@@ -55,6 +57,35 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         out["rope_type"] = kind
         out["rope_scaling"] = rope if kind != "default" else {}
     return out
+
+
+def _agreeing(config: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError where the rope settings of the two generations, both present, say different things.
+
+    Programs differ in which of them they believe: transformers 5 takes rope_scaling before rope_parameters.
+    """
+    new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
+    problems = []
+    said = new if isinstance(new, Mapping) else {}
+    if said and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(said)):
+        problems.append(
+            Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
+        )
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in said and config.get(key) is not None and config[key] != said[key]:
+            problems.append(
+                Problem(
+                    f"differs from rope_parameters.{key}", f"{where}: {key}", str(said[key])[:80], str(config[key])[:80]
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _numbers(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings with the formula under one name, without what both generations also have beside them."""
+    rest = {k: v for k, v in rope.items() if k not in ("type", "rope_type", "rope_theta", "partial_rotary_factor")}
+    return {**rest, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
 
 
 def config_json(values: Mapping[str, Any]) -> bytes:
