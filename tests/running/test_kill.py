@@ -28,7 +28,7 @@ def counted(real):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     return call
-plan = crossdock.plan(crossdock.open(source), to, quantize=quantize or None)
+plan = crossdock.plan(crossdock.open(source), to, quantize=quantize or None, tp=2 if to == "trtllm" else 1)
 for name in names.split(","):
     setattr(os, name, counted(getattr(os, name)))
 crossdock.run(plan, output, memory=1 << 20, workers=2, force=force == "force")
@@ -36,7 +36,7 @@ print(calls)
 """
 ALL = "pwrite,replace,rename,unlink,fsync,fdatasync,ftruncate,mkdir,rmdir"
 PLACING = "replace,rename,unlink,fsync,rmdir"
-TARGETS = [("hf", "", "out"), ("gguf", "q8_0", "out.gguf")]
+TARGETS = [("hf", "", "out"), ("gguf", "q8_0", "out.gguf"), ("trtllm", "", "out")]
 
 
 def killed_at(last: int, source: Path, output: Path, to: str, quantize: str, force: bool, names: str) -> int:
@@ -48,7 +48,7 @@ def killed_at(last: int, source: Path, output: Path, to: str, quantize: str, for
 
 
 def plan_of(source: Path, to: str, quantize: str) -> crossdock.Plan:
-    return crossdock.plan(crossdock.open(source), to, quantize=quantize or None)
+    return crossdock.plan(crossdock.open(source), to, quantize=quantize or None, tp=2 if to == "trtllm" else 1)
 
 
 @pytest.mark.parametrize(("to", "quantize", "name"), TARGETS)

@@ -65,3 +65,25 @@ def test_a_router_comes_back_as_it_was(router: str, tmp_path: Path) -> None:
     delivery.run(delivery.plan(delivery.open(folder), "trtllm", dtype="float16"), tmp_path / "f16", workers=1)
     back = delivery.plan(delivery.open(tmp_path / "f16"), "hf")
     assert {tensor.dtype for tensor in back.tensors} == {"float16"}
+
+
+def test_damage_names_the_rank_and_the_tensor(tmp_path: Path, crossdock: Callable[..., Any]) -> None:
+    folder = models.make_hf("mixtral", tmp_path / "hf", num_local_experts=4)
+    words = ("export", folder, "--to", "trtllm", "--tp", "4", "--pp", "3", "--moe-ep", "2", "-o", tmp_path / "trt")
+    crossdock(*words).ok()
+    for number, name in ((7, "attention.dense.weight"), (9, "mlp.fc.weight")):
+        file = tmp_path / f"trt/rank{number}.safetensors"
+        whole = file.read_bytes()
+        weights = load_file(file)
+        weights[f"transformer.layers.0.{name}"].flat[3] *= 2
+        save_file(weights, file, {"format": "pt"})
+        found = crossdock("verify", tmp_path / "trt", "--against", folder, "--json")
+        assert found.code == 1
+        wrong = [tensor["name"] for tensor in found.json()["tensors"] if tensor["status"] != "equal"]
+        assert wrong == [f"rank{number}.safetensors/transformer.layers.0.{name}"]
+        file.write_bytes(whole[:-1])
+        broken = crossdock("verify", tmp_path / "trt", "--against", folder)
+        assert broken.code == 3
+        assert f"rank{number}.safetensors" in broken.stderr
+        file.write_bytes(whole)
+    crossdock("verify", tmp_path / "trt", "--against", folder).ok()

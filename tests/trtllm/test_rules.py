@@ -219,9 +219,13 @@ def test_all_that_does_not_divide_is_said_at_once(tmp_path: Path) -> None:
 
 def test_impossible_numbers_and_targets_without_ranks(llama: Path) -> None:
     checkpoint = delivery.open(llama)
-    for wrong in ({"tp": 0}, {"tp": 70, "pp": 70}, {"embedding_sharding_dim": 2}):
-        with pytest.raises(UsageError, match="no such ranks"):
-            delivery.plan(checkpoint, "trtllm", **wrong)
+    for wrong, said in (
+        ({"tp": 0}, "no such ranks"), ({"tp": 70, "pp": 70}, "no such ranks"),
+        ({"embedding_sharding_dim": 2}, "rows and columns"), ({"max_shard_size": 1 << 20}, "no shards"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            delivery.plan(checkpoint, "trtllm", **wrong)  # type: ignore[arg-type]
+    assert any("changes nothing" in w for w in delivery.plan(checkpoint, "trtllm", embedding_sharding_dim=1).warnings)
     for target in ("hf", "gguf"):
         with pytest.raises(UsageError, match="has no ranks"):
             delivery.plan(checkpoint, target, tp=2)

@@ -165,6 +165,10 @@ class Plan:
         """Bytes of the whole target."""
         return sum(file.size for file in self.files)
 
+    def shown(self, tensor: TargetTensor) -> str:
+        """A tensor's name for people, with its rank's file where names repeat."""
+        return f"{self.files[tensor.file].name}/{tensor.name}" if tensor.part else tensor.name
+
     def records(self) -> Iterator[dict[str, Any]]:
         """The plan as JSON records, paths relative to the source's root so that a moved checkpoint plans alike."""
         base = self.source_root if self.source_root.is_dir() else self.source_root.parent

@@ -285,7 +285,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
             problems.append(
                 Problem(
                     f"{census.nan} NaN and {census.inf} infinite values",
-                    where=tensor.name,
+                    where=plan.shown(planned),
                     fix="export without --fail-on nonfinite if the model is meant so"
                     if "nonfinite" in fail_on
                     else "export without -q: this type has no place for them",
@@ -296,7 +296,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
         minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.known)
         if minds and census.overflow:
             what = f"{census.overflow} values overflow {tensor.dtype}"
-            problems.append(Problem(what, where=tensor.name, fix=fix))
+            problems.append(Problem(what, where=plan.shown(planned), fix=fix))
     if problems:
         raise CheckFailed(problems)
 

@@ -86,7 +86,7 @@ def verify_plan(
     todo: list[int] = []
     for number, tensor in enumerate(plan.tensors):
         theirs = stored.pop((tensor.part, tensor.name), None)
-        name = shown(tensor)
+        name = plan.shown(tensor)
         if theirs is None:
             checks[name] = TensorCheck(name, tensor.dtype, tensor.nbytes, "missing")
         elif theirs.shape != tensor.shape or theirs.dtype != tensor.dtype:
@@ -94,7 +94,9 @@ def verify_plan(
         else:
             todo.append(number)
     for theirs in stored.values():
-        size, name = sum(extent.nbytes for extent in theirs.extents), shown(theirs)
+        size = sum(extent.nbytes for extent in theirs.extents)
+        file = output.files[theirs.extents[0].file].path.name
+        name = f"{file}/{theirs.name}" if theirs.part else theirs.name
         checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
     counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
@@ -123,14 +125,9 @@ def verify_plan(
                 progress(sum(counts), total, "" if result is None else result.name)
     problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
     unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
-    ordered = tuple(checks[shown(tensor)] for tensor in plan.tensors) + unexpected
+    ordered = tuple(checks[plan.shown(tensor)] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
-
-
-def shown(tensor: TargetTensor | StoredTensor) -> str:
-    """A tensor's name, with its rank file where names repeat."""
-    return f"{tensor.part}/{tensor.name}" if tensor.part else tensor.name
 
 
 def _compare(
@@ -167,7 +164,7 @@ def _compare(
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
-        shown(tensor), tensor.dtype, tensor.nbytes, "different" if different else "equal", different,
+        plan.shown(tensor), tensor.dtype, tensor.nbytes, "different" if different else "equal", different,
         figures if lossy else None,
     )  # fmt: skip
 

@@ -53,10 +53,11 @@ def partition(layers: int, stages: int) -> dict[str, dict[tuple[tuple[str, int],
 def cut(config: ModelConfig, asked: Parallel) -> Ranks:
     """The ranks for a model. Raises UsageError for impossible numbers, PlanError with all that does not divide."""
     tp, pp = asked.tensor_parallel, asked.pipeline_parallel
-    if min(tp, pp) < 1 or tp * pp > MOST or asked.embedding_sharding_dim not in (0, 1):
-        raise UsageError(
-            "no such ranks", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks, sharding dim 0 or 1"
-        )
+    if min(tp, pp) < 1 or tp * pp > MOST:
+        raise UsageError("no such ranks", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks")
+    if asked.embedding_sharding_dim not in (0, 1):
+        got = f"--embedding-sharding-dim {asked.embedding_sharding_dim}"
+        raise UsageError("an embedding has rows and columns", got=got, expected="0: cut its rows, 1: its columns")
     ep = asked.moe_expert_parallel or (tp // asked.moe_tensor_parallel if asked.moe_tensor_parallel else 1)
     etp = asked.moe_tensor_parallel or tp // max(ep, 1)
     problems = _misfits(config, asked, etp, ep)
@@ -64,9 +65,13 @@ def cut(config: ModelConfig, asked: Parallel) -> Ranks:
         raise PlanError(problems)
     spans = layer_ranges(config.num_hidden_layers, pp)
     warnings: tuple[str, ...] = ()
+    if asked.embedding_sharding_dim and not asked.use_parallel_embedding:
+        warnings = (
+            "--embedding-sharding-dim 1 changes nothing: the embedding is cut with --use-parallel-embedding only",
+        )
     if config.num_hidden_layers % pp:
         counts = ", ".join(str(high - low) for low, high in spans)
-        warnings = (
+        warnings += (
             f"{config.num_hidden_layers} layers over {pp} stages are {counts}: TensorRT-LLM up to 0.14 gives each "
             f"{config.num_hidden_layers // pp} and loses the rest without a word",
         )

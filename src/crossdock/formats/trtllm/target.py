@@ -52,6 +52,10 @@ class TrtllmTarget:
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """As asked for, if the model can be cut so."""
+        if request.max_shard_size != Request.max_shard_size:
+            raise UsageError(
+                "trtllm has a file for each rank, no shards", fix="leave --max-shard-size out, or raise --tp"
+            )
         found = trtllm_ranks.cut(config, request.parallel)
         algorithm = None if request.quantize is None else request.quantize.upper()
         cache = "FP8" if request.fp8_kv_cache else None
