@@ -65,7 +65,7 @@ MORE: dict[str, dict[str, Any]] = {
         "layer_types": ("sliding_attention", "full_attention") * 2,
     },
 }
-NUMBERS = {"norm_offset": 0, "mla_down_cut": False}
+NUMBERS = {"norm_offset": 0, "mla_down_cut": False, "use_parallel_embedding": False, "embedding_sharding_dim": 0}
 FAMILIES = sorted(families().keys() - {"llama_lora"})  # an adapter is no model: it has formats of its own
 # families that the format has no model for, and that say so
 LACKING = {

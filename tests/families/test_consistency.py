@@ -73,7 +73,7 @@ def fitting(format_name: str, keys: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "megatron_rank"])
+@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "megatron_rank", "trtllm"])
 def test_every_tensor_is_placed_with_exactly_its_axes(name: str, format_name: str) -> None:
     chosen = family(name)
     for rule in layout(format_name, chosen).rules:
