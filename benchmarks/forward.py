@@ -4,8 +4,8 @@
 
 Each side runs in a process of its own, one after another within a round. crossdock reads the weights from the page
 cache while it computes, so its time is reading and computing together; transformers is charged for computing alone,
-with float32 weights in memory, and its loading is shown beside. Exit 1 when a goal is missed. Needs torch and
-transformers, and the sources that `run.py` made in DIR.
+with float32 weights in memory, and its loading is shown beside. The goal is about CPU seconds, which other work on the
+machine disturbs little. Exit 1 when a goal is missed. Needs torch and transformers, and `run.py`'s sources in DIR.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def crossdock(source: Path, memory: int) -> Figures:
     start = time.perf_counter()
     checkpoint = delivery.open(source)
     with CheckpointWeights(checkpoint, memory << 20) as weights:
-        opened = time.perf_counter()
+        opened, used = time.perf_counter(), time.process_time()
         forward(checkpoint.config, weights, range(TOKENS))
-    return {"load": opened - start, "forward": time.perf_counter() - opened}
+        used = time.process_time() - used
+    return {"load": opened - start, "forward": time.perf_counter() - opened, "cpu": used}
 
 
 def transformers(source: Path, dtype: str) -> Figures:
@@ -53,9 +54,9 @@ def transformers(source: Path, dtype: str) -> Figures:
     loaded = time.perf_counter()
     with torch.no_grad():
         model(torch.arange(TOKENS)[None])
-        warm = time.perf_counter()
+        warm, used = time.perf_counter(), time.process_time()
         model(torch.arange(TOKENS)[None])
-    return {"load": loaded - start, "forward": time.perf_counter() - warm}
+    return {"load": loaded - start, "forward": time.perf_counter() - warm, "cpu": time.process_time() - used}
 
 
 def once(side: str, source: Path, memory: int, threads: int) -> Figures:
@@ -90,20 +91,18 @@ def main() -> int:
         for side in sides:
             runs[side].append(once(*side, given.memory, given.threads))
     print("\n".join(f"{key}: {value}" for key, value in machine(given.work).items()), end="\n\n")
-    print("| 64 tokens | load s | forward s | peak RSS MiB |\n|---|---|---|---|")
+    print("| 64 tokens | load s | forward s | CPU s | peak RSS MiB |\n|---|---|---|---|---|")
     for (side, source), every in runs.items():
-        load, forward, rss = (statistics.median(run[key] for run in every) for key in ("load", "forward", "rss"))
+        keys = ("load", "forward", "cpu", "rss")
+        load, forward, cpu, rss = (statistics.median(run[key] for run in every) for key in keys)
         name = side if side == "crossdock" else f"transformers {side}"
-        print(f"| {name}, {source.name} | {load:.2f} | {forward:.2f} | {rss:.0f} |")
+        print(f"| {name}, {source.name} | {load:.2f} | {forward:.2f} | {cpu:.2f} | {rss:.0f} |")
     pairs = zip(runs["crossdock", hf], runs["float32", hf], strict=True)
-    times = statistics.median(own["forward"] / theirs["forward"] for own, theirs in pairs)
+    times = statistics.median(own["cpu"] / theirs["cpu"] for own, theirs in pairs)
     rss = max(run["rss"] for (side, _), every in runs.items() if side == "crossdock" for run in every)
     met = times <= MOST_TIMES and rss <= given.memory + MOST_BESIDE
-    print(
-        f"\n{times:.2f} × transformers in float32 (at most {MOST_TIMES}), {rss:.0f} MiB at most with a budget of ",
-        end="",
-    )
-    print(f"{given.memory} MiB (at most {given.memory + MOST_BESIDE}): {'met' if met else 'MISSED'}")
+    print(f"\n{times:.2f} × the CPU seconds of transformers in float32 (at most {MOST_TIMES}), {rss:.0f} MiB at most")
+    print(f"with a budget of {given.memory} MiB (at most {given.memory + MOST_BESIDE}): {'met' if met else 'MISSED'}")
     return 0 if met else 1
 
 

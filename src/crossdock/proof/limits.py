@@ -90,7 +90,7 @@ def limits(
     if engine is not None:
         largest = engine.close.get(config.hidden_act, engine.close[""])
     if worst is None:
-        what = "float32 in another order" if engine is None else f"{engine.name}'s float32 with {config.hidden_act}"
+        what = "float32 in another order" if engine is None else f"float32 in {engine.name}, with {config.hidden_act}"
         return Limits(what, largest, None)
     routed = config.num_experts > 0
     what = f"{TIMES:g} × what noise of {worst}'s size does to {whom}" + (", at the middle position" if routed else "")

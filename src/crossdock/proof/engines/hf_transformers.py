@@ -15,7 +15,7 @@ from typing import Any
 def main() -> None:
     """Write the logits of the request's windows."""
     request = json.load(sys.stdin)
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     import numpy as np
     import torch
     import transformers
