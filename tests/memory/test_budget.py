@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import crossdock
+from legacy_files import in_order, random_file, scratch_order, write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import make_torch_dist
@@ -23,7 +27,7 @@ import crossdock, crossdock.running.run, crossdock.model.forward, crossdock.runn
 def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) << 10
-source, output, to, dtype, quantize, memory = sys.argv[1:]
+source, output, to, dtype, quantize, memory, base = sys.argv[1:]
 idle = peak = anonymous()
 done = False
 def sample():
@@ -33,7 +37,7 @@ def sample():
         time.sleep(0.001)
 thread = threading.Thread(target=sample)
 thread.start()
-checkpoint = crossdock.open(source)
+checkpoint = crossdock.open(source, base=base or None)
 if to == "logits":
     with crossdock.running.weights.CheckpointWeights(checkpoint, int(memory)) as weights:
         crossdock.model.forward.forward(checkpoint.config, weights, range(64))
@@ -160,8 +164,18 @@ def ranks(folder: Path) -> Path:
     return folder
 
 
-def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget: int) -> int:
-    words = [str(source), str(output), to, dtype, quantize, str(budget << 20)]
+def legacy(path: Path, kind: str, version: str, optimizer: str) -> Path:
+    """An old training checkpoint of llama.cpp; each vector of the optimizer is 20 MiB or more, the embedding 8."""
+    sizes = {"n_vocab": 8192, "n_embd": 256, "n_head": 4, "n_rot": 64, "n_layer": 1, "n_ff": 1024}
+    made = random_file(np.random.default_rng(0), kind, version, optimizer, **sizes)
+    if version == "0":
+        made = in_order(made, scratch_order(made))
+    path.write_bytes(write(made))
+    return path
+
+
+def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget: int, base: str = "") -> int:
+    words = [str(source), str(output), to, dtype, quantize, str(budget << 20), base]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=False, env=environment
@@ -214,3 +228,22 @@ def test_gguf_back_to_float32(tmp_path: Path) -> None:
     peak(source, tmp_path / "small.gguf", "gguf", "auto", "q8_0", 64)
     got = peak(tmp_path / "small.gguf", tmp_path / "out", "hf", "float32", "", 8)
     assert got <= (8 + 64) << 20, f"{got / 2**20:.0f} MiB"
+
+
+@pytest.mark.parametrize(
+    ("version", "optimizer", "to"),
+    [("0", "adam", "gguf-checkpoint"), ("1", "lbfgs", "gguf-checkpoint"), ("0", "adam", "gguf"), ("", "adam", "hf")],
+)
+def test_old_training_checkpoints(version: str, optimizer: str, to: str, tmp_path: Path) -> None:
+    """Also when the moments are rearranged, and the optimizer's copy of the parameters is compared with them."""
+    source = legacy(tmp_path / "source", "ggcp", version, optimizer)
+    got = peak(source, tmp_path / "out", to, "auto", "", 4)
+    assert got <= (4 + 64) << 20, f"{got / 2**20:.0f} MiB"
+
+
+@pytest.mark.parametrize("to", ["gguf", "hf"])
+def test_a_merged_adapter(to: str, tmp_path: Path) -> None:
+    crossdock.export(legacy(tmp_path / "model", "ggcp", "", "adam"), tmp_path / "base.gguf", "gguf")
+    adapter = legacy(tmp_path / "adapter", "ggcl", "1", "adam")
+    got = peak(adapter, tmp_path / "out", to, "auto", "", 4, str(tmp_path / "base.gguf"))
+    assert got <= (4 + 64) << 20, f"{got / 2**20:.0f} MiB"

@@ -1,54 +1,33 @@
 """kill -9 at any write, flush or rename of a run: the same command again gives the same bytes."""
 
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_files import contents, tensors, write_llama
 
 import crossdock
+import killing
 from crossdock.errors import UsageError
 from crossdock.running.placing import MANIFEST
+from killing import ALL
 
-# counts what changes the disk, and kills the process before the n-th such call (or says how many there were)
-KILLED = """
-import os, signal, sys
-import crossdock, crossdock.running.run as running
-running._FLUSH_SECONDS = 0.0
-source, output, to, quantize, force, names, last = sys.argv[1:]
-calls = 0
-def counted(real):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == int(last):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-plan = crossdock.plan(crossdock.open(source), to, quantize=quantize or None, tp=2 if to == "trtllm" else 1)
-for name in names.split(","):
-    setattr(os, name, counted(getattr(os, name)))
-crossdock.run(plan, output, memory=1 << 20, workers=2, force=force == "force")
-print(calls)
-"""
-ALL = "pwrite,replace,rename,unlink,fsync,fdatasync,ftruncate,mkdir,rmdir"
 PLACING = "replace,rename,unlink,fsync,rmdir"
 TARGETS = [("hf", "", "out"), ("gguf", "q8_0", "out.gguf"), ("trtllm", "", "out")]
 
 
+def settings(to: str, quantize: str) -> dict[str, Any]:
+    return {"quantize": quantize or None, "tp": 2 if to == "trtllm" else 1}
+
+
 def killed_at(last: int, source: Path, output: Path, to: str, quantize: str, force: bool, names: str) -> int:
     """Run until the `last` call; how many calls there were when it is 0."""
-    command = [sys.executable, "-c", KILLED, str(source), str(output), to, quantize, "force" if force else "", names]
-    done = subprocess.run([*command, str(last)], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == (-signal.SIGKILL if last else 0), done.stderr
-    return 0 if last else int(done.stdout)
+    return killing.killed_at(last, names, source, output, to, plan=settings(to, quantize), force=force)
 
 
 def plan_of(source: Path, to: str, quantize: str) -> crossdock.Plan:
-    return crossdock.plan(crossdock.open(source), to, quantize=quantize or None, tp=2 if to == "trtllm" else 1)
+    return crossdock.plan(crossdock.open(source), to, **settings(to, quantize))
 
 
 @pytest.mark.parametrize(("to", "quantize", "name"), TARGETS)

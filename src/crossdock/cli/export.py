@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossdock.cli import show, weigh
+from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
@@ -128,6 +128,8 @@ def _after(text: str, progress: Progress | None) -> Progress:
 
 
 def _header(plan: Plan, output: Path) -> str:
+    from crossdock.cli import weigh
+
     parameters = show.about(weigh.planned(plan))
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossdock.cli import show, weigh
+from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
@@ -64,6 +64,7 @@ def plan(
 
 def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
     """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
+    from crossdock.cli import weigh
     from crossdock.running.blocks import share_of, workers_for
 
     workers = workers or workers_for(memory)

@@ -1,21 +1,26 @@
 """Files that go along with a model: its tokenizer and generation_config.json, copied byte for byte into a folder.
 
-Never changes what is in them; a tokenizer is only read to count its tokens for a warning.
-File names: `tokenizers.files`.
+Never changes what is in them; a tokenizer is only read for its special ids and to count its tokens. Of a vocabulary
+that a GGUF file brings along, files are made. File names: `tokenizers.files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from crossdock import tokenizers
 from crossdock.errors import InputError
+from crossdock.formats.gguf.vocabulary import tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Request, TargetFile
 from crossdock.model.config import ModelConfig
+from crossdock.tokenizers import Tokenizer
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 GENERATION = "generation_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a configuration
 
 
 def found_in(folder: Path) -> Iterator[Path]:
@@ -23,8 +28,6 @@ def found_in(folder: Path) -> Iterator[Path]:
 
     Raises FormatError for a broken generation_config.json: transformers loads no model beside one.
     """
-    from crossdock import tokenizers
-
     try:
         for _, file in tokenizers.find(folder).travels:
             yield file
@@ -35,39 +38,56 @@ def found_in(folder: Path) -> Iterator[Path]:
         yield folder / GENERATION
 
 
-def travelling(request: Request) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Files that go along, by their name in the folder, and a warning when there is no tokenizer among them.
+@dataclass(frozen=True, slots=True)
+class Travelling:
+    """What goes along with a model. tokenizer: what its files say, where that can be read and was worth reading."""
 
-    A tokenizer that was given replaces the source's. Raises TokenizerError when it is none.
+    files: tuple[TargetFile, ...]
+    tokenizer: Tokenizer | None
+    warnings: tuple[str, ...]
+
+
+def travelling(request: Request, config: ModelConfig) -> Travelling:
+    """Files that go along, and a warning when there is no tokenizer among them.
+
+    A tokenizer that was given replaces the source's. Of a GGUF file the vocabulary is taken and made into files.
+    Raises TokenizerError when what was given is none, or is for another model; OSError.
     """
-    from crossdock import tokenizers
-
-    found = {path.name: path for path in request.travels}
+    vocabulary = vocabulary_in(request.tokenizer, request.travels)
+    found = {path.name: path for path in request.travels if path != vocabulary}
     if request.tokenizer is not None:
-        given = tokenizers.find(request.tokenizer)
-        kept = {name: path for name, path in found.items() if name == GENERATION}
-        found = {**kept, **dict(given.travels)}
-    if not any(name in found for name in VOCABULARIES):
-        return found, ("no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER",)
-    return found, ()
-
-
-def copies(travels: Mapping[str, Path]) -> list[TargetFile]:
-    """The files of `travelling` as files of the target. Raises OSError."""
-    sources = {name: SourceFile.of(path) for name, path in travels.items()}
-    return [TargetFile(name, source.size, b"", source) for name, source in sources.items()]
-
-
-def beyond(request: Request, config: ModelConfig) -> tuple[str, ...]:
-    """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
-    from crossdock import tokenizers
-
-    if request.tokenizer is None:
-        return ()
+        given = () if vocabulary is not None else tokenizers.find(request.tokenizer).travels
+        found = {name: path for name, path in found.items() if name == GENERATION} | dict(given)
+    sources = {name: SourceFile.of(path) for name, path in found.items()}
+    files = tuple(TargetFile(name, source.size, b"", source) for name, source in sources.items())
+    if vocabulary is not None:
+        return _made(vocabulary, files, request, config)
+    home = next((found[name].parent for name in VOCABULARIES if name in found), None)
+    if home is None:
+        lacking = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
+        return Travelling(files, None, (lacking,))
+    if request.tokenizer is None and any(getattr(config, name) is not None for name in IDS):
+        return Travelling(files, None, ())
     try:
-        tokenizer = tokenizers.read(request.tokenizer)
+        tokenizer = tokenizers.read(request.tokenizer or home)
     except InputError:  # a kind that crossdock does not read travels all the same
-        return ()
+        return Travelling(files, None, ())
+    return Travelling(files, tokenizer, () if request.tokenizer is None else _beyond(tokenizer, request, config))
+
+
+def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, config: ModelConfig) -> Travelling:
+    try:
+        tokenizer = tokenizer_of(vocabulary, config.vocab_size, request.vocab_from)
+    except InputError as error:
+        if request.tokenizer is not None:
+            raise
+        return Travelling(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
+    made = [TargetFile(name, len(content), content) for name, content in tokenizers.hf_files(tokenizer).items()]
+    return Travelling((*files, *made), tokenizer, tokenizers.hf_differences(tokenizer))
+
+
+def _beyond(tokenizer: Tokenizer, request: Request, config: ModelConfig) -> tuple[str, ...]:
+    """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
     size = len(tokenizer.tokens)
     if size <= config.vocab_size:
         return tokenizers.too_few(tokenizer, config.vocab_size)

@@ -61,7 +61,11 @@ def product_for(extents: Extents, addition: Resolved, container: Container) -> P
     if not any(f"{name}_lora_a" in addition.provisions for name in names):
         return None
     if len(names) != 1:
-        raise PlanError(f"an adapter of {', '.join(names)} cannot be added to one tensor", where=container.name)
+        raise PlanError(
+            f"an adapter of {', '.join(names)} cannot be added to one tensor",
+            where=container.name,
+            fix="merge with --to hf first, and export that folder",
+        )
     return product_on(extents, addition, container.lenses[0], container.shape)
 
 

@@ -148,7 +148,7 @@ def _travelling_name(path: Path) -> str:
     raise TokenizerError(
         "not the name of a tokenizer file",
         where=str(path),
-        expected="tokenizer.json, tokenizer.model or *vocab.json (with *merges.txt beside it), or a folder",
+        expected="tokenizer.json, tokenizer.model, *vocab.json (with *merges.txt beside it), a folder, or a GGUF file",
     )
 
 

@@ -87,6 +87,17 @@ def stages(node: Mapping[str, Any] | None, path: Path) -> tuple[tuple[str, ...],
     return tuple(found), prefix_space
 
 
+def components(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The stages of a row of the table as the JSON of huggingface/tokenizers, without ByteLevel: `stages` undone."""
+    found: list[dict[str, Any]] = []
+    for kind, _, rest in (stage.partition(" ") for stage in splits):
+        if kind == "punctuation":
+            found.append({"type": "Punctuation", "behavior": rest.capitalize()})
+        else:
+            found.append({"type": "Split", "pattern": {"Regex": rest}, "behavior": "Isolated", "invert": False})
+    return found
+
+
 def flatten(node: Any, members: str, path: Path) -> list[Mapping[str, Any]]:
     """The components of a normalizer, pre-tokenizer or processor in order, sequences opened up."""
     found: list[Mapping[str, Any]] = []

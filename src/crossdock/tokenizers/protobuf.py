@@ -1,4 +1,4 @@
-"""The protocol buffers wire format, just enough to walk a message. Knows no schema.
+"""The protocol buffers wire format, just enough to walk and to write a message. Knows no schema.
 
 Every length is checked against the bytes that are there before it is believed; groups (wire types 3 and 4),
 which nothing writes any more, are refused. Format: protobuf.dev/programming-guides/encoding.
@@ -6,6 +6,7 @@ which nothing writes any more, are refused. Format: protobuf.dev/programming-gui
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -42,6 +43,24 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
             raise WireError(f"field {number} at byte {at} claims {size} bytes, {end - at} are left")
         yield number, wire, message[at : at + size]
         at += size
+
+
+def field(number: int, value: int | float | bytes) -> bytes:
+    """One field: whole numbers as varints, floats in 32 bits, bytes with their length."""
+    if isinstance(value, float):
+        return _number(number << 3 | FIXED32) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return _number(number << 3 | VARINT) + _number(value)
+    return _number(number << 3 | BYTES) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    value &= (1 << 64) - 1  # negative numbers are written as 64-bit two's complement
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

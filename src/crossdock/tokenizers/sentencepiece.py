@@ -1,4 +1,4 @@
-"""SentencePiece's tokenizer.model: pieces, scores, types and the normalizer's flags.
+"""SentencePiece's tokenizer.model, read and written: pieces, scores, types and the normalizer's flags.
 
 Reads BPE models (GGUF model "llama") and Unigram models (GGUF model "t5"); refuses word and character models,
 which no GGUF engine has. Field numbers and defaults from google/sentencepiece `src/sentencepiece_model.proto`
@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as made_by
 from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, Problem
 from crossdock.tokenizers.files import MAX_MODEL_SIZE, read_bytes
-from crossdock.tokenizers.protobuf import BYTES, FIXED32, VARINT, Value, WireError, fields
-from crossdock.tokenizers.tokenizer import MAX_TOKENS, TokenType
+from crossdock.tokenizers.protobuf import BYTES, FIXED32, VARINT, Value, WireError, field, fields
+from crossdock.tokenizers.tokenizer import MAX_TOKENS, Tokenizer, TokenType
 from crossdock.tokenizers.vocabulary import (
     NO_BYTE_FALLBACK,
     NO_BYTE_TOKENS,
@@ -56,8 +57,8 @@ NORMALIZER = {
 @dataclass(frozen=True, slots=True)
 class _Model:
     pieces: tuple[Token, ...]
-    trainer: dict[str, Any] = field(default_factory=dict)
-    normalizer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = made_by(default_factory=dict)
+    normalizer: dict[str, Any] = made_by(default_factory=dict)
 
 
 def read_sentencepiece(path: Path) -> Vocabulary:
@@ -92,6 +93,21 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         charsmap=bytes(model.normalizer["precompiled_charsmap"]),
         differences=_differences(model, path),
     )
+
+
+def sentencepiece_model(tokenizer: Tokenizer) -> bytes:
+    """A tokenizer of the kind "spm" as a model of SentencePiece, which joins by the same scores."""
+    pieces = bytearray()
+    for text, score, kind in zip(tokenizer.tokens, tokenizer.scores, tokenizer.types, strict=True):
+        spelled = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
+        pieces += field(1, field(1, spelled.encode()) + field(2, score) + field(3, int(kind)))
+    ids = {number: tokenizer.special.get(name.removesuffix("_id"), -1) for number, (name, _, _) in TRAINER.items()
+           if name.endswith("_id")}  # fmt: skip
+    ids[40] = tokenizer.types.index(int(TokenType.UNKNOWN)) if int(TokenType.UNKNOWN) in tokenizer.types else -1
+    trainer = {3: BPE, 35: int(int(TokenType.BYTE) in tokenizer.types), **ids}
+    normalizer = {3: int(tokenizer.add_space_prefix), 4: 0, 5: 1}
+    messages = (b"".join(field(*one) for one in part.items()) for part in (trainer, normalizer))
+    return bytes(pieces) + b"".join(field(number, message) for number, message in enumerate(messages, 2))
 
 
 def _parse(data: memoryview) -> _Model:

@@ -12,6 +12,7 @@ from crossdock.errors import FormatError, NotACheckpointError
 from crossdock.formats.gguf.container import GgufFile, read_header, read_split
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 
+TOKENS = "tokenizer.ggml.tokens"  # a file that has them brings its vocabulary along
 _MOST_LAYERS = 100_000
 _KEPT = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id")
 
@@ -58,6 +59,7 @@ def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
         metadata=_keys(metadata, arch),
         metadata_at=str(path),
         notes=_notes(metadata, len(parts), parts[0].version),
+        travels=(path,) if TOKENS in metadata else (),
     )
 
 
@@ -87,7 +89,7 @@ def _notes(metadata: Mapping[str, Any], parts: int, version: int) -> dict[str, s
     for key in ("general.name", "general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre"):
         if key in metadata:
             notes[key] = str(metadata[key])
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = metadata.get(TOKENS)
     if tokens is not None:
         notes["tokens"] = str(len(tokens))
     return notes

@@ -15,7 +15,7 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
-from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_of
+from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
 from crossdock.layout.rules import Layout
@@ -135,7 +135,8 @@ def _tokenizer_path(request: Request) -> Path | None:
     if request.tokenizer is not None:
         return request.tokenizer
     names = {"tokenizer.json", "tokenizer.model", "vocab.json"}
-    return next((path.parent for path in request.travels if path.name in names), None)
+    folders = (path.parent for path in request.travels if path.name in names)
+    return next(folders, vocabulary_in(None, request.travels))
 
 
 def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:

@@ -1,12 +1,26 @@
-"""A vocabulary taken from another GGUF file, key by key as it stands there. Reads its header only."""
+"""A vocabulary taken from another GGUF file, key by key or as a tokenizer. Reads the header only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdock import tokenizers
 from crossdock.errors import TokenizerError
 from crossdock.formats.gguf.container import read_header
+
+
+def vocabulary_in(given: Path | None, travels: Sequence[Path]) -> Path | None:
+    """The GGUF file that a model's vocabulary is taken from: what was given, or what the source brings along."""
+    return next((path for path in (travels if given is None else (given,)) if is_gguf(path)), None)
+
+
+def tokenizer_of(path: Path, vocab_size: int, vocab_from: str = "") -> tokenizers.Tokenizer:
+    """The vocabulary of a GGUF file as a tokenizer. Raises what `vocabulary_of` and `from_gguf` raise."""
+    return tokenizers.from_gguf(
+        {key: value for key, _, value in vocabulary_of(path, vocab_size, vocab_from)}, str(path)
+    )
 
 
 def is_gguf(path: Path) -> bool:

@@ -21,11 +21,11 @@ from crossdock.formats.hf.source import open_plain, read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
-from crossdock.formats.travels import GENERATION, VOCABULARIES, beyond, copies, travelling
+from crossdock.formats.travels import GENERATION, IDS, travelling
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
+from crossdock.tokenizers import Tokenizer
 
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -116,10 +116,10 @@ class HfTarget:
             total_size = sum(map(_size, tensors))
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
-        travels, warnings = travelling(request)
-        warnings += beyond(request, config)
-        config = _with_special_ids(config, travels)
-        ids = {name: getattr(config, name) for name in _IDS if name in written}
+        travels = travelling(request, config)
+        warnings = travels.warnings
+        config = _with_special_ids(config, travels.tokenizer)
+        ids = {name: getattr(config, name) for name in IDS if name in written}
         keys = {key: value for key, (_, value) in written.items()} | ids
         fail_on: frozenset[str] = frozenset()
         if request.quantize is not None:
@@ -129,11 +129,11 @@ class HfTarget:
             fail_on = frozenset({"nonfinite"})
         config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
-        if GENERATION not in travels:
+        if not any(file.name == GENERATION for file in travels.files):
             files.append(_text(GENERATION, generation_config_json(config)))
-        files += copies(travels)
+        files += travels.files
         placed = tuple(places[t.name] for t in tensors)
-        facts = {key: value for key, value in json.loads(config_bytes).items() if key not in _IDS or value is not None}
+        facts = {key: value for key, value in json.loads(config_bytes).items() if key not in IDS or value is not None}
         return Assembled(tuple(files), placed, warnings, facts, fail_on)
 
     def facts(self, output: Path) -> Mapping[str, Any]:
@@ -166,16 +166,9 @@ def _text(name: str, content: bytes) -> TargetFile:
     return TargetFile(name, len(content), content)
 
 
-def _with_special_ids(config: ModelConfig, travels: Mapping[str, Path]) -> ModelConfig:
+def _with_special_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
     """Special ids from the tokenizer where the checkpoint, like Megatron's, has none: generation stops at them."""
-    from crossdock import tokenizers
-
-    home = next((travels[name].parent for name in VOCABULARIES if name in travels), None)
-    if home is None or any(getattr(config, name) is not None for name in _IDS):
-        return config
-    try:
-        tokenizer = tokenizers.read(home)
-    except InputError:  # a kind that crossdock does not read travels all the same
+    if tokenizer is None or any(getattr(config, name) is not None for name in IDS):
         return config
     ends = tokenizer.end_tokens
     return replace(

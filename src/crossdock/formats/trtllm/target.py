@@ -24,7 +24,7 @@ from crossdock.errors import PlanError, UsageError
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
-from crossdock.formats.travels import beyond, copies, travelling
+from crossdock.formats.travels import travelling
 from crossdock.formats.trtllm import ranks as trtllm_ranks
 from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
 from crossdock.formats.trtllm.source import open_plain, sniff
@@ -168,13 +168,12 @@ class TrtllmTarget:
             rank_files.append(_rank_file(rank, mine, spans[rank // tp], config, tp))
         content = config_json(out)
         files.append(TargetFile("config.json", len(content), content))
-        travels, warnings = travelling(request)
+        travels = travelling(request, config)
         return Assembled(
-            (*files, *copies(travels)),
+            (*files, *travels.files),
             tuple(places),
             (
-                *warnings,
-                *beyond(request, config),
+                *travels.warnings,
                 "TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",
             ),
             json.loads(content),

@@ -51,8 +51,10 @@ def names(sizes: dict[str, int], ranks: dict[str, int]) -> dict[str, tuple[int, 
     return found
 
 
-def random_file(rng: np.random.Generator, kind: str, version: str, optimizer: str, *, n_mult: bool = True) -> Legacy:
-    """A small file of any variant. version: "0", "1", "1a", or "" for none of an optimizer."""
+def random_file(
+    rng: np.random.Generator, kind: str, version: str, optimizer: str, *, n_mult: bool = True, **given: int
+) -> Legacy:
+    """A small file of any variant. version: "0", "1", "1a", or "" for none. given: sizes not to draw."""
     heads, head_dim = int(rng.integers(1, 4)), 2 * int(rng.integers(1, 5))
     sizes = {
         "train_its": int(rng.integers(1, 99)), "train_samples": (samples := int(rng.integers(1, 50))),
@@ -60,6 +62,7 @@ def random_file(rng: np.random.Generator, kind: str, version: str, optimizer: st
         "n_embd": heads * head_dim, "n_mult": 32, "n_head": heads, "n_layer": int(rng.integers(1, 4)),
         "n_rot": head_dim, "n_ff": int(rng.integers(3, 50)),
     }  # fmt: skip
+    sizes |= given
     if not n_mult:
         del sizes["n_mult"]
     ranks = {name: int(rng.integers(1, 6)) for name in RANKED} if kind == "ggcl" else {}
@@ -76,6 +79,21 @@ def random_file(rng: np.random.Generator, kind: str, version: str, optimizer: st
             "version": version, "optimizer": optimizer, "count": count, "fresh": int(rng.integers(0, 2)),
             "best": 3.25, "other": 0.5, "counts": [int(n) for n in rng.integers(0, 9, 4)], **numbers,
         }  # fmt: skip
+    return made
+
+
+def scratch_order(made: Legacy) -> list[str]:
+    """The order of the optimizer's vectors in master's default program: that of the file, norm and output last."""
+    first, norm, output, *inner = made.tensors
+    layers = [inner[at : at + len(LAYER)] for at in range(0, len(inner), len(LAYER))]
+    return [first, *(one[at] for one in layers for at in (0, 1, 2, 3, 4, 5, 8, 6, 7)), norm, output]
+
+
+def in_order(made: Legacy, order: list[str]) -> Legacy:
+    """The file with the optimizer's copy of the parameters in `order`, and moments that are functions of them."""
+    flat = np.concatenate([made.tensors[name].reshape(-1) for name in order])
+    for row, name in enumerate(("x", "m", "v")):
+        made.vectors[name] = flat * np.float32(row + 1)
     return made
 
 
