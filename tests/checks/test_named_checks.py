@@ -2,7 +2,8 @@
 
 The checks that have a file of their own are elsewhere: vocab-padding, tied-head, rope-scaling (tests/planning),
 index-stale, half-checkpoint, adapter-unmerged (tests/formats/test_hf_source.py), nonfinite, resume-mismatch,
-nondeterministic (tests/running), tokenizer (tests/tokenizers), untrusted-pickle (tests/attacks).
+nondeterministic (tests/running), lora-noop (tests/ggml_training/test_engines.py), rope-order (tests/interop, by
+logits), it-hangs (tests/cli/test_text.py), tokenizer (tests/tokenizers), untrusted-pickle (tests/attacks).
 """
 
 from __future__ import annotations

@@ -179,6 +179,27 @@ def test_a_merge_into_another_model_is_refused(legacy: Path) -> None:
         crossdock.plan(crossdock.open(legacy / "ggcl/l1-adam.ggcl"), "gguf-lora", quantize="q8_0")
 
 
+def test_an_adapter_of_zeros_merges_into_nothing(legacy: Path, tmp_path: Path) -> None:
+    """`lora-noop`: what is called merged would be the base, byte for byte."""
+    base, output = legacy / "support/base96.gguf", tmp_path / "merged.gguf"
+    raw = (legacy / "ggcl/l1-adam.ggcl").read_bytes()
+    tensors = read(raw, "ggcl").tensors
+    second = [values.tobytes() for name, values in tensors.items() if name.endswith("loraB")]
+    zeros = raw
+    for values in second:
+        zeros = zeros.replace(values, bytes(len(values)))
+    (tmp_path / "zeros.ggcl").write_bytes(zeros)
+    plan = crossdock.plan(crossdock.open(tmp_path / "zeros.ggcl", base=base), "gguf")
+    with pytest.raises(PlanError, match="adds only zeros") as caught:
+        crossdock.run(plan, output)
+    assert caught.value.problems[0].check == "lora-noop"
+    assert not output.exists()
+    assert not output.with_name("merged.gguf.partial").exists()
+    at = raw.index(second[-1])
+    (tmp_path / "one.ggcl").write_bytes(zeros[:at] + raw[at:])
+    crossdock.run(crossdock.plan(crossdock.open(tmp_path / "one.ggcl", base=base), "gguf"), output)
+
+
 def test_peft_folder(legacy: Path, tmp_path: Path) -> None:
     """By PEFT's own formulas: a matrix grows by B A alpha / r, an embedding by (B A)^T alpha / r; half-split heads."""
     source, base = legacy / "ggcl/l1-adam.ggcl", legacy / "support/base96.gguf"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.codecs.codec import Values
+from crossdock.errors import PlanError
 from crossdock.planning.plan import Move, Plan, Product
 from crossdock.running.reader import Gatherer, Reader, units_for
 
@@ -73,6 +74,31 @@ class Adder:
             self._tiles = (tile, self._tiles[1]) if side == 0 else (self._tiles[0], tile)
             self._at[side] = (low, high)
         return self._tiles[side]
+
+
+def check(plan: Plan, reader: Reader) -> None:
+    """Raise PlanError when all products of the plan are zeros alone. Reads factors until one is not."""
+    products = [tensor.product for tensor in plan.tensors if tensor.product is not None]
+    if products and not any(_adds(plan, reader, product) for product in products):
+        raise PlanError(
+            "the adapter adds only zeros: merged, the model would be its base",
+            where=str(plan.source_root),
+            cause="an adapter that was never trained, or saved before its first step",
+            check="lora-noop",
+        )
+
+
+def _adds(plan: Plan, reader: Reader, product: Product) -> bool:
+    """Whether both factors have a value that is not zero."""
+    hull = np.empty(_HULL, np.uint8)
+    step = max(1, _LEAST // product.rank)
+    return all(
+        any(
+            _read(plan, reader, moves, product.rank, low, min(low + step, size), hull).any()
+            for low in range(0, size, step)
+        )
+        for moves, size in ((product.left, product.rows), (product.right, product.columns))
+    )
 
 
 def _read(

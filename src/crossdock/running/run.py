@@ -23,7 +23,7 @@ from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
-from crossdock.running import hashing, twins
+from crossdock.running import hashing, products, twins
 from crossdock.running.blocks import Share, blocks, share_of, workers_for
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
@@ -153,6 +153,7 @@ class _Copying:
             tasks = [_TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
         copied = sum(f.size for f in self.plan.files if f.copy_of)
         with Reader(self.plan) as reader:
+            products.check(self.plan, reader)
 
             def do(task: int, share: Share, stop: threading.Event) -> Done | None:
                 if task == _TWINS:
