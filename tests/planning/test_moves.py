@@ -101,7 +101,7 @@ def carried_out(plan: Plan, data: Data) -> dict[str, Array]:
 
 
 # families whose targets want heads of hidden_size / num_attention_heads
-SQUARE = {"qwen2", "gpt2", "starcoder", "gpt", "falcon", "starcoder2", "stablelm", "gpt_neox"}
+SQUARE = {"qwen2", "nemotron", "gpt2", "starcoder", "gpt", "falcon", "starcoder2", "stablelm", "gpt_neox"}
 # what a target lacks of what a family may have
 LEFT_OUT: dict[tuple[str, str], dict[str, Any]] = {
     ("starcoder", "hf"): {"num_key_value_heads": 8},

@@ -117,7 +117,7 @@ def describe(source: Source, given: Given) -> Reading:
     if given.config is not None:
         told = _overridden(told, _from_config(given, chosen))
     told = _set(told, canonical)
-    config = _checked(told, chosen, rules, source, [*_neutral(rules, source, settings), *unknown])
+    config = _checked(told, chosen, rules, source, [*_neutral(rules, keys | settings, source.metadata_at), *unknown])
     described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, source))
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
     return Reading(chosen, described, {**config.as_dict(), **variables})
@@ -208,15 +208,17 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             where=str(source.root),
             fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
         )
-    found = []
+    found, telling = [], {"architectures", "activation"}
     for candidate in families().values():
         text = candidate.sections.get(format_name, {}).get("when")
         if text is None and format_name.startswith("megatron_"):
             text = candidate.sections.get("megatron", {}).get("when")
         if text is None or (allowed and candidate.name not in allowed):
             continue
+        when = Expression(text, candidate.name)
+        telling |= when.names
         try:
-            if Expression(text, candidate.name).evaluate(_Lenient(keys)):
+            if when.evaluate(_Lenient(keys)):
                 found.append(candidate)
         except (TypeError, ArithmeticError, KeyError):
             continue
@@ -224,19 +226,18 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
         return found[0]
     if given.family is not None:
         return family(given.family)
-    telling = ("model_type", "general_architecture", "normalization", "swiglu", "position_embedding_type",
-               "num_experts", "multi_latent_attention", "qk_layernorm", "squared_relu", "activation",
-               "architectures")  # fmt: skip
-    seen = ", ".join(f"{key}={keys[key]!r}" for key in telling if keys.get(key) is not None)
+    telling -= {"keys", "tensors", "shapes"}
+    seen = ", ".join(f"{key}={_short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
     where = given.config_at or source.metadata_at or str(source.root)
     if not found:
-        raise ConfigError(
+        unfit = Problem(
             "no family that crossdock knows fits this model",
             where=where,
             expected=", ".join(families()),
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
+        raise ConfigError([unfit, *_neutral(layout(format_name), keys, where)])
     raise ConfigError(
         f"several families fit: {', '.join(f.name for f in found)}", where=where, got=seen, fix="choose: --family"
     )
@@ -337,15 +338,15 @@ def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tup
     return ignored, problems
 
 
-def _neutral(rules: Layout, source: Source, settings: Mapping[str, Any]) -> list[Problem]:
+def _neutral(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
     problems = []
     for key, allowed in rules.neutral.items():
-        value = settings.get(key, source.metadata.get(key))
+        value = keys.get(key)
         if value is not None and value not in allowed:
             problems.append(
                 Problem(
                     f"{key} = {_short(value)} changes the model in a way that crossdock does not carry over",
-                    where=source.metadata_at,
+                    where=where,
                     expected=" or ".join(repr(a) for a in allowed) or "not set",
                     got=_short(value),
                 )
