@@ -126,17 +126,17 @@ def describe(source: Source, given: Given) -> Reading:
 def _checked(told: _Told, chosen: Family, rules: Layout, source: Source, problems: list[Problem]) -> ModelConfig:
     """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
     clean, wrong = of_kind(told.values)
-    problems += [replace(p, cause=f"it is from {told.origins[p.where]}") for p in wrong]
-    problems += _missing(told.values, rules, source)
-    if problems:
-        raise ConfigError(problems)
-    config, problems = build(chosen.name, clean)
-    if problems:
-        raise ConfigError([replace(p, cause=p.cause or _from(told.origins, p.where)) for p in problems])
-    misfits = chosen.misfits(config)
-    if misfits:
+    wrong = [replace(p, cause=f"it is from {told.origins[p.where]}") for p in wrong]
+    wrong += _missing(told.values, rules, source)
+    if wrong:
+        raise ConfigError([*problems, *wrong])
+    config, wrong = build(chosen.name, clean)
+    wrong = [replace(p, cause=p.cause or _from(told.origins, p.where)) for p in wrong]
+    if not wrong:
         fix = "give another --family, or --set the name if the checkpoint says it wrong"
-        raise ConfigError([replace(p, cause=_from(told.origins, p.where), fix=fix) for p in misfits])
+        wrong = [replace(p, cause=_from(told.origins, p.where), fix=fix) for p in chosen.misfits(config)]
+    if problems or wrong:
+        raise ConfigError([*problems, *wrong])
     return config
 
 
