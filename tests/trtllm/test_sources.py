@@ -133,3 +133,59 @@ def test_training_files_of_llama_cpp(legacy: Path, tmp_path: Path) -> None:
     delivery.run(delivery.plan(checkpoint, "trtllm", tp=2), tmp_path / "out", workers=1)
     delivery.run(delivery.plan(delivery.open(tmp_path / "out"), "hf"), tmp_path / "back", workers=1)
     assert hf_hashes(tmp_path / "back") == hf_hashes(tmp_path / "direct")
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "meant"),
+    [
+        ("nemotron-v016-dist-tp2-onep-fp32", "gpt", "nemotron"),
+        ("starcoder2-v016-dist-tp2-fp32", "starcoder", "starcoder2"),
+        ("starcoder-v016-dist-tp2-fp32", "gpt", "starcoder"),
+        ("nemotron-v016-dist-tp2-onep-fp32", "gptnext", "gptnext"),
+        ("gptnext-gated-v016-dist-tp2-fp32", "gpt", "gptnext"),
+        ("qwen2-v019-legacy-tp2-fp32", "llama", "qwen2"),
+        ("mixtral-v019-dist-tp2ep2pp2-bf16", "mixtral", "mixtral"),
+    ],
+)
+def test_model_types_of_megatrons_exporter(
+    name: str, said: str, meant: str, megatron_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each is several families: the configuration chooses. A qwen2 as "llama" keeps its biases."""
+    from safetensors.numpy import save_file
+
+    root = megatron_checkpoint(name)
+    state, args = global_state(root)
+    save_file({key: np.ascontiguousarray(array) for key, array in per_layer(state).items()}, tmp_path / "s.safetensors")
+    plain = (type(None), bool, int, float, str, list)
+    keys = {key: value for key, value in vars(args).items() if isinstance(value, plain)}
+    (tmp_path / "args.json").write_text(json.dumps(keys))
+    ours = delivery.open(tmp_path / "s.safetensors", config=tmp_path / "args.json", family=said)
+    assert ours.config.family == meant
+    got = ranks_of(tmp_path / "s.safetensors", tmp_path / "out", config=tmp_path / "args.json", family=said)
+    assert got == ranks_of(root, tmp_path / "want")
+
+
+@pytest.mark.parametrize("case", ["gptnext_ln1p_rope_fp16_tp2", "llama_gqa_tp2_pp2"])
+@pytest.mark.parametrize(
+    ("more", "base", "scaling"),
+    [
+        ({"seq_len_interpolation_factor": 4}, 1e4, {"type": "linear", "factor": 4.0}),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 16.0, "rotary_base": 500000}, 5e5,
+         {"type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}),
+        ({"rope_scaling_factor": 8.0}, 1e4, None),  # the helper's default: it says nothing by itself
+    ],
+)  # fmt: skip
+def test_rope_settings_of_megatrons_exporter(
+    case: str, more: dict[str, Any], base: float, scaling: dict[str, Any] | None, trtllm_case: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = trtllm_case(case)
+    said = json.loads((folder / "case.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(said["transformer_config"] | said["helper"] | more))
+    state = folder / "megatron_state_dict.safetensors"
+    checkpoint = delivery.open(state, config=tmp_path / "c.json", family=said["model_type"])
+    facts = delivery.plan(checkpoint, "trtllm", tp=2).facts
+    assert facts["rotary_base"] == base
+    found = facts["rotary_scaling"]
+    assert (found and {key: value for key, value in found.items() if key != "rope_type"}) == scaling
