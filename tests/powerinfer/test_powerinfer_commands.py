@@ -97,6 +97,7 @@ def test_a_budget_below_what_comes_first_says_both_numbers(crossdock: Callable[.
         (["--vram-budget", "1GB"], 2, "needs --model"),
         (["--capacity", "999", "--grain", "5000"], 2, "larger than a layer"),
         (["--capacity", "999", "--model", "absent.gguf"], 3, "no such file"),
+        (["--capacity", "999", "-o", "absent/m.gpuidx"], 4, "error: absent/m.gpuidx: the index cannot be written"),
     ],
 )
 def test_requests_that_cannot_be(
@@ -106,6 +107,12 @@ def test_requests_that_cannot_be(
     assert said.code == code
     assert words in said.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_for_nothing_says_so(crossdock: Callable[..., Any], tmp_path: Path) -> None:
+    said = crossdock("split", U4, "--capacity", "300", "--threshold", "512", "-o", tmp_path / "o.gpuidx").ok()
+    assert "smaller than the least part of any layer" in said.stdout
+    assert gpuidx.read(tmp_path / "o.gpuidx").neurons == (0, 0, 0, 0)
 
 
 def test_hostile_statistics_leave_nothing(crossdock: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from crossdock.cli.sections import Sectioned, examples
     cls=Sectioned,
     epilog=examples(
         "crossdock activations ReluLLaMA-7B/ --text wiki.txt -o activation/",
-        "crossdock activations Bamboo-like/ --drelu --text wiki.txt -o activation/",
+        "crossdock activations TurboSparse/ --drelu --text wiki.txt -o activation/",
     ),
 )
 @click.argument("model", type=PATH)
 @click.option("--text", required=True, type=PATH, metavar="FILE", help="Text to count over, UTF-8.")
 @click.option("-o", "--output", required=True, type=PATH, metavar="DIR", help="Folder to write.")
 @click.option("--window", type=positive, default="512", show_default=True, metavar="N", help="Tokens read at once.")
-@click.option("--drelu", is_flag=True, help="ReLU on gate and up projection (Bamboo, TurboSparse).")
+@click.option("--drelu", is_flag=True, help="ReLU on gate and up projection; Bamboo has it anyway.")
 @json_option
 @progress_option
 def activations(
@@ -30,8 +30,8 @@ def activations(
 ) -> int:
     """Count how often each FFN neuron of MODEL is active over a text.
 
-    MODEL is a Hugging Face folder of OPT, Falcon, ReluLLaMA, ProSparse or a ReLU Mistral. Runs on the CPU with
-    one layer in memory; a run that was stopped goes on. Needs the extra crossdock[activations].
+    MODEL is a Hugging Face folder of OPT, Falcon, ReluLLaMA, ProSparse, Bamboo or a ReLU Mistral. Runs on the CPU
+    with one layer in memory; a run that was stopped goes on. Needs the extra crossdock[activations].
     """
     from crossdock.errors import UsageError
     from crossdock.powerinfer.collect import collect

@@ -113,9 +113,7 @@ def write(path: Path, index: GpuIndex) -> int:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise EnvironmentProblem(
-            f"the index cannot be written: {error.strerror or error}", where=str(error.filename or path)
-        ) from error
+        raise EnvironmentProblem(f"the index cannot be written: {error.strerror or error}", where=str(path)) from error
     return size
 
 

@@ -67,6 +67,8 @@ class Split:
         """Why this is the best choice, as a sentence."""
         if self.bound == self.objective:
             return "optimal: equal to the upper bound, which lets layers be taken in fractions"
+        if not self.objective:
+            return "optimal: the budget is smaller than the least part of any layer that has activations"
         return (
             "optimal: every choice of whole groups was searched; "
             f"the upper bound with fractions of groups is {100 * self.gap:.3g}% higher"
