@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from legacy_files import Floats, forward, log_softmax, read
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import crossdock
 from crossdock.errors import PlanError, TokenizerError, UsageError
 from crossdock.formats.gguf.container import read_header
+from legacy_files import Floats, forward, log_softmax, read
 from oracles.llama_engine import llama_logits
 
 TOKENS = [1, 250, 17, 99, 40, 41, 3, 200, 5, 6, 280, 12]
