@@ -100,6 +100,8 @@ IMPOSSIBLE = [
     ({"num_query_groups": 3}, "query heads are not a multiple of KV heads"),
     ({"norm_epsilon": float("nan")}, "not a number that a model can have"),
     ({"rotary_base": 0}, "no base for rope"),
+    ({"num_experts": 4, "moe_router_topk": 0}, "not a number of experts that a token can have"),
+    ({"num_experts": 4, "moe_router_topk": 5}, "not a number of experts that a token can have"),
 ]
 
 

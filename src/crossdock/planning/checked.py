@@ -56,6 +56,15 @@ def build(family: str, clean: Mapping[str, Any]) -> tuple[ModelConfig, list[Prob
                 got=f"{config.num_attention_heads} heads over {config.num_key_value_heads}",
             )
         )
+    if config.num_experts and not 1 <= config.num_experts_per_tok <= config.num_experts:
+        problems.append(
+            Problem(
+                "not a number of experts that a token can have",
+                where="num_experts_per_tok",
+                expected=f"1 to {config.num_experts}",
+                got=str(config.num_experts_per_tok),
+            )
+        )
     if any(not 0 <= i < config.num_hidden_layers for i in config.moe_layers):
         problems.append(Problem("layers outside the model", where="moe_layers", got=_short(config.moe_layers)))
     return config, problems + _layers(config) + _rope(config)
