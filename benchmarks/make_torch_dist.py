@@ -173,7 +173,7 @@ def args_of(model: dict[str, Any], layers: int, tp: int, pp: int) -> Instance:
     }
     if moe:
         values |= {
-            "moe_router_topk": 8,
+            "moe_router_topk": min(8, model["experts"]),
             "moe_ffn_hidden_size": model["expert_ffn"],
             "moe_shared_expert_intermediate_size": None,
             "moe_router_score_function": "softmax",

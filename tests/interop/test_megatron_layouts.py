@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import megatron_writers
 from conftest import Answer
@@ -108,3 +109,22 @@ def test_torch_dist(
     root = megatron_writers.write_torch_dist(tmp_path / "root", state, args, **how)
     crossdock("export", root, "--to", "hf", "-o", tmp_path / "hf", "--dtype", "float32").ok()
     assert hf_hashes(tmp_path / "hf") == expected(name)
+
+
+def test_layers_for_multi_token_prediction_stay_behind(
+    tmp_path: Path, crossdock: Callable[..., Answer], megatron_checkpoint: Checkpoint, expected: Callable[[str], Any]
+) -> None:
+    """They stand on the last stage, beside a copy of the embedding: megatron-core 0.19.2, run and read back."""
+    state, args = global_state(megatron_checkpoint(LLAMA))
+    root = megatron_writers.write_ranks(tmp_path / "r", state, args, Ranks(TWO, more_args=(("mtp_num_layers", 1),)))
+    (file,) = root.rglob("mp_rank_00_001/*.pt")
+    saved = torch.load(file, weights_only=False)
+    embedding = "embedding.word_embeddings.weight"
+    saved["model"][embedding] = torch.from_numpy(state[embedding].astype("float32"))
+    saved["model"]["mtp.layers.0.eh_proj.weight"] = torch.ones(64, 128)
+    torch.save(saved, file)
+    answer = crossdock("plan", root, "--to", "hf").ok()
+    assert "multi-token prediction" in answer.stdout
+    assert "mtp.layers.0.eh_proj.weight" in answer.stdout
+    crossdock("export", root, "--to", "hf", "-o", tmp_path / "hf", "--dtype", "float32").ok()
+    assert hf_hashes(tmp_path / "hf") == expected(LLAMA)
