@@ -86,6 +86,7 @@ def main(folder: Path, rounds: int = 5) -> None:
     print("| file | target | written MB | s | of it start-up | CPU s | peak MiB | cp and sync s | cp s "
           "| against cp and sync | without start-up | against cp |")  # fmt: skip
     print("|---" * 12 + "|")
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, targets in EXPORTS.items():
         source = folder / f"{kind}.ggcp"
         if not source.exists():

@@ -18,7 +18,7 @@ import pytest
 
 import models
 from conftest import Answer
-from oracles import gguf_rules
+from oracles import gguf_key_rules, gguf_rules
 from oracles.files import GgufFile, hf_hashes, hf_state, read_gguf
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
@@ -114,7 +114,7 @@ def test_tensors_and_keys_are_the_converters(
     assert {t.type for t in file.tensors.values()} == {"F32"}
     different = [name for name, t in expected.items() if file.tensors[name].raw != t.tobytes()]
     assert not different
-    same_keys(own_keys(file), gguf_rules.gguf_keys(config))
+    same_keys(own_keys(file), gguf_key_rules.gguf_keys(config))
     assert file.keys["general.architecture"] == ("STRING", gguf_rules.ARCHITECTURES[config["model_type"]])
     assert file.keys["general.file_type"] == ("UINT32", 0)
 
