@@ -156,6 +156,13 @@ class Assembled:
     ranks: tuple[RankFile, ...] = ()
 
 
+def adapter_encoding(request: Request) -> Encoding:
+    """float32, in which adapters were trained. Raises UsageError when another type was asked for."""
+    if request.quantize is not None or request.dtype not in ("auto", "float32"):
+        raise UsageError("an adapter is float32", fix="leave --dtype and --quantize out")
+    return Encoding("float32")
+
+
 def no_ranks(name: str, request: Request) -> Ranks:
     """The ranks of a target without rank files. Raises UsageError when some were asked for."""
     if request.parallel != Parallel():

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.source import as_source
 from crossdock.formats.gguf.target import GgufTarget
 from crossdock.formats.gguf.vocabulary import is_gguf
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted, adapter_encoding
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -34,9 +33,7 @@ class GgufLoraTarget(GgufTarget):
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """float32, in which adapters were trained."""
-        if request.quantize is not None or request.dtype not in ("auto", "float32"):
-            raise UsageError("an adapter is float32", fix="leave --dtype and --quantize out")
-        return Encoding("float32")
+        return adapter_encoding(request)
 
     def assemble(
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request

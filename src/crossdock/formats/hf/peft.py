@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import UsageError
 from crossdock.formats.hf.target import HfTarget
 from crossdock.formats.safetensors import header_bytes, read_header
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted, adapter_encoding
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -39,9 +38,7 @@ class PeftTarget(HfTarget):
 
     def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
         """float32, in which adapters were trained."""
-        if request.quantize is not None or request.dtype not in ("auto", "float32"):
-            raise UsageError("an adapter is float32", fix="leave --dtype and --quantize out")
-        return Encoding("float32")
+        return adapter_encoding(request)
 
     def assemble(
         self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
