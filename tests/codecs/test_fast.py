@@ -51,8 +51,8 @@ def test_scales_of_every_float16_exponent(name: str) -> None:
     halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     middles = (halves[:-1] + halves[1:]) / 2
     tops = np.concatenate([halves[:-1], middles, np.nextafter(middles, 0), np.nextafter(middles, halves[1:])])
-    values = np.zeros((tops.size, 32), np.float32)
-    values[:, 9] = tops.astype(np.float32) * 127
+    values = np.zeros((tops.size // 8 * 8, 32), np.float32)
+    values[:, 9] = tops[: len(values)].astype(np.float32) * 127
     raw = values.reshape(-1).view(np.uint8)
     assert np.array_equal(converted("float32", name, raw, True), converted("float32", name, raw, False))
 

@@ -30,6 +30,11 @@ def encode(codec: Codec, x: np.ndarray) -> np.ndarray:
     return out
 
 
+def coarser(codec: Codec) -> float:
+    """How much larger its errors may be than those of four bits and a half: twice as large for every bit less."""
+    return float(2 ** max(0.0, 4.5 - 8 * codec.block_bytes / codec.block))
+
+
 def decode(codec: Codec, raw: np.ndarray) -> np.ndarray:
     out = np.full(raw.size // codec.block_bytes * codec.block, np.nan, np.float32)
     codec.decode(raw, out)
@@ -102,7 +107,7 @@ def test_error_is_small_and_none_where_exactness_is_claimed(codec: Codec) -> Non
     x = values()
     back = decode(codec, encode(codec, x))
     assert np.array_equal(back, x) is codec.exact
-    assert np.abs(back - x).max() <= 0.13 * np.abs(x).max()
+    assert np.abs(back - x).max() <= 0.13 * coarser(codec) * np.abs(x).max()
 
 
 @every_encoder
@@ -110,5 +115,5 @@ def test_encoding_what_was_decoded_changes_little_or_nothing(codec: Codec) -> No
     """Plain dtypes are stable; blocks may move by their own rounding once more, not further."""
     once = decode(codec, encode(codec, values()))
     twice = decode(codec, encode(codec, once))
-    limit = 0.0 if codec.block == 1 else 0.07 * np.abs(once).max()
+    limit = 0.0 if codec.block == 1 else 0.08 * coarser(codec) * np.abs(once).max()
     assert np.abs(twice - once).max() <= limit

@@ -63,6 +63,9 @@ def awkward_values() -> dict[str, NDArray[Any]]:
     towards_zero[::32] = away[::32] = halves[::32]
     patterns = rng.integers(0, 1 << 32, size, dtype=np.uint32).view(np.float32)
     powers = np.exp2(rng.integers(-150, 100, (size // 32, 1)))
+    constants = rng.standard_normal(size // 32).astype(np.float32)
+    constants[::3] = 0
+    spikes = np.where(rng.random(size) < 0.01, np.float32(1e4), np.float32(1)) * plain
     sets = {
         "plain": plain,
         "bfloat16": (plain.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32),
@@ -81,6 +84,12 @@ def awkward_values() -> dict[str, NDArray[Any]]:
         "scale overflows float16": plain * np.float32(1e12),
         "huge": plain * np.float32(1e38),
         "any finite pattern": np.where(np.isfinite(patterns), patterns, np.float32(1)),
+        "spikes": spikes,
+        "constant in blocks of 32": np.repeat(constants, 32),
+        "constant but for one": np.repeat(constants, 32) + np.where(np.arange(size) % 256, np.float32(0), plain),
+        "outliers far above the rest": np.where(np.arange(size) % 256, plain * np.float32(1e-7), plain),
+        "at the limit of what counts as zero": plain * np.float32(2e-14),
+        "largest": np.copysign(np.float32(3.4e38), plain),
         "any power": (plain.reshape(-1, 32) * powers).astype(np.float32).reshape(-1),
     }
     return {name: np.ascontiguousarray(values, np.float32) for name, values in sets.items()}

@@ -83,7 +83,7 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
         raise UsageError(
             f"tensors stored as {source.name} cannot become {target.name}",
             cause=f"{target.name} is only read or copied",
-            fix="choose a float dtype or q8_0, q4_0, q4_1, q5_0, q5_1",
+            fix="choose a float dtype, q8_0, q4_k or another of ggml's blocks",
         )
     exact = target.exact
     if isinstance(source, Plain):
@@ -94,9 +94,10 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
             return Conversion(source, target, 1, exact, False, run, scratch)
     block = math.lcm(source.block, target.block)
     wanted = fast.available(target.name) if compiled is None else compiled and target.name in fast.NAMES
-    # float32 values, and what block codecs allocate: about three times a run
+    # float32 values, and what block codecs allocate: about three times a run, those that search eight times
+    scratch = (16 if target.block < 256 else 36) * max(RUN, block)
     return Conversion(
-        source, target, block, exact, not wanted, _through_float32(source, target, block, wanted), 16 * max(RUN, block)
+        source, target, block, exact, not wanted, _through_float32(source, target, block, wanted), scratch
     )
 
 

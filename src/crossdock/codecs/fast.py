@@ -16,7 +16,7 @@ import numpy as np
 from crossdock.codecs.codec import Bytes, Values
 
 Encode = Callable[[Values, Bytes], None]
-NAMES = ("q8_0",)
+NAMES = ("q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 OFF = "CROSSDOCK_NO_NUMBA"
 
 
@@ -29,12 +29,9 @@ def available(name: str) -> bool:
 def encoder(name: str) -> Encode | None:
     """The compiled encoder of a codec; None when numba is installed but does not work here."""
     try:
-        from crossdock.codecs import ggml_numba
+        from crossdock.codecs import ggml_k_encode, ggml_k_numba, ggml_numba
     except (ImportError, RuntimeError, OSError):  # no place for its cache, a numpy it does not know, ...
         return None
-    kernel = getattr(ggml_numba, name)
-
-    def encode(values: Values, out: Bytes) -> None:
-        kernel(values, values.view(np.uint32), out)
-
-    return encode
+    if name == "q8_0":
+        return lambda values, out: ggml_numba.q8_0(values, values.view(np.uint32), out)
+    return lambda values, out: ggml_k_encode.encode(name, values, out, ggml_k_numba.NUMBA)

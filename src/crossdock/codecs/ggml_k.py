@@ -1,7 +1,7 @@
-"""ggml's super-blocks of 256: q2_k, q3_k, q4_k, q5_k, q6_k, decoding only.
+"""ggml's super-blocks of 256: q2_k, q3_k, q4_k, q5_k, q6_k, both ways; encoding is in `ggml_k_encode`.
 
 Layouts as in llama.cpp ggml/src/ggml-common.h (block_q*_K) and dequantize_row_q*_K in ggml-quants.c,
-b11549; values equal gguf-py's. Encoding them is a search and is not offered: asking for it is a UsageError.
+b11549; values equal gguf-py's.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdock.codecs.codec import Bytes, Values
-from crossdock.errors import UsageError
+from crossdock.codecs.ggml_k_encode import BLOCK, encode
+from crossdock.codecs.ggml_k_search import Levels
+from crossdock.codecs.ggml_legacy import half
 
-BLOCK = 256
 RUN = 64  # super-blocks decoded at a time: 64 KiB of float32
-Levels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +28,11 @@ class SuperBlocks:
     unpack: Callable[[Bytes], Values] = field(repr=False)
     block: int = BLOCK
     exact: bool = False
-    encodes: bool = False
+    encodes: bool = True
 
     def encode(self, values: Values, out: Bytes) -> None:
-        """Always raises UsageError."""
-        raise UsageError(
-            f"{self.name} is read but not written",
-            fix="export to bf16, f16 or q8_0 and quantise that file with llama-quantize",
-        )
+        """The bytes of ggml's own quantiser, without an importance matrix."""
+        encode(self.name, values, out)
 
     def decode(self, raw: Bytes, out: Values) -> None:
         """Values in float32, in ggml's order of operations."""
@@ -61,8 +57,8 @@ def k_codecs() -> tuple[SuperBlocks, ...]:
 def _q2_k(b: Bytes) -> Values:
     # 16 scale/minimum nibble pairs, 64 bytes of 2 bits, scale of scales, scale of minima
     n = len(b)
-    scale = _half(b, 80) * (b[:, :16] & 15).astype(np.float32)
-    low = _half(b, 82) * (b[:, :16] >> 4).astype(np.float32)
+    scale = half(b, 80) * (b[:, :16] & 15).astype(np.float32)
+    low = half(b, 82) * (b[:, :16] >> 4).astype(np.float32)
     q = _bits(b[:, 16:80], 32, 2).reshape(n, 16, 16)
     return scale[:, :, None] * q.astype(np.float32) - low[:, :, None]
 
@@ -71,7 +67,7 @@ def _q3_k(b: Bytes) -> Values:
     # 32 bytes of third bits (set means no -4), 64 bytes of 2 bits, 16 six-bit scales in 12 bytes, scale
     n = len(b)
     scales = _bits(b[:, 96:104], 8, 4).reshape(n, 16) | _bits(b[:, 104:108], 4, 2).reshape(n, 16) << 4
-    scale = _half(b, 108) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32)
+    scale = half(b, 108) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32)
     q = _bits(b[:, 32:96], 32, 2).reshape(n, 16, 16) | _bits(b[:, :32], 32, 1).reshape(n, 16, 16) << 2
     return scale[:, :, None] * (q.astype(np.int8) - np.int8(4)).astype(np.float32)
 
@@ -93,7 +89,7 @@ def _q6_k(b: Bytes) -> Values:
     # 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 int8 scales, scale
     n = len(b)
     q = _bits(b[:, :128], 64, 4).reshape(n, 16, 16) | _bits(b[:, 128:192], 32, 2).reshape(n, 16, 16) << 4
-    scale = _half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32)
+    scale = half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32)
     return scale[:, :, None] * (q.astype(np.int8) - np.int8(32)).astype(np.float32)
 
 
@@ -102,8 +98,8 @@ def _scaled(b: Bytes, q: Levels) -> Values:
     first, second, rest = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     factor = np.concatenate([first & 63, rest & 15 | first >> 2 & 48], axis=1)
     low = np.concatenate([second & 63, rest >> 4 | second >> 2 & 48], axis=1)
-    scale = _half(b, 0) * factor.astype(np.float32)
-    minimum = _half(b, 2) * low.astype(np.float32)
+    scale = half(b, 0) * factor.astype(np.float32)
+    minimum = half(b, 2) * low.astype(np.float32)
     return scale[:, :, None] * q.astype(np.float32) - minimum[:, :, None]
 
 
@@ -112,8 +108,3 @@ def _bits(packed: Bytes, group: int, bits: int) -> Levels:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     unpacked: Levels = packed.reshape(len(packed), -1, 1, group) >> shifts & np.uint8(2**bits - 1)
     return unpacked
-
-
-def _half(blocks: Bytes, at: int) -> Values:
-    """The float16 at byte `at` of each block, as a float32 column."""
-    return blocks[:, at : at + 2].view(np.float16).astype(np.float32)

@@ -62,7 +62,7 @@ class Q8_0:
             for start in range(0, len(rows), RUN):
                 part, x = blocks[start : start + RUN], rows[start : start + RUN]
                 np.copyto(x, part[:, 2:].view(np.int8))
-                np.multiply(x, _half(part, 0), out=x)
+                np.multiply(x, half(part, 0), out=x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,9 @@ class Nibbles:
                 np.copyto(x, q)
                 if not self.affine:
                     np.subtract(x, np.float32(2 ** (self.bits - 1)), out=x)
-                np.multiply(x, _half(part, 0), out=x)
+                np.multiply(x, half(part, 0), out=x)
                 if self.affine:
-                    np.add(x, _half(part, 2), out=x)
+                    np.add(x, half(part, 2), out=x)
 
 
 def legacy_codecs() -> tuple[Q8_0 | Nibbles, ...]:
@@ -183,6 +183,6 @@ def _least(rows: Values) -> Values:
     return low
 
 
-def _half(blocks: Bytes, at: int) -> Values:
+def half(blocks: Bytes, at: int) -> Values:
     """The float16 at byte `at` of each block, as a float32 column."""
     return blocks[:, at : at + 2].view(np.float16).astype(np.float32)

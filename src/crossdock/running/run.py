@@ -38,6 +38,7 @@ Progress = Callable[[int, int, str], None]
 _FLUSH_SECONDS = 1.0
 _TWINS = -1  # the task of comparing what is stored twice
 _COMPILED_FROM = 512 << 20  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
+_SEARCHED = 16  # times as many seconds go into a byte of a K-quant
 
 
 def run(
@@ -101,7 +102,11 @@ def run(
 
 def compiled_for(plan: Plan, memory: int) -> bool | None:
     """Whether compiled encoders pay: None for wherever they are available, False for numpy."""
-    quantised = sum(tensor.nbytes for tensor in plan.tensors if tensor.dtype.startswith("q"))
+    quantised = sum(
+        tensor.nbytes * (_SEARCHED if tensor.dtype.endswith("_k") else 1)
+        for tensor in plan.tensors
+        if tensor.dtype.startswith("q")
+    )
     return None if quantised > _COMPILED_FROM and memory >= 256 << 20 else False
 
 
