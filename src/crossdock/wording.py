@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def clean(text: object) -> str:
@@ -11,6 +11,13 @@ def clean(text: object) -> str:
     if out.isprintable():
         return out
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in out)
+
+
+def nearest(text: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Those of `known` that `text` may be meant for, the likeliest first."""
+    import difflib  # only who mistypes waits for it
+
+    return difflib.get_close_matches(text, list(known), count, cutoff)
 
 
 def nbytes(size: float) -> str:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from canonical_models import UNPLACED
+from crossdock import plugins
 from crossdock.errors import ConfigError, UsageError
-from crossdock.layout import rules
 from crossdock.layout.rules import layout
 from crossdock.model import families
 
@@ -33,14 +33,13 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
     for folder in folders.values():
         folder.mkdir()
 
-    def entry_points(*, group: str) -> list[SimpleNamespace]:
+    def registered(group: str) -> list[SimpleNamespace]:
         return [SimpleNamespace(load=lambda: folders[group])] if group in folders else []
 
-    for module in (families, rules):
-        monkeypatch.setattr(module, "metadata", SimpleNamespace(entry_points=entry_points))
+    monkeypatch.setattr(plugins, "registered", registered)
 
     def forget() -> None:
-        families.families.cache_clear()
+        families.files.cache_clear()
         layout.cache_clear()
 
     def write(name: str, text: str) -> None:

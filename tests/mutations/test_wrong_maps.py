@@ -142,7 +142,9 @@ def planted(fault: Fault, patch: pytest.MonkeyPatch) -> None:
     read = families.read_toml
     for module in (families, rules):
         patch.setattr(
-            module, "read_toml", lambda file, where: read(Faulty(file) if where == fault.file else file, where)
+            module,
+            "read_toml",
+            lambda file, where, *part: read(Faulty(file) if where == fault.file else file, where, *part),
         )
     fresh()
     rules.layout(fault.file[8:-5]) if fault.file.startswith("layouts/") else families.families()
@@ -151,7 +153,7 @@ def planted(fault: Fault, patch: pytest.MonkeyPatch) -> None:
 
 def fresh() -> None:
     rules.layout.cache_clear()
-    families.families.cache_clear()
+    families.files.cache_clear()
 
 
 @pytest.fixture

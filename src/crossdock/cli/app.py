@@ -1,21 +1,23 @@
 """The command `crossdock`: its subcommands, and the one place where errors become text and exit codes.
 
-Starting up imports click and nothing heavier; the library is imported by the command that needs it.
+Starting up imports click and nothing heavier: a command's module is imported when it is asked for, and the library by
+the command that needs it.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
 import click
 
-from crossdock.cli import activations, diff, export, failures, inspect, plan, scan, split, verify
+from crossdock.cli import failures
 from crossdock.cli.sections import WithExamples, examples
+from crossdock.wording import nearest
 
 EXAMPLES = examples(
     "crossdock inspect runs/iter_0010000",
@@ -23,6 +25,24 @@ EXAMPLES = examples(
     "crossdock export runs/iter_0010000 --to hf --dtype bf16 -o model-hf/",
     "crossdock verify model.gguf --against runs/iter_0010000",
 )
+
+COMMANDS = ("inspect", "scan", "plan", "export", "verify", "diff", "split", "activations")
+
+
+class Commands(Mapping[str, click.Command]):
+    """`COMMANDS`, in the order of use, not of the alphabet. Each is what its module calls by its name."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        command: click.Command = getattr(import_module(f"crossdock.cli.{name}"), name)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Crossdock(WithExamples, click.Group):
@@ -56,14 +76,14 @@ class Crossdock(WithExamples, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = nearest(args[0], COMMANDS, 2, 0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             ctx.fail(f"there is no command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use, not of the alphabet
+        return list(COMMANDS)
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -77,6 +97,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.group(
     "crossdock",
     cls=Crossdock,
+    commands=Commands(),
     epilog=EXAMPLES,
     invoke_without_command=True,
     context_settings={
@@ -102,16 +123,3 @@ def main(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-
-
-for _command in (
-    inspect.inspect,
-    scan.scan,
-    plan.plan,
-    export.export,
-    verify.verify,
-    diff.diff,
-    split.split,
-    activations.activations,
-):
-    main.add_command(_command)

@@ -5,7 +5,6 @@ What only the library can know (is there such a file, does that dtype fit the ta
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossdock.errors import UsageError
+from crossdock.wording import nearest
 
 if TYPE_CHECKING:
     from crossdock import Checkpoint, Plan
@@ -104,7 +104,7 @@ def _one_of(text: str, known: Sequence[str], verb: str) -> str:
     name = text.lower()
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
 

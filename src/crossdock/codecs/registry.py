@@ -7,10 +7,8 @@ own, and is loaded only when asked for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from crossdock.codecs.cast import plain_codecs
@@ -18,6 +16,8 @@ from crossdock.codecs.codec import Codec
 from crossdock.codecs.ggml_k import k_codecs
 from crossdock.codecs.ggml_legacy import legacy_codecs
 from crossdock.errors import EnvironmentProblem, UsageError
+from crossdock.plugins import registered
+from crossdock.wording import nearest
 
 ENTRY_POINTS = "crossdock.codecs"
 
@@ -79,7 +79,7 @@ def canonical_name(text: str) -> str:
     name = ALIASES.get(name, name)
     if name in _own() or name in _registered():
         return name
-    near = difflib.get_close_matches(name, [*names(), *ALIASES], n=3)
+    near = nearest(name, [*names(), *ALIASES], 3)
     raise UsageError(
         f"no dtype or quantisation is called {text[:80]!r}",
         got=repr(text[:80]),
@@ -95,12 +95,12 @@ def _own() -> Mapping[str, Codec]:
 
 @cache
 def _registered() -> frozenset[str]:
-    return frozenset(point.name for point in entry_points(group=ENTRY_POINTS))
+    return frozenset(point.name for point in registered(ENTRY_POINTS))
 
 
 @cache
 def _load(name: str) -> Codec:
-    point = next(point for point in entry_points(group=ENTRY_POINTS) if point.name == name)
+    point = next(point for point in registered(ENTRY_POINTS) if point.name == name)
     try:
         codec: Codec = point.load()
         named = codec.name

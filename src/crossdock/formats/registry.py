@@ -6,17 +6,17 @@ targets by `crossdock.targets` (a `Target`).
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Mapping
-from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from crossdock.errors import EnvironmentProblem, NotACheckpointError, UsageError
 from crossdock.formats.stored import Source
 from crossdock.formats.target import ReopeningTarget, Target
+from crossdock.plugins import registered
 
 
 class SourceFormat(Protocol):
@@ -31,16 +31,20 @@ class SourceFormat(Protocol):
         ...
 
 
-_SOURCES: Mapping[str, str] = MappingProxyType(
-    {
-        "gguf": "crossdock.formats.gguf.source",
-        "trtllm": "crossdock.formats.trtllm.source",
-        "ggml_training": "crossdock.formats.ggml_training",
-        "megatron_state": "crossdock.formats.megatron.state",
-        "hf": "crossdock.formats.hf.source",
-        "megatron": "crossdock.formats.megatron",
-        "dcp": "crossdock.formats.dcp_folder",
-    }
+_Kind = Literal["file", "folder", "both"]
+# with what each is made of, so that fewer are imported to see whose a path is
+_SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
+    MappingProxyType(  # what a checkpoint is, so that less is imported to see it
+        {
+            "gguf": ("file", "crossdock.formats.gguf.source"),
+            "ggml_training": ("file", "crossdock.formats.ggml_training"),
+            "trtllm": ("both", "crossdock.formats.trtllm.source"),
+            "megatron_state": ("file", "crossdock.formats.megatron.state"),
+            "hf": ("both", "crossdock.formats.hf.source"),
+            "megatron": ("folder", "crossdock.formats.megatron"),
+            "dcp": ("folder", "crossdock.formats.dcp_folder"),
+        }
+    )
 )
 _TARGETS: Mapping[str, str] = MappingProxyType(
     {
@@ -67,7 +71,7 @@ def targets() -> tuple[str, ...]:
 def source_format(name: str) -> SourceFormat:
     """The reader called `name`. Raises UsageError that lists the known ones."""
     if name in _SOURCES:
-        return cast(SourceFormat, importlib.import_module(_SOURCES[name]))
+        return cast(SourceFormat, importlib.import_module(_SOURCES[name][1]))
     if name in _plugins("crossdock.sources"):
         return cast(SourceFormat, _plugins("crossdock.sources")[name].load())
     raise UsageError(f"there is no source format {name!r}", expected=", ".join(names()))
@@ -107,7 +111,9 @@ def _open(path: Path, format: str | None, iteration: int | None) -> Source:
         raise NotACheckpointError("a pipe or device, neither file nor folder", where=str(path))
     if format is not None:
         return source_format(format).open_source(path, iteration=iteration)
-    for name in names():
+    kinds: tuple[_Kind, _Kind] = ("both", "folder" if path.is_dir() else "file")
+    own = [name for name, (kind, _) in _SOURCES.items() if kind in kinds]
+    for name in chain(own, _plugins("crossdock.sources")):
         reader = source_format(name)
         if reader.sniff(path):
             return reader.open_source(path, iteration=iteration)
@@ -134,9 +140,8 @@ def open_output(path: Path) -> Source:
     return open_source(path)
 
 
-@functools.cache
 def _plugins(group: str) -> Mapping[str, Any]:
-    return {entry.name: entry for entry in metadata.entry_points(group=group)}
+    return {entry.name: entry for entry in registered(group)}
 
 
 def _contents(path: Path) -> str:

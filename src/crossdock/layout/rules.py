@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +17,7 @@ from crossdock.layout.notation import Pattern, parse
 from crossdock.model.config import FIELDS
 from crossdock.model.expressions import Expression, expression
 from crossdock.model.families import Family, checked_tables, constants, merged, read_toml
+from crossdock.plugins import folders
 
 # what a layout may hold, and the types of the values in it
 _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
@@ -114,9 +114,7 @@ def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    folders: list[Any] = [resources.files("crossdock") / "data" / "layouts"]
-    folders += [entry.load() for entry in metadata.entry_points(group="crossdock.layouts")]
-    for folder in folders:
+    for folder in folders("layouts"):
         file = folder / f"{format_name}.toml"
         if file.is_file():
             table = read_toml(file, f"layouts/{format_name}.toml")

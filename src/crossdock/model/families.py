@@ -6,19 +6,21 @@ Third parties add folders of such files by the entry point group `crossdock.fami
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import functools
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Any
 
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.model.expressions import Expression, expression
+from crossdock.plugins import folders
+from crossdock.wording import nearest
 
 Table = Mapping[str, Any]
 _OWN = (
@@ -137,24 +139,62 @@ class Family:
         ]
 
 
+class FamilyFile:
+    """The file of one family, which is read as far as it is asked for."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        self.name, self.file = name, file
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """All of it. Raises ConfigError, as `family` does."""
+        return read_toml(self.file, self.where)
+
+    @functools.cached_property
+    def family(self) -> Family:
+        """The family, with what it extends."""
+        return _family(self.name)
+
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return f"families/{self.name}.toml"
+
+    def when(self, format_name: str) -> Expression | None:
+        """What tells a source of this format that it is of this family."""
+        text = read_toml(self.file, self.where, format_name).get("when")
+        return None if text is None else expression(text, self.name)
+
+
 @functools.cache
+def files() -> Mapping[str, FamilyFile]:
+    """Every registered family's file, by the family's name."""
+    found: dict[str, FamilyFile] = {}
+    for file in (file for folder in folders("families") for file in folder.iterdir()):
+        name = file.name.removesuffix(".toml")
+        if name in found:
+            raise ConfigError(f"family {name!r} is defined twice", where=str(file))
+        if name != file.name:
+            found[name] = FamilyFile(name, file)
+    return MappingProxyType(dict(sorted(found.items())))
+
+
 def families() -> Mapping[str, Family]:
     """Every registered family by name."""
-    tables = dict(_tables())
-    return MappingProxyType({name: _family(name, tables) for name in sorted(tables)})
+    return {name: file.family for name, file in files().items()}
 
 
 def family(name: str) -> Family:
     """The family called `name`. Raises UsageError that lists the known ones."""
-    known = families()
+    known = files()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
+        near = nearest(name, known)
         raise UsageError(
             f"there is no family {name!r}",
             expected=", ".join(known),
             fix=f"did you mean --family {near[0]}?" if near else "give one of these to --family",
         )
-    return known[name]
+    return known[name].family
 
 
 def merged(base: Table, over: Table, *, keep_removals: bool = False) -> dict[str, Any]:
@@ -179,12 +219,27 @@ def _mergeable(value: Any) -> bool:
     return isinstance(value, Mapping) and "at" not in value and "axes" not in value
 
 
-def read_toml(file: Any, where: str) -> Table:
-    """The table in a data file. Raises ConfigError that names it: broken syntax, a key given twice."""
+def read_toml(file: Any, where: str, section: str | None = None) -> Table:
+    """The table in a data file. Raises ConfigError that names it: broken syntax, a key given twice.
+
+    section  only the table of this name in it, perhaps without the tables within that; empty where there is none
+    """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        return tomllib.loads(text) if section is None else _section(text, section)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a valid TOML file: {error}", where=where) from None
+
+
+def _section(text: str, name: str) -> Table:
+    """From the line [name] to the next header, where such lines can be told; reading all of a text takes a while."""
+    if not re.search("'''|\"\"\"", text):
+        for part in re.split(r"^(?=\[)", text, flags=re.MULTILINE):
+            if part.startswith(f"[{name}]\n"):
+                with contextlib.suppress(tomllib.TOMLDecodeError):  # cut where a list goes on with a list
+                    return tomllib.loads(part)[name]  # type: ignore[no-any-return]
+    found = tomllib.loads(text).get(name) if name in text else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: str) -> None:
@@ -226,24 +281,9 @@ def constants(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(words.get(value, value) if isinstance(value, str) else value for value in values)
 
 
-def _tables() -> Iterable[tuple[str, Table]]:
-    folders: list[Any] = [resources.files("crossdock") / "data" / "families"]
-    folders += [entry.load() for entry in metadata.entry_points(group="crossdock.families")]
-    seen: set[str] = set()
-    for folder in folders:
-        for file in folder.iterdir():
-            name = file.name.removesuffix(".toml")
-            if name == file.name:
-                continue
-            if name in seen:
-                raise ConfigError(f"family {name!r} is defined twice", where=str(file))
-            seen.add(name)
-            yield name, read_toml(file, f"families/{file.name}")
-
-
-def _family(name: str, tables: Mapping[str, Table]) -> Family:
+def _family(name: str) -> Family:
     where = f"families/{name}.toml"
-    table = _inherited(name, tables, ())
+    table = _inherited(name, ())
     checked_tables(table, {"axes": (str,), "layers": (str,), "tensors": (str, dict), "fits": (list,)}, where)
     layers = {kind: expression(text, where) for kind, text in table.get("layers", {}).items()}
     axes = {axis: expression(text, where) for axis, text in table.get("axes", {}).items()}
@@ -285,14 +325,14 @@ def _family(name: str, tables: Mapping[str, Table]) -> Family:
     return Family(name, axes, layers, tensors, fits, sections)
 
 
-def _inherited(name: str, tables: Mapping[str, Table], chain: tuple[str, ...]) -> Table:
-    if name in chain or name not in tables:
+def _inherited(name: str, chain: tuple[str, ...]) -> Table:
+    if name in chain or name not in files():
         why = "a circle" if name in chain else "there is no such family"
         raise ConfigError(f"extends {name!r}: {why}", where=f"families/{chain[-1]}.toml")
-    table = tables[name]
+    table = files()[name].table
     if "extends" not in table:
         return table
-    parent = _inherited(table["extends"], tables, (*chain, name))
+    parent = _inherited(table["extends"], (*chain, name))
     # `when` decides which family a source is: it is never inherited
     plain = {k: {x: y for x, y in v.items() if x != "when"} if isinstance(v, Mapping) else v for k, v in parent.items()}
     out = merged(plain, table)

@@ -7,9 +7,8 @@ All that is missing, contradictory or unknown is collected and raised once.
 from __future__ import annotations
 
 import ast
-import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +16,10 @@ from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
-from crossdock.model.expressions import Expression
-from crossdock.model.families import Family, families, family
+from crossdock.model.expressions import Expression, expression
+from crossdock.model.families import Family, family, files
 from crossdock.planning.checked import build, of_kind
+from crossdock.wording import nearest
 
 LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
 _TELLING = (
@@ -197,7 +197,7 @@ class _Lenient(dict[str, Any]):
 
 
 def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
-    allowed = layout(format_name).model_types.get(given.family or "", ())
+    allowed = () if given.family is None else layout(format_name).model_types.get(given.family, ())
     if given.family is not None and not allowed:
         return family(given.family)
     if given.config is not None:
@@ -209,21 +209,17 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
         )
     found, telling = [], {"architectures", "activation"}
-    for candidate in families().values():
-        text = candidate.sections.get(format_name, {}).get("when")
-        if text is None and format_name.startswith("megatron_"):
-            text = candidate.sections.get("megatron", {}).get("when")
-        if text is None or (allowed and candidate.name not in allowed):
+    for name, when in _recognised(format_name):
+        if allowed and name not in allowed:
             continue
-        when = Expression(text, candidate.name)
         telling |= when.names
         try:
             if when.evaluate(_Lenient(keys)):
-                found.append(candidate)
+                found.append(name)
         except (TypeError, ArithmeticError, KeyError):
             continue
     if len(found) == 1:
-        return found[0]
+        return family(found[0])
     if given.family is not None:
         return family(given.family)
     telling -= {"keys", "tensors", "shapes"}
@@ -233,14 +229,28 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
         unfit = Problem(
             "no family that crossdock knows fits this model",
             where=where,
-            expected=", ".join(families()),
+            expected=", ".join(files()),
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
         raise ConfigError([unfit, *_neutral(layout(format_name), keys, where)])
-    raise ConfigError(
-        f"several families fit: {', '.join(f.name for f in found)}", where=where, got=seen, fix="choose: --family"
-    )
+    raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
+
+
+def _recognised(format_name: str) -> Iterator[tuple[str, Expression]]:
+    """Families, and what tells that a source of this format is of one."""
+    for name, file in files().items():
+        when = file.when(format_name)
+        if when is None and format_name.startswith("megatron_"):
+            when = file.when("megatron")
+        if when is not None:
+            yield name, when
+
+
+def _selecting_anywhere() -> frozenset[str]:
+    """What any format's sources are recognised by."""
+    sections = (section for file in files().values() for section in file.table.values() if isinstance(section, Mapping))
+    return frozenset(name for section in sections if "when" in section for name in expression(section["when"]).names)
 
 
 def _split_settings(
@@ -255,7 +265,7 @@ def _split_settings(
         elif key in readable or key in keys:
             keys = {**keys, key: value}
         else:
-            near = difflib.get_close_matches(key, [*FIELDS, *readable], 3)
+            near = nearest(key, [*FIELDS, *readable], 3)
             problems.append(
                 Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows")
             )
@@ -305,10 +315,7 @@ def _known(rules: Layout) -> set[str]:
 
 def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
     known, ignored, problems = _known(rules), {}, []
-    selecting = {
-        name for candidate in families().values() for section in candidate.sections.values()
-        if "when" in section for name in Expression(section["when"]).names
-    }  # fmt: skip
+    selecting = {name for _, when in _recognised(rules.format) for name in when.names}
     for key, value in source.metadata.items():
         if key in known:
             continue
@@ -320,7 +327,7 @@ def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tup
         )
         if reason is not None:
             ignored[key] = reason
-        elif key in selecting:
+        elif key in selecting or key in _selecting_anywhere():
             ignored[key] = "names the family"
         elif value in (None, False, 0, "", "none") or value == [] or value == {} or value == ():
             ignored[key] = "not set"

@@ -6,7 +6,6 @@ number left out. Changes names only; whether a layout reads the new ones is foun
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from functools import partial
 from crossdock.errors import FormatError, Problem, UsageError
 from crossdock.formats.stored import Source, StoredTensor, TrainingScales
 from crossdock.layout.rules import stored_names
+from crossdock.wording import nearest
 
 NUMBER = re.compile(r"(?<=\.)\d+\.")
 PLACE = re.compile(r"\{(layer|expert)\}")
@@ -37,7 +37,7 @@ def renamed(source: Source, renames: Mapping[str, str], layout_name: str) -> tup
     for pattern, text in renames.items():
         matched = _matches(source, pattern)
         if not matched:
-            near = difflib.get_close_matches(pattern, sorted({_bare(name) for _, name in source.tensors}), 3, 0.5)
+            near = nearest(pattern, sorted({_bare(name) for _, name in source.tensors}), 3, 0.5)
             problems.append(Problem(f"--rename {pattern}: no tensor has this name", expected=" or ".join(near)))
             continue
         target = _target(text, layout_name, any("layer" in numbers for numbers in matched.values()))

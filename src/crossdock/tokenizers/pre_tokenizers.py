@@ -7,17 +7,17 @@ llama.cpp `src/llama-vocab.cpp`; each row is tested against the real thing.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, TokenizerError
+from crossdock.plugins import DATA
 from crossdock.tokenizers.merging import unreached
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
+from crossdock.wording import nearest
 
 # Built into ByteLevel with use_regex (openai/gpt-2 src/encoder.py, huggingface/tokenizers byte_level.rs).
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -47,8 +47,7 @@ class Table:
 def table() -> Table:
     """Read the table. Raises FormatError (a packaging fault) for unknown keys and names not accepted."""
     where = "data/pre_tokenizers.toml"
-    text = resources.files("crossdock").joinpath(where).read_text(encoding="utf-8")
-    data = tomllib.loads(text)
+    data = tomllib.loads((DATA.parent / where).read_text(encoding="utf-8"))
     rows = []
     for row in data["pre_tokenizer"]:
         if unknown := set(row) - {"name", "stages", "ignore_merges", "source", "differs"}:
@@ -127,7 +126,7 @@ def choose(tokenizer: Tokenizer, override: str | None = None) -> str:
     where = str(tokenizer.sources[0]) if tokenizer.sources else ""
     if override is not None:
         if override not in known.names:
-            near = difflib.get_close_matches(override, known.names, n=3, cutoff=0.4)
+            near = nearest(override, known.names, 3, 0.4)
             raise TokenizerError(
                 f"llama.cpp has no pre-tokenizer {override!r}",
                 where=where,

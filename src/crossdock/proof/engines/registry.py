@@ -12,11 +12,11 @@ import functools
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from crossdock.errors import EnvironmentProblem, UsageError
+from crossdock.plugins import registered
 
 HERE = Path(__file__).parent
 OTHER_VERSION = 3  # exit code of a script for a package whose version it does not know
@@ -88,4 +88,4 @@ def engine(name: str) -> Engine:
 
 @functools.cache
 def _plugins() -> Mapping[str, Any]:
-    return {entry.name: entry for entry in metadata.entry_points(group="crossdock.logits_engines")}
+    return {entry.name: entry for entry in registered("crossdock.logits_engines")}

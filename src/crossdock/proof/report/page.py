@@ -11,13 +11,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from math import prod
 from pathlib import Path
 
 from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.plugins import DATA
 from crossdock.proof.report.logits import logits_section
 from crossdock.proof.report.plots import Dot, colours, scatter, text
 from crossdock.running.results import TokensReport
@@ -98,7 +98,7 @@ def render(evidence: Evidence) -> str:
 
 
 def _inlined(name: str) -> str:
-    return resources.files("crossdock.data").joinpath("report").joinpath(name).read_text(encoding="utf-8")
+    return (DATA / "report" / name).read_text(encoding="utf-8")
 
 
 def _verdict(evidence: Evidence) -> str:
