@@ -149,3 +149,28 @@ def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
         assert not placed
         return
     assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")}
+
+
+@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "trtllm", "ggml_training"])
+def test_a_table_read_alone_is_that_of_the_whole_file(format_name: str) -> None:
+    for name, file in families.files().items():
+        assert (
+            file.table.get(format_name, {}).get("when") == (file.when(format_name) or SimpleNamespace(text=None)).text
+        ), name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[odd]\nwhen = 'a'\n[odd.read]\nb = 'c'",
+        "[odd] # said\nwhen = 'a'",
+        "odd.when = 'a'",
+        "odd = { when = 'a' }",
+        "[odd]\nlists = [\n[1],\n[2]]\nwhen = 'a'",
+        "[first]\nx = '''\n[odd]\nwhen = 'b'\n'''\n[odd]\nwhen = 'a'",
+    ],
+)
+def test_a_table_read_alone_however_it_is_written(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file.toml").write_text(text)
+    assert families.read_toml(tmp_path / "file.toml", "", "odd")["when"] == "a"
+    assert families.read_toml(tmp_path / "file.toml", "", "none") == {}
