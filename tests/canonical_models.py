@@ -84,11 +84,11 @@ def config_of(name: str, **changes: Any) -> ModelConfig:
 def laid_out(
     format_name: str, config: ModelConfig, ranks: dict[str, int] | None = None, numbers: dict[str, Any] | None = None
 ) -> Iterator[tuple[int, Container]]:
-    """(which alternative, container) of everything that a model has in a format."""
+    """(which alternative, container) of everything that a model has in a format, copies on later stages aside."""
     chosen = family(config.family)
     present, geometry = chosen.present(config), geometry_of(chosen, config, ranks)
     for rule in layout(format_name, chosen).rules:
-        if not set(rule.tensors) <= set(present):
+        if not set(rule.tensors) <= set(present) or rule.stage == "later":
             continue
         if rule.when is not None and not rule.when.evaluate({**config.as_dict(), **NUMBERS, **(numbers or {})}):
             continue

@@ -128,3 +128,10 @@ def test_layers_for_multi_token_prediction_stay_behind(
     assert "mtp.layers.0.eh_proj.weight" in answer.stdout
     crossdock("export", root, "--to", "hf", "-o", tmp_path / "hf", "--dtype", "float32").ok()
     assert hf_hashes(tmp_path / "hf") == expected(LLAMA)
+
+    saved["model"][embedding][200, -1] += 1  # one value of the copy
+    torch.save(saved, file)
+    answer = crossdock("export", root, "--to", "hf", "-o", tmp_path / "other")
+    assert answer.code == 3
+    assert f"tp0.pp1.vpp0/{embedding}: differs from tp0.pp0.vpp0/{embedding}" in answer.stderr
+    assert not (tmp_path / "other").exists()

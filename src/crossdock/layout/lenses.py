@@ -116,6 +116,8 @@ def containers(
 
 
 def _on_stage(stage: str, env: Mapping[str, int], ranks: Mapping[str, int]) -> bool:
+    if stage == "later":
+        return env.get("pp", 0) > 0
     wanted = {"first": 0, "last": ranks.get("pp", 1) - 1}.get(stage)
     return wanted is None or env.get("pp", wanted) == wanted
 

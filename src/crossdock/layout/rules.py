@@ -33,7 +33,8 @@ _SCALARS = ("extends", "padded", "when", "sum_as_stored")
 class Rule:
     """Where one or more canonical tensors live, as alternatives of which the first is written.
 
-    offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only
+    offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only,
+            or "later": copies that later stages have of what the first one holds, which are never written
     copy    when a tensor that is the same as another (a tied head) is written all the same
     read_only  another form that sources have, which is never written
     """
@@ -202,8 +203,8 @@ def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: 
     part, stage = table.get("part", "default"), table.get("stage", "")
     if part not in parts:
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
-    if stage not in ("", "first", "last"):
-        raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first or last")
+    if stage not in ("", "first", "last", "later"):
+        raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first, last or later")
     texts = table["at"] if isinstance(table["at"], list) else [table["at"]]
     patterns = tuple(_parsed(text, where) for text in texts)
     problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
@@ -217,7 +218,7 @@ def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: 
         when=expression(table["when"], where) if "when" in table else None,
         stage=stage,
         copy=expression(table["copy"], where) if "copy" in table else None,
-        read_only=table.get("read_only", False) is True,
+        read_only=stage == "later" or table.get("read_only", False) is True,
     )
 
 

@@ -344,13 +344,21 @@ def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: 
     alone = Resolved({like: {(None, None): (provision,)}}, (), {})
     one, _, _ = moves_for(extents, alone, like, lens, shape)
     names = " and ".join(dict.fromkeys(map(_name, used)))
-    otherwise = Problem(
-        f"differs from {names}, to which the configuration ties it",
-        where=_name(provision),
-        cause="the run was trained with untied embeddings",
-        fix="--set tie_word_embeddings=false keeps both",
-        check="tied-head",
-    )
+    if like == provision.lens.tensor:
+        otherwise = Problem(
+            f"differs from {names}, of which it is a later pipeline stage's own copy",
+            where=_name(provision),
+            cause="a file of another iteration or run, or a copy that went wrong",
+            fix="copy the rank files again, or take another iteration: --iteration",
+        )
+    else:
+        otherwise = Problem(
+            f"differs from {names}, to which the configuration ties it",
+            where=_name(provision),
+            cause="the run was trained with untied embeddings",
+            fix="--set tie_word_embeddings=false keeps both",
+            check="tied-head",
+        )
     return Twin(_name(provision), names, math.prod(shape), tuple(one), tuple(other), otherwise)
 
 

@@ -73,6 +73,8 @@ def resolve(
         same = {name: chosen.tensors[name].same_as for name in rule.tensors if name not in present}
         if any(not other or other not in present for other in same.values()):
             continue
+        if rule.stage == "later":
+            same = {name: name for name in rule.tensors}
         if rule.when is not None and not rule.when.evaluate(variables):
             continue
         needed = {a.axis for p in rule.patterns for part in (p.parts or ("",)) for a in p.atoms(part)}
