@@ -375,3 +375,24 @@ def test_generation_config(hf_model: Made, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_bytes(generation_config_json(config))
     got = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert (got.bos_token_id, got.eos_token_id, got.pad_token_id) == (1, 2, None)
+
+
+def test_special_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+    """transformers cannot build an embedding of 203 rows whose row 203 is padding."""
+    import transformers
+
+    model = models.make_hf("llama", tmp_path / "m", eos_token_id=[2, 203], bos_token_id=202)
+    config = json.loads((model / "config.json").read_text()) | {"pad_token_id": 203}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "generation_config.json").unlink()
+    with pytest.raises(AssertionError, match="Padding_idx"):
+        transformers.AutoModelForCausalLM.from_pretrained(model)
+    plan = crossdock.plan(crossdock.open(model), to="hf")
+    left_out = [sentence for sentence in plan.warnings if "is left out: the embedding has 203 rows" in sentence]
+    assert [sentence.split(" is ")[0] for sentence in left_out] == ["eos_token_id 203", "pad_token_id 203"]
+    crossdock.run(plan, tmp_path / "hf")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / "hf" / name).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"], found.get("pad_token_id")) == (202, 2, None)
+    assert crossdock.verify(tmp_path / "hf", against=model).ok

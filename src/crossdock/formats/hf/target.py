@@ -118,7 +118,8 @@ class HfTarget:
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
         travels = travelling(request, config)
         warnings = travels.warnings
-        config = _with_special_ids(config, travels.tokenizer)
+        config, beyond = _within(_with_special_ids(config, travels.tokenizer))
+        warnings += beyond
         ids = {name: getattr(config, name) for name in IDS if name in written}
         keys = {key: value for key, (_, value) in written.items()} | ids
         fail_on: frozenset[str] = frozenset()
@@ -177,3 +178,24 @@ def _with_special_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> Model
         eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
         pad_token_id=tokenizer.special.get("pad"),
     )
+
+
+def _within(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The configuration without special ids that are no row of the embedding, and a sentence for each.
+
+    transformers 5.23 warns of such an id ("must be `None` or an integer within the vocabulary") and cannot build the
+    embedding with such a pad_token_id.
+    """
+    kept: dict[str, int | tuple[int, ...] | None] = {}
+    sentences = []
+    for name in IDS:
+        value = getattr(config, name)
+        listed = value if isinstance(value, tuple) else () if value is None else (value,)
+        inside = tuple(number for number in listed if 0 <= number < config.vocab_size)
+        sentences += [
+            f"{name} {number} is left out: the embedding has {config.vocab_size} rows"
+            for number in listed if number not in inside
+        ]  # fmt: skip
+        if inside != listed:
+            kept[name] = inside if len(inside) > 1 else next(iter(inside), None)
+    return replace(config, **kept), tuple(sentences)
