@@ -81,6 +81,7 @@ def check(source: Path, out: Path, plain: Path, scales: dict[str, tuple[float, f
     report = delivery.verify(out, checkpoint, workers=1)
     assert report.ok
     assert {one.name for one in report.tensors if one.figures} == scales.keys()
+    assert delivery.diff(checkpoint, out, workers=1).same
 
 
 FORMS_OF = {

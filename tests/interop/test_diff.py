@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import crossdock
@@ -145,6 +146,38 @@ def test_half_types_are_cast_both_ways(hf_model: Models, tmp_path: Path) -> None
         statuses = {diff.cast for diff in crossdock.diff(*pair).tensors if diff.status == "equal after cast"}
         assert statuses <= {"float16 → bfloat16", "float32 → bfloat16"}
         assert crossdock.diff(*pair).same
+
+
+def test_a_lossy_type_from_a_smaller_one(hf_model: Models, tmp_path: Path) -> None:
+    """q4_1 made q8_0 is rounded once more, though q8_0 is the wider."""
+    small = exported(hf_model("llama"), tmp_path / "q4.gguf", "gguf", quantize="q4_1")
+    large = exported(small, tmp_path / "q8.gguf", "gguf", quantize="q8_0")
+    for pair in ((small, large), (large, small)):
+        report = crossdock.diff(*pair)
+        assert report.same
+        assert by_name(report)["layers.0.attn_q"].cast == "q4_1 → q8_0"
+
+
+@pytest.mark.parametrize("recipe", ["llama", "gpt2", "qwen3_moe"])
+def test_fp8_by_the_scales_of_the_output(recipe: str, hf_model: Models, tmp_path: Path) -> None:
+    """A scale a row, or a column in gpt2: equal after the cast, both ways round; one code off is seen."""
+    source = hf_model(recipe)
+    small = exported(source, tmp_path / "fp8", "hf", quantize="fp8")
+    for one, other in ((source, small), (small, source)):
+        report = crossdock.diff(one, other, memory=1 << 20, workers=2)
+        assert report.same
+        found = by_name(report)["layers.1.attn_o"]
+        assert (found.status, found.cast) == ("equal after cast", "bfloat16 → float8_e4m3fn × scales")
+
+    def change(folder: Folder) -> None:
+        name = next(
+            name for name in folder.tensors if ".1." in name and name.endswith(("o_proj.weight", "c_proj.weight"))
+        )
+        folder.tensors[name].view(torch.uint8)[3, 5] ^= 1
+
+    rewrite_hf(small, tmp_path / "bad", change)
+    report = crossdock.diff(source, tmp_path / "bad")
+    assert [diff.name for diff in report.tensors if not diff.same] == ["layers.1.attn_o"]
 
 
 def test_two_families_share_what_they_share(hf_model: Models) -> None:

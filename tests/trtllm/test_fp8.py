@@ -74,6 +74,10 @@ def test_weights_and_scales_are_those_of_megatrons_exporter(
     from_megatron(folder, tmp_path / "out", source=file, quantize="fp8", fp8_kv_cache=True)
     assert rank_files(tmp_path / "out") == rank_files(folder)
     assert what_the_loader_reads(tmp_path / "out") == what_the_loader_reads(folder)
+    from_megatron(folder, tmp_path / "plain", source=file)
+    report = delivery.diff(tmp_path / "plain", tmp_path / "out")
+    assert report.same
+    assert {diff.cast for diff in report.tensors} == {"", "bfloat16 → float8_e4m3fn × scales"}
 
 
 def test_a_stale_scale_cuts_values_off_and_says_so(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def diff(
     """Hold checkpoints A and B against each other, tensor by tensor.
 
     Of any formats, sharded or quantised; nothing is written. A tensor is equal when every value is the same
-    bit for bit, and equal after cast when the wider side, encoded as the narrower, is. Exit code 1 if anything
-    else is found, or a configuration value that the model computes with differs.
+    bit for bit, and equal after cast when either side, encoded as the other is stored, becomes the other.
+    Exit code 1 if anything else is found, or a configuration value that the model computes with differs.
     """
     import crossdock
 

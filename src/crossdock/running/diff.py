@@ -1,14 +1,16 @@
 """Two checkpoints of any formats held against each other, canonical tensor by canonical tensor. Writes nothing.
 
-Values are compared as float32, bit for bit. Where they differ and one side is stored narrower, the wider side's values
-are encoded as the narrower one's: what a conversion made differs from its source in nothing else.
+Values are compared as float32, bit for bit. Where they differ, each side's values are encoded as the other stores them,
+by the other's scales where it has some: what a conversion made differs from its source in nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -90,17 +92,22 @@ def diff_checkpoints(
 ) -> DiffReport:
     """Compare two checkpoints. Raises MemoryPlanError, PlanError, and what reading a broken file raises."""
     started = time.monotonic()
-    share = share_of(memory, workers) // 3  # one part for each side, one for comparing
     ours, theirs = slots(a), slots(b)
     found = {name: _unpaired(a, b, ours.get(name), theirs.get(name)) for name in _in_order(ours, theirs)}
     orders = {name: _order(a, b, ours[name], theirs[name]) for name, diff in found.items() if diff is None}
-    plan_a, plan_b = canonical_plan(a, orders), canonical_plan(b, orders)
+    plans = canonical_plan(a, orders), canonical_plan(b, orders)
+    scaled = [any(extent.scaling for extent in plan.extents) for plan in plans]
+    share = share_of(memory, workers) // (3 + sum(scaled))  # a part for each side and its scales, one for comparing
     counts = [0] * len(orders)
     total = sum(ours[name].elements for name in orders)
-    with Reader(plan_a) as reader_a, Reader(plan_b) as reader_b:
+    with contextlib.ExitStack() as opened:
+        readers = [
+            (opened.enter_context(Reader(plan)), opened.enter_context(Reader(plan, scales_alone=True)))
+            for plan in plans
+        ]  # fmt: skip
 
         def do(task: int, mine: _Desk, stop: threading.Event) -> TensorDiff | None:
-            one, other = _Side.of(plan_a, task, reader_a), _Side.of(plan_b, task, reader_b)
+            one, other = (_Side.of(plan, task, *pair) for plan, pair in zip(plans, readers, strict=True))
             slot = ours[one.name]
             diff = _compare(one, other, mine, counts, task, stop)
             if diff is None:
@@ -108,7 +115,7 @@ def diff_checkpoints(
             return replace(diff, tensor=slot.tensor, layer=slot.layer,
                            dtype_a=stored_as(a, slot), dtype_b=stored_as(b, theirs[one.name]))  # fmt: skip
 
-        for result in work(range(len(orders)), do, workers, lambda: _Desk(share)):
+        for result in work(range(len(orders)), do, workers, lambda: _Desk(share, scaled)):
             if result is not None:
                 found[result.name] = result
             if progress is not None:
@@ -148,48 +155,73 @@ def _order(a: Checkpoint, b: Checkpoint, one: Slot, other: Slot) -> tuple[str, .
 
 
 class _Desk:
-    """One worker's memory: a share for reading each side, and room for the values of both and for a cast."""
+    """One worker's memory: shares for reading each side and its scales, and room for the values of both and a cast."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.a, self.b = Share(nbytes), Share(nbytes)
-        self.most = self.a.block // 8  # elements compared at a time: a float64 each fits in a block
-        self.values = np.empty((2, self.most), np.float32)
-        self.cast = np.empty(8 * self.most, np.uint8)
+    def __init__(self, nbytes: int, scaled: Sequence[bool]) -> None:
+        self.sides = Share(nbytes), Share(nbytes)
+        self.scales = tuple(Share(nbytes) if has else None for has in scaled)
+        self.most = self.sides[0].block // 8  # elements compared at a time: a float64 each fits in a block
+        self.values = np.empty((3, self.most), np.float32)  # of both sides, and after a cast
+        self.encoded = np.empty(8 * self.most, np.uint8)
         self.workspace = Workspace()
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One tensor of one plan, and the codec that its blocks come in."""
+    """One tensor of one plan, and the codec that its blocks come in.
+
+    stored  the codec that its values were encoded in, where that is known; `scales` reads what they were divided by
+    """
 
     plan: Plan
     number: int
     reader: Reader
     codec: Codec
+    stored: Codec
+    scales: Reader | None = None
 
     @classmethod
-    def of(cls, plan: Plan, number: int, reader: Reader) -> _Side:
+    def of(cls, plan: Plan, number: int, reader: Reader, scales: Reader) -> _Side:
         tensor = plan.tensors[number]
         gathered = units_for(plan, tensor.moves)[1]  # float32 where the blocks of a codec cannot stay whole
-        return cls(plan, number, reader, codecs.get("float32" if tensor.sums else gathered))
+        codec = codecs.get("float32" if tensor.sums else gathered)
+        used = [plan.extents[move.extent] for move in tensor.moves]
+        names = {extent.dtype for extent in used}
+        if len(names) == 1 and all(extent.scaling for extent in used) and not tensor.sums:
+            return cls(plan, number, reader, codec, codecs.get(names.pop()), scales)
+        return cls(plan, number, reader, codec, codec)
 
     @property
     def name(self) -> str:
         return self.plan.tensors[self.number].name
 
+    @property
+    def kind(self) -> str:
+        """How its values are stored, for people."""
+        return self.stored.name + (" × scales" if self.scales else "")
+
     def blocks(self, share: Share, most: int) -> Any:
         tensor = replace(self.plan.tensors[self.number], dtype=self.codec.name)
         return blocks(self.plan, tensor, self.reader, share, most=most)
+
+    def scale_blocks(self, share: Share | None, most: int) -> Iterator[Values | None]:
+        """The scale of each of its values, block by block; nothing where they have none."""
+        if self.scales is None or share is None:
+            return itertools.repeat(None)
+        found = blocks(self.plan, self.plan.tensors[self.number], self.scales, share, most=most)
+        return (block.encoded.view(np.float32) for block in found)
 
 
 def _compare(
     one: _Side, other: _Side, desk: _Desk, counts: list[int], task: int, stop: threading.Event
 ) -> TensorDiff | None:
-    casts = _casts(one.codec, other.codec)
+    casts = _casts(one, other)
     whole = max(one.codec.block, other.codec.block)
     most = max(whole, desk.most // whole * whole)
     different, figures, done = 0, ErrorFigures(), 0
-    for mine, theirs in zip(one.blocks(desk.a, most), other.blocks(desk.b, most), strict=True):
+    values_of = (side.blocks(share, most) for side, share in zip((one, other), desk.sides, strict=True))
+    scales_of = (side.scale_blocks(share, most) for side, share in zip((one, other), desk.scales, strict=True))
+    for (mine, theirs), scales in zip(zip(*values_of, strict=True), zip(*scales_of, strict=False), strict=False):
         if stop.is_set():
             return None
         size = mine.encoded.size // one.codec.block_bytes * one.codec.block
@@ -202,10 +234,9 @@ def _compare(
             if wrong:
                 different += wrong
                 figures += compare(*values)
-                encoded = (mine.encoded, theirs.encoded)
                 casts = tuple(
                     cast for cast in casts
-                    if _casts_to(values[cast.wide], cast.codec, encoded[1 - cast.wide], desk)
+                    if _casts_to(values[1 - cast.into], cast.codec, values[cast.into], scales[cast.into], desk)
                 )  # fmt: skip
         done += size
         counts[task] = done
@@ -220,30 +251,32 @@ def _compare(
 
 @dataclass(frozen=True, slots=True)
 class _Cast:
-    """A cast that may explain a difference: the values of side `wide` (0 or 1) encoded in `codec` of the other."""
+    """A cast that may explain a difference: the other side's values encoded in `codec` of side `into` (0 or 1)."""
 
-    wide: int
+    into: int
     codec: Codec
     text: str
 
 
-def _casts(a: Codec, b: Codec) -> tuple[_Cast, ...]:
-    """From the wider to the narrower; both ways between two of one width (bfloat16 and float16)."""
-    width_a, width_b = a.block_bytes / a.block, b.block_bytes / b.block
-    if a.name == b.name:
+def _casts(a: _Side, b: _Side) -> tuple[_Cast, ...]:
+    """Each into the other's, unless both are of one kind."""
+    if a.kind == b.kind and a.scales is None:
         return ()
-    out = []
-    if width_a >= width_b and b.encodes:
-        out.append(_Cast(0, b, f"{a.name} → {b.name}"))
-    if width_b >= width_a and a.encodes:
-        out.append(_Cast(1, a, f"{b.name} → {a.name}"))
-    return tuple(out)
+    ways = (_Cast(1, b.stored, f"{a.kind} → {b.kind}"), _Cast(0, a.stored, f"{b.kind} → {a.kind}"))
+    return tuple(cast for cast in ways if cast.codec.encodes)
 
 
-def _casts_to(values: Values, codec: Codec, encoded: Bytes, desk: _Desk) -> bool:
-    room = desk.cast[: encoded_size(codec, values.size)]
-    convert(codecs.get("float32"), codec, compiled=False)(values.view(np.uint8), room, desk.workspace)
-    return np.array_equal(room, encoded)
+def _casts_to(values: Values, codec: Codec, wanted: Values, scales: Values | None, desk: _Desk) -> bool:
+    """Whether `values`, divided by `scales`, encoded and decoded again, are the values `wanted`, bit for bit."""
+    room, cast = desk.encoded[: encoded_size(codec, values.size)], desk.values[2, : values.size]
+    with np.errstate(all="ignore"):
+        if scales is not None:
+            values = np.divide(values, scales, out=cast)
+        convert(codecs.get("float32"), codec, compiled=False)(values.view(np.uint8), room, desk.workspace)
+        _decoded(codec, room, cast, desk.workspace)
+        if scales is not None:
+            cast *= scales
+    return np.array_equal(cast.view(np.uint32), wanted.view(np.uint32))
 
 
 def _decoded(codec: Codec, raw: Bytes, out: Values, workspace: Workspace) -> Values:

@@ -42,10 +42,14 @@ class Place(NamedTuple):
 
 
 class Reader:
-    """Open source files and located extents of one plan; shared by all workers. Close it when done."""
+    """Open source files and located extents of one plan; shared by all workers. Close it when done.
 
-    def __init__(self, plan: Plan) -> None:
+    scales_alone  of values with scales, give the scale of each instead
+    """
+
+    def __init__(self, plan: Plan, *, scales_alone: bool = False) -> None:
         self._plan = plan
+        self.scales_alone = scales_alone
         self._fds: dict[int, int] = {}
         self._places: dict[int, Place] = {}
         self._lock = threading.Lock()
@@ -265,11 +269,14 @@ class Gatherer:
             low = piece.src // codec.block
             high = -(-(piece.src + hull) // codec.block)
             raw = self._buffer[: (high - low) * codec.block_bytes]
-            read_into(place.fd, place.offset + low * codec.block_bytes, raw, where)
             half = self._buffer.size // 2 // 64 * 64  # both fit: `_copy_piece` counts bytes and values within one half
             values = self._buffer[half : half + 4 * (high - low) * codec.block].view(np.float32)
-            codec.decode(raw, values)
             scaling = self._plan.extents[extent].scaling
+            if scaling is not None and self._reader.scales_alone:
+                values.fill(1)
+            else:
+                read_into(place.fd, place.offset + low * codec.block_bytes, raw, where)
+                codec.decode(raw, values)
             if scaling is not None:
                 multiply(values, low * codec.block, scaling.cells, self._scales_of(extent, scaling))
             source: NDArray[Any] = values[piece.src - low * codec.block :]

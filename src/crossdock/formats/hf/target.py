@@ -186,7 +186,7 @@ def _within(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
     transformers 5.23 warns of such an id ("must be `None` or an integer within the vocabulary") and cannot build the
     embedding with such a pad_token_id.
     """
-    kept: dict[str, int | tuple[int, ...] | None] = {}
+    kept: dict[str, Any] = {}
     sentences = []
     for name in IDS:
         value = getattr(config, name)
