@@ -213,6 +213,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "broken rows": (raw_header(info("t", [33], 8, 0), tensors=1) + bytes(64), "no whole q8_0 blocks of 32"),
     "huge tensor": (raw_header(info("t", [2**63, 2**63], 0, 0), tensors=1), "reaches beyond the end"),
     "offset outside": (raw_header(info("t", [4], 0, 2**40), tensors=1) + bytes(32), "reaches beyond the end"),
+    "cut short": (
+        raw_header(info("a", [8], 0, 0), info("c", [8], 0, 64), info("b", [8], 0, 32), tensors=3) + bytes(32),
+        "tensor 'b' and 1 behind it reach beyond the end of the file",
+    ),
     "not aligned": (raw_header(info("t", [4], 0, 8), tensors=1) + bytes(64), "tensor 't' is not aligned"),
     "tensor twice": (
         raw_header(info("t", [4], 0, 0), info("t", [4], 0, 32), tensors=2) + bytes(64),

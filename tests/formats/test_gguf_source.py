@@ -110,7 +110,7 @@ def test_a_file_without_architecture_is_refused(tmp_path: Path) -> None:
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     file = gguf_file(tmp_path / "m.gguf")
     file.write_bytes(file.read_bytes()[:-64])
-    with pytest.raises(FormatError, match=r"output_norm\.weight"):
+    with pytest.raises(FormatError, match="beyond the end of the file"):
         open_source(file)
 
 

@@ -123,5 +123,7 @@ def test_a_state_that_cannot_be_read_harms_only_fp8(
 
 def test_without_scales_there_is_no_fp8(tmp_path: Path) -> None:
     checkpoint = delivery.open(models.make_hf("llama", tmp_path / "hf"))
-    with pytest.raises(PlanError, match="no scales of fp8 training"):
+    with pytest.raises(PlanError, match="no scales of fp8 training") as caught:
         delivery.plan(checkpoint, "trtllm", quantize="fp8")
+    (problem,) = caught.value.problems  # once, not once a tensor
+    assert problem.where == "transformer.layers.0.attention.qkv.weight (and 14 more tensors)"

@@ -30,6 +30,7 @@ UNITS: Mapping[str, int] = MappingProxyType(
 SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
 LARGEST = 1 << 60
 WRITTEN = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"  # for messages: what the targets take
+QUANTISED = "q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"
 PATH = click.Path(path_type=Path)
 
 
@@ -59,7 +60,7 @@ def positive(text: str) -> int:
     return number
 
 
-def dtype(text: str) -> str:
+def dtype(text: str, known: str = WRITTEN) -> str:
     """A dtype or quantisation under any of its usual names, as its canonical name."""
     from crossdock.codecs.registry import canonical_name
 
@@ -68,7 +69,7 @@ def dtype(text: str) -> str:
     except UsageError as error:
         problem = error.problems[0]
         near = "" if problem.expected.startswith("one of") else f"; did you mean {problem.expected}?"
-        raise click.BadParameter(f"{problem.what}{near or f'; choose one of {WRITTEN}'}") from None
+        raise click.BadParameter(f"{problem.what}{near or f'; choose one of {known}'}") from None
 
 
 def dtype_or_auto(text: str) -> str:
@@ -83,7 +84,7 @@ def quantisation(text: str) -> str:
     named = text.lower().replace("-", "_")
     if any(named in registry.target(name).algorithms for name in registry.targets()):
         return named
-    return dtype(text)
+    return dtype(text, QUANTISED)
 
 
 def source_format(text: str) -> str:
@@ -294,7 +295,7 @@ _TARGET = (
         "--quantize",
         type=quantisation,
         metavar="NAME",
-        help="Quantise matrices: q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)",
+        help=f"Quantise matrices: {QUANTISED}",
     ),
     tokenizer_option,
     click.option(

@@ -187,9 +187,19 @@ def _encoded(
             encoded.append(replace(one, wanted=wanted, cells=cells, holds_scales=True))
         notices += [encoding.notice] if encoding.notice else []
     if problems:
-        more = [Problem(f"and the same in {len(problems) - 8} more tensors")] if len(problems) > 8 else []
-        raise PlanError([*problems[:8], *more])
+        raise PlanError(_each_once(problems))
     return encoded, notices
+
+
+def _each_once(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems that differ only in where they are as one, which names the first place and how many there are."""
+    found: dict[Problem, list[str]] = {}
+    for problem in problems:
+        found.setdefault(replace(problem, where=""), []).append(problem.where)
+    return [
+        replace(one, where=places[0] + (f" (and {len(places) - 1} more tensors)" if len(places) > 1 else ""))
+        for one, places in found.items()
+    ]
 
 
 def _placed(

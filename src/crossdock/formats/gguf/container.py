@@ -230,6 +230,7 @@ def _place(where: str, infos: Sequence[_Info], data_start: int, alignment: int, 
     tensors: list[GgufTensor] = []
     problems: list[Problem] = []
     names: set[str] = set()
+    beyond: list[tuple[int, int, _Info]] = []
 
     def refuse(info: _Info, what: str, expected: str = "", got: str = "", cause: str = "") -> None:
         problems.append(Problem(f"tensor {info.name!r} {what}", f"{where} at byte {info.at:,}", expected, got, cause))
@@ -247,14 +248,20 @@ def _place(where: str, infos: Sequence[_Info], data_start: int, alignment: int, 
         if info.start % alignment:
             refuse(info, "is not aligned", f"a multiple of {alignment}", f"{info.start:,}")
         if offset + nbytes > size:
-            refuse(
-                info,
-                "reaches beyond the end of the file",
-                f"a file of at least {offset + nbytes:,} bytes",
-                f"{size:,}",
-                "an interrupted download or copy",
-            )
+            beyond.append((offset, offset + nbytes, info))
         tensors.append(GgufTensor(info.name, info.shape, info.kind.codec, offset, nbytes))
+    if beyond:
+        _, _, first = min(beyond, key=lambda place: place[:2])
+        more = len(beyond) - 1
+        refuse(
+            first,
+            f"and {more:,} behind it reach beyond the end of the file"
+            if more
+            else "reaches beyond the end of the file",
+            f"a file of at least {max(end for _, end, _ in beyond):,} bytes",
+            f"{size:,}",
+            "an interrupted download or copy",
+        )
     end, previous = data_start, ""
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.nbytes and tensor.offset < end:

@@ -96,7 +96,7 @@ class TrtllmTarget:
         ):
             if tensor.scales is None:
                 raise PlanError(
-                    "the source has no scales of fp8 training for this tensor", where=tensor.name,
+                    "the source has no scales of fp8 training for it", where=tensor.name,
                     expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder",
                     fix="export without -q, and let ModelOpt calibrate",
                 )  # fmt: skip
