@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import crossdock
-from crossdock.errors import PlanError
 from crossdock.formats.gguf.container import read_header
-from legacy_files import read
+from legacy_files import random_file, read, write
 from oracles.llama_engine import llama_logits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizers"))
@@ -72,14 +72,29 @@ def test_every_target(name: str, to: str, settings: dict[str, Any], legacy: Path
     """The model itself, and an adapter merged into its model, come back as they were but for the rounding."""
     base = legacy / "support/base96.gguf" if "ggcl" in name else None
     checkpoint = crossdock.open(legacy / name, base=base)
-    if base and to == "trtllm":
-        with pytest.raises(PlanError, match="--to hf first"):
-            crossdock.plan(checkpoint, to, **settings)
-        return
     crossdock.run(crossdock.plan(checkpoint, to, **settings), tmp_path / "out")
     assert crossdock.verify(tmp_path / "out", checkpoint).ok
     statuses = {tensor.status for tensor in crossdock.diff(checkpoint, tmp_path / "out").tensors}
     assert statuses <= {"equal", "equal after cast"} | ({"different"} if "quantize" in settings else set())
+
+
+def test_merged_into_tensors_that_hold_several(tmp_path: Path) -> None:
+    """Rank files fuse query, key and value, whose pairs have ranks of their own: the same as by way of a folder."""
+    sizes = {"n_vocab": 20, "n_embd": 16, "n_head": 2, "n_rot": 8, "n_layer": 2, "n_ff": 24}
+    rng = np.random.default_rng(3)
+    made = {kind: random_file(rng, kind, version, "adam", **sizes) for kind, version in (("ggcp", ""), ("ggcl", "1"))}
+    assert len({made["ggcl"].ranks[f"w{letter}"] for letter in "qkv"}) > 1
+    for kind, one in made.items():
+        (tmp_path / kind).write_bytes(write(one))
+    merged = crossdock.open(tmp_path / "ggcl", base=tmp_path / "ggcp")
+    crossdock.run(crossdock.plan(merged, "trtllm", tp=2), tmp_path / "direct")
+    crossdock.run(crossdock.plan(merged, "hf"), tmp_path / "hf")
+    crossdock.run(crossdock.plan(crossdock.open(tmp_path / "hf"), "trtllm", tp=2), tmp_path / "two-steps")
+    for name in ("rank0.safetensors", "rank1.safetensors"):
+        one, other = (load_file(tmp_path / way / name) for way in ("direct", "two-steps"))
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    assert crossdock.verify(tmp_path / "direct", merged).ok
 
 
 def test_from_rank_files_into_llama_cpp(legacy: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.errors import PlanError, Problem
 from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.merge import product_on
+from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.planning.sources import Extents, candidates, moves_for
 
@@ -98,7 +98,7 @@ def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]
             continue
         add = 0.0 - offsets.pop()
         addition = checkpoint.addition
-        product = None if addition is None else product_on(extents, addition, lens, shape)
+        product = None if addition is None else product_for(extents, addition, (lens,), shape)
         dtypes = {provision.stored.values for provision in used}
         dtype = dtypes.pop() if len(dtypes) == 1 and not add and product is None else "float32"
         codec = codecs.get(dtype)

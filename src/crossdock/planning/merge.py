@@ -7,12 +7,13 @@ products are planned, not computed; see docs/decisions/0006-merge-is-a-product-i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import StoredTensor
 from crossdock.layout.boxes import steps_of
-from crossdock.layout.lenses import Container, Lens, Placement
+from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Product
 from crossdock.planning.resolve import Provision, Resolved
@@ -55,41 +56,45 @@ def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     return replace(base, source=source, addition=addition)
 
 
-def product_for(extents: Extents, addition: Resolved, container: Container) -> Product | None:
-    """What an adapter adds to a container of the target; None when it has no pair for it. Raises PlanError."""
-    names = [lens.tensor for lens in container.lenses]
-    if not any(f"{name}_lora_a" in addition.provisions for name in names):
-        return None
-    if len(names) != 1:
-        raise PlanError(
-            f"an adapter of {', '.join(names)} cannot be added to one tensor",
-            where=container.name,
-            fix="merge with --to hf first, and export that folder",
-        )
-    return product_on(extents, addition, container.lenses[0], container.shape)
+def product_for(extents: Extents, addition: Resolved, lenses: Sequence[Lens], shape: tuple[int, ...]) -> Product | None:
+    """What an adapter adds to a tensor of `shape`, which is taken for a matrix: some dimensions, then the others.
 
-
-def product_on(extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...]) -> Product | None:
-    """The same for one lens on a tensor of `shape`, which is taken for a matrix: some dimensions, then the others."""
-    axes = {half: _axes(addition, f"{lens.tensor}_lora_{half}") for half in "ab"}
-    if not axes["a"] or not axes["b"]:
+    Several canonical tensors in one get one product: the sum of their ranks, each with zeros where the others lie. None
+    when the adapter has no pair for any of them. Raises PlanError.
+    """
+    pairs = [(lens, ranks[0]) for lens in lenses if (ranks := _ranks(addition, lens.tensor))]
+    if not pairs:
         return None
-    (rank_axis,) = (axes["a"].keys() & axes["b"].keys()) - {"layer"}
-    rank = axes["a"][rank_axis]
-    if rank > _MOST_RANK:
-        raise PlanError("a rank that no adapter has", where=lens.tensor, got=f"{rank:,}")
-    own = {half: frozenset(axes[half]) - {rank_axis, "layer"} for half in "ab"}
+    total = sum(rank for _, (_, rank) in pairs)
+    if total > _MOST_RANK:
+        raise PlanError("a rank that no adapter has", where=pairs[0][0].tensor, got=f"{total:,}")
     for cut in range(len(shape) + 1):
-        sides = [frozenset(p.axis for p in lens.axes if p.dim in dims) for dims in _halves(shape, cut)]
         for left, right in ("ba", "ab"):
-            if all(side == own[half] - {"one"} for side, half in zip(sides, (left, right), strict=True)):
-                rows, columns = (math.prod(shape[d] for d in dims) for dims in _halves(shape, cut))
-                return Product(
-                    rank, rows, columns,
-                    _moves(extents, addition, lens, shape, range(cut), left, rank_axis, rank),
-                    _moves(extents, addition, lens, shape, range(cut, len(shape)), right, rank_axis, rank),
-                )  # fmt: skip
-    raise PlanError("the axes of the adapter's pair lie mixed in the target", where=lens.tensor)
+            halves = tuple(zip(_halves(shape, cut), (left, right), strict=True))
+            if not all(_lies(addition, lens, axis, dims, half) for lens, (axis, _) in pairs for dims, half in halves):
+                continue
+            sides: tuple[list[Move], list[Move]] = ([], [])
+            first = 0
+            for lens, (axis, rank) in pairs:
+                for side, (dims, half) in zip(sides, halves, strict=True):
+                    placed = Placement(axis, 1, 1, 0, rank)
+                    side += _moves(extents, addition, lens, shape, dims, half, placed, first, total)
+                first += rank
+            rows, columns = (math.prod(shape[d] for d in dims) for dims, _ in halves)
+            return Product(total, rows, columns, *(tuple(sorted(side, key=lambda move: move.dst)) for side in sides))
+    raise PlanError("the axes of the adapter's pair lie mixed in the target", where=pairs[0][0].tensor)
+
+
+def _ranks(addition: Resolved, tensor: str) -> list[tuple[str, int]]:
+    """The axis that the two factors of `tensor` share beside the layer, and its size; nothing where it has no pair."""
+    one, other = (_axes(addition, f"{tensor}_lora_{half}") for half in "ab")
+    return [(axis, size) for axis, size in one.items() if axis in other and axis != "layer"]
+
+
+def _lies(addition: Resolved, lens: Lens, rank_axis: str, dims: range, half: str) -> bool:
+    """Whether dimensions `dims` of `lens` hold the axes of this factor, the rank aside."""
+    own = _axes(addition, f"{lens.tensor}_lora_{half}").keys() - {rank_axis, "layer", "one"}
+    return {p.axis for p in lens.axes if p.dim in dims} == own
 
 
 def _halves(shape: tuple[int, ...], cut: int) -> tuple[range, range]:
@@ -98,21 +103,21 @@ def _halves(shape: tuple[int, ...], cut: int) -> tuple[range, range]:
 
 def _moves(
     extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...], dims: range, half: str,
-    rank_axis: str, rank: int,
-) -> tuple[Move, ...]:  # fmt: skip
-    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the rank."""
+    ranks: Placement, first: int, total: int,
+) -> list[Move]:  # fmt: skip
+    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the rank, from `first` of `total`."""
     name = f"{lens.tensor}_lora_{half}"
     steps = dict(zip(dims, steps_of(shape[dims.start : dims.stop]), strict=True))
     placed = [replace(p, dim=0, step=p.step * steps[p.dim]) for p in lens.axes if p.dim in dims]
     placed = placed or [Placement("one", 0, 1, 0, 1)]  # a vector is a matrix of one row
     fixed = [p for p in lens.axes if p.dim < 0]
     start = sum(lens.starts[dim] * step for dim, step in steps.items())
-    side = Lens(name, (*fixed, *placed, Placement(rank_axis, 1, 1, 0, rank)), (start, 0))
+    side = Lens(name, (*fixed, *placed, ranks), (start, first))
     size = math.prod(shape[dim] for dim in dims)
-    moves, count, used = moves_for(extents, addition, name, side, (size, rank))
+    moves, count, used = moves_for(extents, addition, name, side, (size, total))
     if count != side.volume or {p.stored.values for p in used} != {"float32"}:
         raise PlanError("the adapter's pair does not fit its tensor", where=name, got=f"{count} elements")
-    return tuple(sorted(moves, key=lambda move: move.dst))
+    return moves
 
 
 def _axes(addition: Resolved, name: str) -> dict[str, int]:

@@ -285,7 +285,9 @@ def _fill(
         problems.append(Problem("its parts are stored with different offsets", where=container.name))
         return None
     addition = checkpoint.addition
-    product = None if addition is None or not used else product_for(extents, addition, container)
+    product = None
+    if addition is not None and used:
+        product = product_for(extents, addition, container.lenses, container.shape)
     # a sum fits no smaller type than its float32 terms; the user may ask for one
     dtype = dtypes.pop() if len(dtypes) == 1 and product is None else "float32"
     names = tuple(dict.fromkeys(_name(provision) for provision in used))
