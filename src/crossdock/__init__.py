@@ -11,11 +11,13 @@ Names are loaded when they are first used, so importing the package costs nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from crossdock.version import VERSION as __version__
 
+TYPE_CHECKING = False  # what the module typing says too, which takes longer to import than all of this
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from crossdock.delivery import diff, export, open, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint

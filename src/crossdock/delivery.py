@@ -18,18 +18,16 @@ from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.describe import LAYOUT_OF, Given, describe, spoken
-from crossdock.planning.merge import merged
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.renames import renamed
 from crossdock.planning.resolve import resolve
-from crossdock.running.blocks import workers_for
-from crossdock.running.results import RunReport
-from crossdock.running.run import Progress
-from crossdock.running.run import run as run_plan
+from crossdock.running.memory import workers_for
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
     from crossdock.running.diff import DiffReport
+    from crossdock.running.results import RunReport
+    from crossdock.running.run import Progress
     from crossdock.running.verify import VerifyReport
 
 MEMORY = 256 << 20
@@ -89,6 +87,8 @@ def interpret(source: Source, said: Given, base: Path | None = None) -> Checkpoi
     base  the model that `source` is an adapter of: the result is that model with the adapter added; `said` is about it
     """
     if base is not None:
+        from crossdock.planning.merge import merged
+
         return merged(interpret(registry.open_source(base), said), interpret(source, Given()))
     source, notices = renamed(source, said.renames, LAYOUT_OF.get(source.format, source.format))
     source, said = spoken(source, said)
@@ -167,6 +167,8 @@ def run(
     progress: Progress | None = None,
 ) -> RunReport:
     """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors."""
+    from crossdock.running.run import run as run_plan
+
     return run_plan(
         plan, Path(output), memory=memory, workers=workers, force=force, hash=hash, fail_on=fail_on, progress=progress
     )

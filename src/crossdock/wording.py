@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+INTERRUPTED = "interrupted: run the same command again to go on"
+
 
 def clean(text: object) -> str:
     """`text` on one line, with what is not printable spelled as an escape."""

@@ -8,9 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from legacy_files import random_file, write
+
 SRC = Path(__file__).parents[2] / "src"
 COMMAND = [sys.executable, "-m", "crossdock"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SRC)}
+# what a plan of llama.cpp's old checkpoint has no use for: nobody shall wait for it
+UNUSED = (
+    "ml_dtypes", "rich", "xxhash", "email", "shutil", "difflib", "importlib.metadata", "importlib.resources",
+    "crossdock.tokenizers", "crossdock.formats.hf", "crossdock.formats.trtllm", "crossdock.formats.megatron",
+    "crossdock.formats.pickles", "crossdock.formats.safetensors", "crossdock.codecs.ggml_legacy",
+    "crossdock.codecs.ggml_k", "crossdock.running.run", "crossdock.running.verify", "crossdock.cli.inspect",
+)  # fmt: skip
 HEAVY = ("numpy", "ml_dtypes", "rich", "numba", "xxhash", "importlib.metadata", "json.decoder")
 
 
@@ -18,6 +30,27 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys, crossdock.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert not {name for name in loaded.stdout.split() if name.split(".")[0] in HEAVY or name in HEAVY}
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> Path:
+    """A training checkpoint of llama.cpp of 2023."""
+    (tmp_path / "legacy.ggcp").write_bytes(write(random_file(np.random.default_rng(1), "ggcp", "0", "adam")))
+    return tmp_path / "legacy.ggcp"
+
+
+def started(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`code`, and then the command with these arguments, in a process that need not end well."""
+    code += "\nfrom crossdock.__main__ import run\nrun()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_a_plan_imports_what_it_uses(legacy: Path) -> None:
+    code = "import os, sys\nos._exit = lambda code: print('modules', *sys.modules)"
+    done = started(code, "plan", str(legacy), "--to", "gguf")
+    assert done.stdout.startswith("ggml_training → gguf")
+    loaded = done.stdout.split("modules ")[1].split()
+    assert not [name for name in loaded if name.startswith(tuple(f"{unused}." for unused in UNUSED)) or name in UNUSED]
 
 
 def test_help_within_150_ms_of_cpu() -> None:
@@ -28,6 +61,21 @@ def test_help_within_150_ms_of_cpu() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) <= 0.15  # the first run may compile
+
+
+@pytest.mark.parametrize("module", ["crossdock.cli", "click", "numpy", "crossdock.planning.plan"])
+def test_interrupted_while_it_starts(module: str, legacy: Path) -> None:
+    code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())"""
+    done = started(code, "plan", str(legacy), "--to", "gguf")
+    assert done.returncode == 4
+    assert done.stderr.strip() == "error: interrupted: run the same command again to go on"
+    assert done.stdout == ""
 
 
 def test_a_reader_that_leaves() -> None:

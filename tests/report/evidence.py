@@ -9,7 +9,7 @@ import numpy as np
 from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import Problem
 from crossdock.proof.report.page import Evidence
-from crossdock.running.results import LogitsReport, PositionCheck, TokenDifference, TokensReport
+from crossdock.running.comparisons import LogitsReport, PositionCheck, TokenDifference, TokensReport
 from crossdock.running.verify import TensorCheck, VerifyReport
 
 HOSTILE = "</title><script>document.title='taken'</script><img src=x onerror=alert(1)>\u202e\x07\"'&"

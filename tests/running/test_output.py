@@ -12,8 +12,9 @@ from llama_files import write_llama
 
 import crossdock
 from crossdock.errors import FormatError
-from crossdock.running.blocks import Share, blocks, workers_for
+from crossdock.running.blocks import Share, blocks
 from crossdock.running.hashing import Parts
+from crossdock.running.memory import workers_for
 from crossdock.running.output import PAGE, OutputFile, WrittenFile, aligned
 from crossdock.running.reader import Reader
 

@@ -371,7 +371,7 @@ def test_unigram_tokenizer_json(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
-    keys = [*tokenizers.gguf_metadata_none(), ("llama.vocab_size", "uint32", 77)]
+    keys = [("tokenizer.ggml.model", "string", "none"), ("llama.vocab_size", "uint32", 77)]
     path = llama_vocab.write_vocab(tmp_path / "none.gguf", keys)
     answer = llama_vocab.ask(path)
     assert not answer.error, answer.error

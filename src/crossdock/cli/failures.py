@@ -6,14 +6,12 @@ Never a traceback, unless the environment variable CROSSDOCK_TRACEBACK asks for 
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Sequence
 
 import click
 
 from crossdock.errors import CrossdockError, EnvironmentProblem, Problem
-
-INTERRUPTED = "interrupted: run the same command again to go on"
+from crossdock.wording import INTERRUPTED
 
 
 def colour() -> bool | None:
@@ -24,6 +22,8 @@ def colour() -> bool | None:
 def report(error: Exception, *, as_json: bool) -> int:
     """Print `error` and return the exit code."""
     if os.environ.get("CROSSDOCK_TRACEBACK") and not isinstance(error, click.ClickException):
+        import traceback
+
         traceback.print_exception(error)
     name, problems, code = _describe(error)
     if as_json:
@@ -53,7 +53,7 @@ def _describe(error: Exception) -> tuple[str, Sequence[Problem], int]:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "crossdock"
         return "UsageError", [Problem(error.format_message(), fix=f"see '{path} --help'")], 2
-    if isinstance(error, click.Abort):
+    if isinstance(error, click.Abort) or isinstance(error.__cause__, KeyboardInterrupt):  # while a class was made
         return "Interrupted", [Problem(INTERRUPTED)], EnvironmentProblem.exit_code
     if isinstance(error, (MemoryError, OSError)):
         return "EnvironmentProblem", [_of_machine(error)], EnvironmentProblem.exit_code

@@ -10,7 +10,7 @@ import click
 from crossdock.cli import show
 
 if TYPE_CHECKING:
-    from crossdock.running.results import EngineCheck, LogitsReport
+    from crossdock.running.comparisons import EngineCheck, LogitsReport
 
 WORST = 5  # positions listed
 

@@ -65,7 +65,7 @@ def plan(
 def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
     """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
     from crossdock.cli import weigh
-    from crossdock.running.blocks import share_of, workers_for
+    from crossdock.running.memory import share_of, workers_for
 
     workers = workers or workers_for(memory)
     share_of(memory, workers)

@@ -6,9 +6,7 @@ No column is ever cut; only the last one of a table is wrapped, and only on a te
 from __future__ import annotations
 
 import math
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -49,6 +47,13 @@ def heading(text: str) -> None:
     click.echo("\n" + click.style(text, bold=True))
 
 
+def _columns() -> int:
+    """Of the terminal."""
+    import shutil  # with three kinds of archives
+
+    return shutil.get_terminal_size().columns
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], align: str, indent: int = 2) -> None:
     """Print rows in columns. `align`: "<" or ">" per column. Empty `headers`: no head. Nothing if no rows."""
     body = [[clean(cell) for cell in row] for row in rows]
@@ -57,10 +62,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], align: str, ind
     every = [list(headers), *body] if headers else body
     widths = [max(len(row[i]) for row in every) for i in range(len(align))]
     left = indent + sum(widths[:-1]) + 2 * (len(widths) - 1)
-    room = shutil.get_terminal_size().columns - left - 1 if sys.stdout.isatty() else 0
+    room = _columns() - left - 1 if sys.stdout.isatty() else 0
     for row in every:
         cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
         if 0 < room < len(row[-1]) and align[-1] == "<":
+            import textwrap
+
             lines = textwrap.wrap(row[-1], max(room, NARROWEST), break_long_words=False) or [""]
             cells[-1] = ("\n" + " " * left).join(lines)
         line = (" " * indent + "  ".join(cells)).rstrip()

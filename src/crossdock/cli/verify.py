@@ -26,7 +26,7 @@ from crossdock.cli.split import verify_index
 
 if TYPE_CHECKING:
     from crossdock.codecs.statistics import ErrorFigures
-    from crossdock.running.results import TokensReport
+    from crossdock.running.comparisons import TokensReport
     from crossdock.running.verify import TensorCheck, VerifyReport
 
 MOST = 10  # tensors listed that are not as they should be

@@ -7,12 +7,11 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,23 +22,20 @@ _SHORT = 1 << 15  # elements at a time where the temporaries should stay in the 
 _LONG = 1 << 18  # elements at a time: threads that make shorter calls wait for each other's interpreter lock
 
 # float dtype -> (bits of the fraction, smallest positive value, largest finite value)
-_FLOATS: dict[str, tuple[Any, int, float, float]] = {
-    "float64": (np.float64, 52, 2.0**-1074, float(np.finfo(np.float64).max)),
-    "float32": (np.float32, 23, 2.0**-149, float(np.finfo(np.float32).max)),
-    "float16": (np.float16, 10, 2.0**-24, 65504.0),
-    "bfloat16": (ml_dtypes.bfloat16, 7, 2.0**-133, (2 - 2.0**-7) * 2.0**127),
-    "float8_e4m3fn": (ml_dtypes.float8_e4m3fn, 3, 2.0**-9, 448.0),
-    "float8_e5m2": (ml_dtypes.float8_e5m2, 2, 2.0**-16, 57344.0),
+_FLOATS: dict[str, tuple[int, float, float]] = {
+    "float64": (52, 2.0**-1074, sys.float_info.max),
+    "float32": (23, 2.0**-149, (2 - 2.0**-23) * 2.0**127),
+    "float16": (10, 2.0**-24, 65504.0),
+    "bfloat16": (7, 2.0**-133, (2 - 2.0**-7) * 2.0**127),
+    "float8_e4m3fn": (3, 2.0**-9, 448.0),
+    "float8_e5m2": (2, 2.0**-16, 57344.0),
 }
-_COPIED: dict[str, tuple[Any, int, float, float]] = {
-    "float8_e8m0fnu": (ml_dtypes.float8_e8m0fnu, 0, 2.0**-127, 2.0**127),
-    **{
-        f"{sign}int{bits}": (np.dtype(f"{sign}int{bits}").type, bits - (sign == "") - 1, 1.0, 2.0**bits)
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
-    "bool": (np.bool_, 0, 1.0, 1.0),
+_COPIED: dict[str, tuple[int, float, float]] = {
+    "float8_e8m0fnu": (0, 2.0**-127, 2.0**127),
+    **{f"{sign}int{bits}": (bits - (sign == "") - 1, 1.0, 2.0**bits) for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "bool": (0, 1.0, 1.0),
 }
+PLAIN: Final = (*_FLOATS, *_COPIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +101,24 @@ class Plain:
         )
 
 
-def plain_codecs() -> Iterator[Plain]:
-    """Every plain dtype: floats first, then what is only read or copied."""
-    for table, encodes in ((_FLOATS, True), (_COPIED, False)):
-        for name, (dtype, fraction_bits, smallest, largest) in table.items():
-            yield Plain(name, np.dtype(dtype), encodes, fraction_bits, smallest, largest)
+def plain(name: str) -> Plain:
+    """The codec of a name in `PLAIN`."""
+    return Plain(name, _dtype(name), name in _FLOATS, *{**_FLOATS, **_COPIED}[name])
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name.startswith(("bfloat", "float8")):
+        import ml_dtypes
+
+        name = getattr(ml_dtypes, name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 @cache
 def pattern_values(name: str) -> Values:
     """The float32 values of all patterns of a dtype of one or two bytes; read-only."""
-    dtype = np.dtype({**_FLOATS, **_COPIED}[name][0])
+    dtype = _dtype(name)
     every = np.arange(256**dtype.itemsize, dtype=f"u{dtype.itemsize}")
     values = np.empty(every.size, np.float32)
     with np.errstate(all="ignore"):
@@ -140,8 +143,8 @@ def _by_halves(values: Values, out: Bytes) -> None:
 def _halves() -> Bytes:
     """float8_e4m3fn, cut at the largest value, for every upper half of a float32."""
     with np.errstate(all="ignore"):
-        values = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32).clip(-448, 448)
-        table: Bytes = values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        values = np.arange(65536, dtype=np.uint16).view(_dtype("bfloat16")).astype(np.float32).clip(-448, 448)
+        table: Bytes = values.astype(_dtype("float8_e4m3fn")).view(np.uint8)
     table.flags.writeable = False
     return table
 

@@ -43,15 +43,16 @@ class SuperBlocks:
                 rows[start : start + RUN] = self.unpack(part).reshape(len(part), BLOCK)
 
 
-def k_codecs() -> tuple[SuperBlocks, ...]:
-    """The five codecs of this file."""
-    return (
-        SuperBlocks("q2_k", 84, _q2_k),
-        SuperBlocks("q3_k", 110, _q3_k),
-        SuperBlocks("q4_k", 144, _q4_k),
-        SuperBlocks("q5_k", 176, _q5_k),
-        SuperBlocks("q6_k", 210, _q6_k),
-    )
+def super_blocks(name: str) -> SuperBlocks:
+    """One of the five codecs of this file."""
+    kinds = {
+        "q2_k": (84, _q2_k),
+        "q3_k": (110, _q3_k),
+        "q4_k": (144, _q4_k),
+        "q5_k": (176, _q5_k),
+        "q6_k": (210, _q6_k),
+    }
+    return SuperBlocks(name, *kinds[name])
 
 
 def _q2_k(b: Bytes) -> Values:

@@ -134,10 +134,9 @@ class Nibbles:
                     np.add(x, half(part, 2), out=x)
 
 
-def legacy_codecs() -> tuple[Q8_0 | Nibbles, ...]:
-    """The five codecs of this file."""
-    nibbles = (("q4_0", 4, False), ("q4_1", 4, True), ("q5_0", 5, False), ("q5_1", 5, True))
-    return (Q8_0(), *(Nibbles(name, bits, affine) for name, bits, affine in nibbles))
+def legacy(name: str) -> Q8_0 | Nibbles:
+    """One of the five codecs of this file."""
+    return Q8_0() if name == "q8_0" else Nibbles(name, bits=int(name[1]), affine=name.endswith("_1"))
 
 
 def _fold(op: np.ufunc, rows: NDArray[Number]) -> NDArray[Number]:

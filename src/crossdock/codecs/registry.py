@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from types import MappingProxyType
 
-from crossdock.codecs.cast import plain_codecs
+from crossdock.codecs.cast import PLAIN
 from crossdock.codecs.codec import Codec
-from crossdock.codecs.ggml_k import k_codecs
-from crossdock.codecs.ggml_legacy import legacy_codecs
 from crossdock.errors import EnvironmentProblem, UsageError
 from crossdock.plugins import registered
 from crossdock.wording import nearest
 
 ENTRY_POINTS = "crossdock.codecs"
+
+# crossdock's own, and what makes them: a module is imported for the first of its codecs that is asked for
+_OWN: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(PLAIN, "cast:plain")
+    | dict.fromkeys(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"), "ggml_legacy:legacy")
+    | dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "ggml_k:super_blocks")
+)
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -63,21 +69,19 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 def get(name: str) -> Codec:
     """The codec called `name`. Raises UsageError, and EnvironmentProblem for a broken plug-in."""
     canonical = canonical_name(name)
-    own = _own()
-    return own[canonical] if canonical in own else _load(canonical)
+    return _make(canonical) if canonical in _OWN else _load(canonical)
 
 
 def names() -> tuple[str, ...]:
     """Every canonical name: crossdock's own, then registered ones in alphabetical order."""
-    own = _own()
-    return (*own, *sorted(_registered() - own.keys()))
+    return (*_OWN, *sorted(_registered() - _OWN.keys()))
 
 
 def canonical_name(text: str) -> str:
     """The one name of what a user or a file calls "BF16", "torch.bfloat16", "Q8_0", ... Raises UsageError."""
     name = text.strip().lower().removeprefix("torch.").replace("-", "_")
     name = ALIASES.get(name, name)
-    if name in _own() or name in _registered():
+    if name in _OWN or name in _registered():
         return name
     near = nearest(name, [*names(), *ALIASES], 3)
     raise UsageError(
@@ -88,9 +92,10 @@ def canonical_name(text: str) -> str:
 
 
 @cache
-def _own() -> Mapping[str, Codec]:
-    codecs: tuple[Codec, ...] = (*plain_codecs(), *legacy_codecs(), *k_codecs())
-    return MappingProxyType({codec.name: codec for codec in codecs})
+def _make(name: str) -> Codec:
+    module, _, function = _OWN[name].partition(":")
+    codec: Codec = getattr(import_module(f"crossdock.codecs.{module}"), function)(name)
+    return codec
 
 
 @cache

@@ -32,7 +32,7 @@ from crossdock.proof.engines.ask import TIMEOUT, ask
 from crossdock.proof.engines.registry import Engine
 from crossdock.proof.limits import Limits, limits, losing
 from crossdock.proof.texts import Asked, read_asked
-from crossdock.running.results import EngineCheck, LogitsReport, PositionCheck
+from crossdock.running.comparisons import EngineCheck, LogitsReport, PositionCheck
 from crossdock.running.run import Progress
 from crossdock.running.weights import CheckpointWeights
 

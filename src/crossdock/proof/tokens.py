@@ -18,7 +18,7 @@ from crossdock.formats.gguf.container import read_header
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.proof.engines.ask import ask
 from crossdock.proof.engines.registry import engine
-from crossdock.running.results import TokenDifference, TokensReport
+from crossdock.running.comparisons import TokenDifference, TokensReport
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, TokenizerFiles
 from crossdock.tokenizers.hard_texts import HARD_TEXTS, around
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType

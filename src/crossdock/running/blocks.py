@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +19,16 @@ from crossdock.codecs.cells import Cells, grow, scales_of
 from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
-from crossdock.errors import MemoryPlanError
 from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
-from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 from crossdock.running.scaling import Divide, Scales, by_cells, by_rows
 
+if TYPE_CHECKING:
+    from crossdock.running.products import Adder
+
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
-STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
-SMALLEST = 64 << 10
-_BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +69,6 @@ class Share:
         return self._values[:elements]
 
 
-def share_of(memory: int, workers: int) -> int:
-    """Bytes for each worker. Raises MemoryPlanError when a block does not fit."""
-    share = memory // workers
-    need = _BUFFERS * SMALLEST
-    if share < need:
-        most = max(1, memory // need)
-        raise MemoryPlanError(
-            f"one block needs {need >> 10} KiB, --memory is {memory >> 10} KiB over {workers} workers",
-            fix=f"use --memory {-(-need * workers >> 20)}MiB" + (f" or --workers {most}" if memory >= need else ""),
-        )
-    return share
-
-
-def workers_for(memory: int) -> int:
-    """How many workers to have when nobody says: one a core, or two where blocks stay large, since half of the time
-    is spent waiting for disks; fewer where the memory has no room for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = max(cores, min(2 * cores, memory // (_BUFFERS * STRIP)))
-    return max(1, min(wanted, memory // (_BUFFERS * SMALLEST)))
-
-
 def blocks(
     plan: Plan,
     tensor: TargetTensor,
@@ -122,7 +99,11 @@ def blocks(
         yield Block(0, scales, scales, target, count(scales, target) if counting else Census())
         return
     units, name = units_for(plan, tensor.moves)
-    adder = None if tensor.product is None else Adder(plan, tensor.product, reader, share.block)
+    adder = None
+    if tensor.product is not None:
+        from crossdock.running.products import Adder
+
+        adder = Adder(plan, tensor.product, reader, share.block)
     stored = codecs.get(name)
     whole = most or math.lcm(stored.block, target.block)
     division: Divide | None = None

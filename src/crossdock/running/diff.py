@@ -24,8 +24,9 @@ from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
-from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.blocks import Share, blocks
 from crossdock.running.engines.threads import work
+from crossdock.running.memory import share_of
 from crossdock.running.reader import Reader, units_for
 from crossdock.running.run import Progress
 

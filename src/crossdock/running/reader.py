@@ -23,7 +23,6 @@ from crossdock.codecs.cells import checked, multiply
 from crossdock.codecs.codec import Values, encoded_size
 from crossdock.errors import FormatError, NotACheckpointError
 from crossdock.formats.files import read_into, read_runs
-from crossdock.formats.safetensors import read_header
 from crossdock.formats.stored import Scaling
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
@@ -101,6 +100,8 @@ class Reader:
         if at.wrapping == "raw":
             return Place(fd, at.offset, None)
         if at.wrapping == "safetensors":
+            from crossdock.formats.safetensors import read_header
+
             tensors = read_header(self._plan.sources[at.file].path, at.offset, at.nbytes).tensors
             names = [n for n in tensors if n == extent.tensor or n.endswith(f".{extent.tensor}")]
             if len(names) != 1 or tensors[names[0]].shape != at.shape:

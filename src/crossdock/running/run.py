@@ -24,10 +24,11 @@ from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanEr
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
 from crossdock.running import hashing, products, twins
-from crossdock.running.blocks import Share, blocks, share_of, workers_for
+from crossdock.running.blocks import Share, blocks
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
+from crossdock.running.memory import share_of, workers_for
 from crossdock.running.output import OutputFile
 from crossdock.running.placing import end_placement, put_in_place
 from crossdock.running.reader import Reader

@@ -26,11 +26,12 @@ from crossdock.errors import FormatError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan, TargetTensor
-from crossdock.running.blocks import Share, blocks, share_of
+from crossdock.running.blocks import Share, blocks
+from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.engines.threads import work
+from crossdock.running.memory import share_of
 from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
-from crossdock.running.results import LogitsReport, TokensReport
 from crossdock.running.run import Progress, compiled_for
 from crossdock.running.scaling import distance
 from crossdock.tokenizers.files import read_json

@@ -16,7 +16,8 @@ from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.planning.canonical import canonical_plan, slots
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.running.blocks import Share, share_of
+from crossdock.running.blocks import Share
+from crossdock.running.memory import share_of
 from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 

@@ -6,7 +6,7 @@ text. Only a vocabulary that comes in GGUF keys gets files made for it.
 
 from crossdock.tokenizers.files import TokenizerFiles, find
 from crossdock.tokenizers.from_gguf import from_gguf
-from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, gguf_metadata_none, too_few
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, too_few
 from crossdock.tokenizers.hf_files import hf_differences, hf_files
 from crossdock.tokenizers.reading import read
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
@@ -19,7 +19,6 @@ __all__ = [
     "from_gguf",
     "gguf_differences",
     "gguf_metadata",
-    "gguf_metadata_none",
     "hf_differences",
     "hf_files",
     "read",

@@ -139,14 +139,6 @@ def gguf_differences(tokenizer: Tokenizer, *, pre: str | None = None) -> tuple[P
     return tuple(found)
 
 
-def gguf_metadata_none() -> list[Entry]:
-    """The keys of a model without a tokenizer: the loader then takes token ids only.
-
-    It makes `{arch}.vocab_size` unnamed tokens, so the model's own keys must have that one.
-    """
-    return [("tokenizer.ggml.model", "string", "none")]
-
-
 def _collapses(tokenizer: Tokenizer) -> bool:
     """llama.cpp puts a space before the text whenever it collapses; that would change every text."""
     return tokenizer.remove_extra_whitespaces and tokenizer.add_space_prefix

@@ -15,7 +15,7 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
-from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_in, vocabulary_of
+from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
 from crossdock.layout.rules import Layout
@@ -140,14 +140,14 @@ def _tokenizer_path(request: Request) -> Path | None:
 
 
 def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:
-    from crossdock import tokenizers
-
     path = _tokenizer_path(request)
     if path is None:
         notice = "no tokenizer given: the file computes but cannot read text; add one with --tokenizer FOLDER"
-        return _typed(tokenizers.gguf_metadata_none()), (notice,)
+        return list(NO_VOCABULARY), (notice,)
     if is_gguf(path):
         return vocabulary_of(path, config.vocab_size, request.vocab_from), ()
+    from crossdock import tokenizers
+
     tokenizer = tokenizers.read(path)
     try:
         metadata = tokenizers.gguf_metadata(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from crossdock import tokenizers
 from crossdock.errors import TokenizerError
 from crossdock.formats.gguf.container import read_header
+
+if TYPE_CHECKING:
+    from crossdock.tokenizers import Tokenizer
+
+# The keys of a model without one: the loader then takes token ids only, and makes `{arch}.vocab_size` unnamed tokens.
+NO_VOCABULARY: Final = (("tokenizer.ggml.model", "STRING", "none"),)
 
 
 def vocabulary_in(given: Path | None, travels: Sequence[Path]) -> Path | None:
@@ -16,11 +21,11 @@ def vocabulary_in(given: Path | None, travels: Sequence[Path]) -> Path | None:
     return next((path for path in (travels if given is None else (given,)) if is_gguf(path)), None)
 
 
-def tokenizer_of(path: Path, vocab_size: int, vocab_from: str = "") -> tokenizers.Tokenizer:
+def tokenizer_of(path: Path, vocab_size: int, vocab_from: str = "") -> Tokenizer:
     """The vocabulary of a GGUF file as a tokenizer. Raises what `vocabulary_of` and `from_gguf` raise."""
-    return tokenizers.from_gguf(
-        {key: value for key, _, value in vocabulary_of(path, vocab_size, vocab_from)}, str(path)
-    )
+    from crossdock.tokenizers import from_gguf
+
+    return from_gguf({key: value for key, _, value in vocabulary_of(path, vocab_size, vocab_from)}, str(path))
 
 
 def is_gguf(path: Path) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from crossdock.proof.report.plots import Dot, scatter, strip, text
-from crossdock.running.results import LogitsReport, PositionCheck
+from crossdock.running.comparisons import LogitsReport, PositionCheck
 from crossdock.wording import counted
 
 HEIGHT = 190.0

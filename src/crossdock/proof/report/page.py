@@ -20,7 +20,7 @@ from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.plugins import DATA
 from crossdock.proof.report.logits import logits_section
 from crossdock.proof.report.plots import Dot, colours, scatter, text
-from crossdock.running.results import TokensReport
+from crossdock.running.comparisons import TokensReport
 from crossdock.running.verify import TensorCheck, VerifyReport
 from crossdock.version import VERSION
 from crossdock.wording import about, counted, duration, nbytes, number, shape
