@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from pickle_corpus import call
+from safetensors.torch import save_file
 
 from crossdock.errors import NotACheckpointError
 from crossdock.formats.dcp import read_metadata
@@ -149,6 +150,7 @@ def test_a_tar_archive(tmp_path: Path) -> None:
     (tmp_path / "pickle").write_bytes(call("posix", "system", "touch pwned"))
     with tarfile.open(tmp_path / "pytorch_model.bin", "w") as archive:
         archive.add(tmp_path / "pickle", "pickle")
+    (tmp_path / "pickle").unlink()
     assert [finding.severity for finding in scan(tmp_path)] == ["refused"]
 
 
@@ -170,7 +172,30 @@ def test_the_scan_goes_on_after_a_finding(tmp_path: Path) -> None:
         ("b.pkl", "broken", ""),
         ("d.bin", "import", "os.system"),
         ("d.bin", "call", "os.system"),
+        ("f.txt", "import", "os.system"),
+        ("f.txt", "call", "os.system"),
     }
+
+
+def test_pickles_of_other_names_and_data_under_the_names_of_pickles(tmp_path: Path) -> None:
+    """What a file holds counts: a loader goes by that too. A name that promises no pickle is no finding by itself."""
+    torch.save({"a": [Calls()]}, tmp_path / "model.safetensors")
+    torch.save({"a": [Calls()]}, tmp_path / "weights", _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.ones(3)}, tmp_path / "fine.dat")
+    (tmp_path / "cut.dat").write_bytes(b"\x80\x02]q")
+    (tmp_path / "README.md").write_text("# cos\nsystem\n(S'ls'\ntR.")
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", "text")
+    for number in range(40):  # lengths of the header with every low byte that occurs, 0x80 among them
+        name = "w" * (8 * number + 1)
+        save_file({name: torch.ones(2)}, tmp_path / f"{number}.bin")
+        save_file({name: torch.ones(2)}, tmp_path / f"{number}.pt")
+    assert {(tmp_path / f"{number}.bin").read_bytes()[0] for number in range(40)} >= {0x80, 0x58}
+    found = scan(tmp_path)
+    assert {(finding.file.name, finding.severity) for finding in found} == {
+        (name, severity) for name in ("model.safetensors", "weights") for severity in ("import", "call")
+    }
+    assert looked_at(tmp_path) == 80 + 4
 
 
 def test_a_second_pickle_after_the_first(tmp_path: Path) -> None:

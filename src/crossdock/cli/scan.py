@@ -31,8 +31,9 @@ COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yello
 def scan(path: Path, as_json: bool) -> int:
     """List what the pickles in PATH would make a loader do.
 
-    Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files. Nothing is
-    run or imported. Exit code 1 if there is anything beyond plain data, 0 if not.
+    Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files, and into what
+    holds a pickle under another name. Nothing is run or imported. Exit code 1 if there is anything beyond
+    plain data, 0 if not.
     """
     from crossdock.formats.pickles.scan import looked_at
     from crossdock.formats.pickles.scan import scan as find

@@ -1,7 +1,8 @@
 """List what the pickles of a checkpoint would do if somebody else's loader ran them. Nothing is run.
 
-Looks into torch.save archives and streams, plain pickles, `.metadata` and the blobs of `.distcp` files.
-Everything odd becomes a finding, and the scan goes on: hostile archives are also searched byte by byte.
+Looks into torch.save archives and streams, plain pickles, `.metadata` and the blobs of `.distcp` files; in a folder
+also into files of other names that begin like a pickle or are archives of one. Everything odd becomes a finding, and
+the scan goes on: hostile archives are also searched byte by byte.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from crossdock.formats.torchfile import Archive
 SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".distcp"})
 MAYBE_RAW: Final = frozenset({".bin", ".ckpt"})  # also used for files that hold no pickle at all
 MAX_PICKLE = Limits().bytes
+PEEK = 64 << 10  # bytes at the ends of a file of another name
 MAX_STREAM = 64  # pickles one after another in a stream
 WINDOW = 8 << 20
+RUNS: Final = ("call", "import")  # severities of what a loader does
 _LOCAL = b"PK\3\4"
 _LENGTHS = Struct("<2H")  # of the name and of the extra field, at byte 26 of a local header
 
@@ -55,6 +58,8 @@ class Finding:
 def scan(path: Path) -> list[Finding]:
     """Findings for a file, or for every file below a folder that may hold pickles. An empty list: only data.
 
+    Of files whose names promise no pickle, only what a loader would run or import is a finding.
+
     Raises NotACheckpointError when there is nothing at `path`; everything else is a finding.
     """
     if path.is_file():
@@ -71,17 +76,36 @@ def scan(path: Path) -> list[Finding]:
             out.extend(found)
         for name in sorted(names):
             file = Path(folder) / name
-            if file.suffix.lower() in SUFFIXES and name not in described:
+            if name in described or name == ".metadata":
+                continue
+            if file.suffix.lower() in SUFFIXES:
                 out.extend(_scan_file(file))
+            elif _holds_pickle(file):
+                out.extend(finding for finding in _scan_file(file) if finding.severity in RUNS)
     return out
 
 
 def looked_at(path: Path) -> int:
-    """How many files `scan` opens for their suffix or as `.metadata`."""
+    """How many files `scan` looks into for their suffix, as `.metadata`, or since they hold a pickle."""
     if not path.is_dir():
         return 1
-    every = (name for _, names in _folders(path) for name in names)
-    return sum(name == ".metadata" or Path(name).suffix.lower() in SUFFIXES for name in every)
+    every = (Path(folder) / name for folder, names in _folders(path) for name in names)
+    return sum(file.name == ".metadata" or file.suffix.lower() in SUFFIXES or _holds_pickle(file) for file in every)
+
+
+def _holds_pickle(file: Path) -> bool:
+    """Whether a file begins like a pickle, or is an archive of one. Reads its two ends."""
+    try:
+        with reading(file) as fd:
+            head = os.pread(fd, PEEK, 0)
+            if head.startswith(_LOCAL):
+                return b".pkl" in (head + os.pread(fd, PEEK, max(0, size_of(fd) - PEEK))).lower()
+    except (CrossdockError, OSError):
+        return False
+    if head[:1] == b"\x80":  # a protocol from 2 on says so
+        return head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    found, end = walk(head)
+    return end is not None and any(sighting.severity in RUNS for sighting in found)
 
 
 def _folders(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -136,7 +160,7 @@ def _scan_bare(file: Path, fd: int, offset: int, length: int) -> Iterator[Findin
     """A blob that is no archive: safetensors, or a pickle, which torch.load reads as a file of before torch 1.6."""
     data = os.pread(fd, min(length, MAX_PICKLE), offset)
     for sighting in _walk_stream(data, MAX_STREAM, Limits().opcodes)[0]:
-        if sighting.severity in ("call", "import"):
+        if sighting.severity in RUNS:
             yield _of_sighting(file, f"blob at {offset}", sighting)
 
 
@@ -220,8 +244,9 @@ def _scan_stream(file: Path, fd: int, size: int, head: bytes) -> Iterator[Findin
         if ends or length >= min(size, MAX_PICKLE) or not legacy:
             break
         length = min(size, length * 8, MAX_PICKLE)
-    calls = [one for one in sightings if one.severity in ("call", "import")]
-    if file.suffix.lower() in MAYBE_RAW and not ends and not calls and head[:1] != b"\x80":
+    calls = [one for one in sightings if one.severity in RUNS]
+    raw = file.suffix.lower() in MAYBE_RAW and head[:1] != b"\x80"
+    if (raw or _is_safetensors(head, size)) and not ends and not calls:
         return
     for sighting in sightings:
         yield _of_sighting(file, "", sighting)
@@ -231,6 +256,11 @@ def _scan_stream(file: Path, fd: int, size: int, head: bytes) -> Iterator[Findin
         yield from _refusal(file, "", lambda: torchfile.open_torch(file))
     else:
         yield from _refusal(file, "", lambda: pickles.load(data, where=str(file), limits=limits))
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes begins as safetensors does: the length of a JSON object, then the object."""
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8
 
 
 def _walk_stream(data: bytes, most: int, opcodes: int) -> tuple[list[Sighting], bool]:
