@@ -150,6 +150,30 @@ def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | Non
 
 
 @pytest.mark.parametrize(
+    ("changes", "settings", "said"),
+    [
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, {}, True),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, {"rope_scaling_factor": "8"}, False),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, {"rope_scaling_factor": "32"}, False),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0, "scale_factor": 32.0}, {}, False),  # Megatron-Bridge
+        ({"use_rope_scaling": True, "rope_scaling_factor": 8.0}, {}, False),
+        ({"use_rope_scaling": True}, {}, False),
+        ({"use_rope_scaling": False, "rope_scaling_factor": 32.0}, {}, False),
+    ],
+)
+def test_a_factor_that_megatrons_own_script_does_not_use(
+    changes: dict[str, Any], settings: dict[str, str], said: bool
+) -> None:
+    """gpt_builders.py of core_v0.19.0: rope_scaling=args.use_rope_scaling, and no rope_scaling_factor."""
+    source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
+    found = describe(source, Given(settings=settings)).described
+    assert any("trains with factor 8" in sentence for sentence in found.notices) is said
+    if changes["use_rope_scaling"]:
+        wanted = float(settings.get("rope_scaling_factor", changes.get("rope_scaling_factor", 8.0)))
+        assert found.config.rope_scaling["factor"] == wanted
+
+
+@pytest.mark.parametrize(
     ("mscale", "all_dim", "magnitude"),
     [
         (1.0, 0.0, None),

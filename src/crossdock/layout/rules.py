@@ -60,12 +60,21 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A sentence about a key of the format: shown when the condition holds, or a field's value had to come from it."""
+
+    key: str
+    sentence: str
+    when: Expression | None
+
+
+@dataclass(frozen=True)
 class Layout:
     """A format's rules for one family.
 
     needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
     sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
-    notices  key of the format -> sentence to show when a field's value had to come from it
+    notices  sentences to show about keys of the format
     omitted  canonical tensors (globs) that the format has no place for, and the sentence to say so
     spelled  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
     """
@@ -84,7 +93,7 @@ class Layout:
     encoding: Mapping[str, tuple[str, ...]]
     needs: Mapping[str, Expression]
     warn: Mapping[str, Expression]
-    notices: Mapping[str, str]
+    notices: tuple[Notice, ...]
     sum_as_stored: Expression
     omitted: Mapping[str, str]
     spelled: Mapping[str, tuple[Expression, ...]]
@@ -169,7 +178,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         encoding={key: tuple(value) for key, value in texts("encoding").items()},
         needs={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
-        notices=texts("notices"),
+        notices=tuple(_notice(key, value, f"{where} [notices] {key}") for key, value in texts("notices").items()),
         sum_as_stored=expression(str(table.get("sum_as_stored", "False")), where),
         omitted=texts("omitted"),
         spelled={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
@@ -189,6 +198,11 @@ def _written(key: str, value: str, where: str) -> Written:
     else:
         kind = ""
     return Written(key, kind, expression(text.strip(), where), expression(condition.strip(), where) if at else None)
+
+
+def _notice(key: str, value: str, where: str) -> Notice:
+    sentence, at, condition = value.partition(" @ ")
+    return Notice(key, sentence.strip(), expression(condition.strip(), where) if at else None)
 
 
 def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:

@@ -118,7 +118,7 @@ def describe(source: Source, given: Given) -> Reading:
         told = _overridden(told, _from_config(given, chosen))
     told = _set(told, canonical)
     config = _checked(told, chosen, rules, source, [*_neutral(rules, keys | settings, source.metadata_at), *unknown])
-    described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, source))
+    described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, keys, settings, source))
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
     return Reading(chosen, described, {**config.as_dict(), **variables})
 
@@ -147,9 +147,21 @@ def _origins(told: _Told, source: Source, given: Given) -> dict[str, str]:
     return {**told.origins, **defaults, "family": family_at}
 
 
-def _notices(told: _Told, rules: Layout, source: Source) -> tuple[str, ...]:
+def _notices(
+    told: _Told, rules: Layout, keys: Mapping[str, Any], settings: Mapping[str, Any], source: Source
+) -> tuple[str, ...]:
+    """Sentences about keys that are second best, or that may not be what the run computed with; not about --set."""
     read = set(told.origins.values())
-    return tuple(sentence for key, sentence in rules.notices.items() if f"{key} in {source.metadata_at}" in read)
+    return tuple(
+        notice.sentence
+        for notice in rules.notices
+        if notice.key not in settings
+        and (
+            f"{notice.key} in {source.metadata_at}" in read
+            if notice.when is None
+            else notice.when.evaluate(_Lenient(keys))
+        )
+    )
 
 
 def _from(origins: Mapping[str, str], name: str) -> str:
