@@ -73,6 +73,13 @@ DEEPSEEK: dict[str, Any] = LLAMA | {
     "norm_topk_prob": True,
     "rope_parameters": ROPE,
 }
+DEEPSEEK_V2 = DEEPSEEK | {
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": False,
+}
 NEMOTRON = LLAMA | {
     "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
     "partial_rotary_factor": 0.5,
@@ -127,6 +134,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         QWEN3_MOE | {"decoder_sparse_step": 2, "norm_topk_prob": False},
     ),
     "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+    "deepseek_v2": ("DeepseekV2Config", DEEPSEEK_V2),
     "nemotron": ("NemotronConfig", NEMOTRON),
     "starcoder2": ("Starcoder2Config", LLAMA | {"rope_parameters": ROPE_500K}),
     "starcoder2-bare": ("Starcoder2Config", LLAMA | {"rope_parameters": ROPE, "use_bias": False, "sliding_window": 40}),

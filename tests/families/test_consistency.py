@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -24,6 +25,7 @@ ARGS = {
     "qk_layernorm": (True, False),
     "num_experts": (8, None),
     "multi_latent_attention": (True, False),
+    "moe_router_score_function": ("softmax", "sigmoid"),
     "window_size": ((128, 0), None),
     "add_bias_linear": (True, False),
     "rotary_percent": (1.0, 0.5),
@@ -36,6 +38,7 @@ PLAIN: dict[str, object] = {
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
     "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
     "num_attention_heads": 4, "rotary_percent": 1.0, "heterogeneous_layers_config_encoded_json": None,
+    "moe_router_score_function": "softmax",
 }  # fmt: skip
 GPT: dict[str, object] = {
     "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
@@ -50,7 +53,13 @@ MEGATRON: dict[str, dict[str, object]] = {
     "qwen3": {"qk_layernorm": True},
     "mixtral": {"num_experts": 8},
     "qwen3_moe": {"qk_layernorm": True, "num_experts": 8},
-    "deepseek_v3": {"multi_latent_attention": True, "num_experts": 8, "qk_layernorm": True},
+    "deepseek_v2": {"multi_latent_attention": True, "num_experts": 8, "qk_layernorm": True},
+    "deepseek_v3": {
+        "multi_latent_attention": True,
+        "num_experts": 8,
+        "qk_layernorm": True,
+        "moe_router_score_function": "sigmoid",
+    },
     "gpt2": GPT,
     "starcoder": GPT | {"num_query_groups": 1},
     "gpt": GPT | {"num_query_groups": 2},
@@ -66,10 +75,16 @@ def fitting(format_name: str, keys: dict[str, object]) -> list[str]:
     """The families that say they are meant."""
     found = []
     for name in NAMES:
-        text = family(name).sections.get(format_name, {}).get("when")
-        if text is not None and Expression(text).evaluate(keys):
+        when = _when(name, format_name)
+        if when is not None and when.evaluate(keys):
             found.append(name)
     return found
+
+
+@functools.cache
+def _when(name: str, format_name: str) -> Expression | None:
+    text = family(name).sections.get(format_name, {}).get("when")
+    return None if text is None else Expression(text)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,9 +122,11 @@ def test_model_type_names_one_family(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if ("gguf", name) not in LACKING])
 def test_architecture_names_one_family(name: str) -> None:
     """What a family writes is read as this family."""
-    (written,) = (w for w in layout("gguf", family(name)).write if w.key == "general.architecture")
+    written = {w.key: w.value for w in layout("gguf", family(name)).write}
     experts = 8 if "exp_up" in family(name).tensors else None
-    keys = {"general_architecture": written.value.evaluate({}), "expert_count": experts}
+    scores = written["expert_gating_func"].evaluate({}) if "expert_gating_func" in written else None
+    architecture = written["general.architecture"].evaluate({})
+    keys = {"general_architecture": architecture, "expert_count": experts, "expert_gating_func": scores}
     assert fitting("gguf", keys) == [READ_AS.get(name, name)]
 
 

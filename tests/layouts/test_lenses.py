@@ -28,7 +28,7 @@ GRID += [("trtllm", {"tp": tp, "pp": pp, "etp": etp, "ep": tp // etp})
 
 
 # refused there: the config says what cannot be expressed (trtllm.toml, [fits])
-REFUSED = {("trtllm", "deepseek_v3")}
+REFUSED = {("trtllm", "deepseek_v2"), ("trtllm", "deepseek_v3")}
 CASES = [
     pytest.param(name, ranks, id="-".join([name, ranks[0], *(f"{k}{n}" for k, n in ranks[1].items())]))
     for name in FAMILIES

@@ -149,6 +149,15 @@ def _deepseek_keys(config: Config) -> dict[str, Any]:
     }
 
 
+def _deepseek_v2_keys(config: Config) -> dict[str, Any]:
+    """Softmax scores are said by number; without groups nothing is said of them, nor of sums that are not made."""
+    left_out = ("expert_group_count", "expert_group_used_count", "expert_weights_norm")
+    assert config["n_group"] == 1
+    return {key: value for key, value in _deepseek_keys(config).items() if key not in left_out} | {
+        "expert_gating_func": 1
+    }
+
+
 def _family_keys(config: Config) -> dict[str, Any]:
     by_family: dict[str, Callable[[Config], dict[str, Any]]] = {
         "llama": _llama_keys,
@@ -159,6 +168,7 @@ def _family_keys(config: Config) -> dict[str, Any]:
         "gemma2": _gemma2_keys,
         "stablelm": _stablelm_keys,
         "gpt_neox": _stablelm_keys,
+        "deepseek_v2": _deepseek_v2_keys,
         "deepseek_v3": _deepseek_keys,
     }
     own = by_family.get(config["model_type"])

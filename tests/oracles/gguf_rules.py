@@ -36,6 +36,7 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "nemotron": "nemotron",
 }

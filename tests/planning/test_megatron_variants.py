@@ -20,6 +20,10 @@ MLA = MOE | {
     "qk_pos_emb_head_dim": 8, "v_head_dim": 16, "rope_type": "rope", "rotary_scaling_factor": 1.0,
     "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True, "moe_layer_freq": [0, 1],
 }  # fmt: skip
+MLA_SOFTMAX = MLA | {
+    "moe_router_score_function": "softmax", "moe_router_enable_expert_bias": False, "moe_router_pre_softmax": True,
+    "moe_shared_expert_intermediate_size": 96,
+}  # fmt: skip
 YARN = {
     "position_embedding_type": "yarn", "rotary_scaling_factor": 4.0, "yarn_original_max_position_embeddings": None,
     "yarn_beta_fast": None, "yarn_beta_slow": None, "mscale": 1.0, "mscale_all_dim": 0.0,
@@ -49,6 +53,7 @@ KINDS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "yarn in a window": (YARN | {"window_size": [7, 0]}, "mistral", {"sliding_window": 8, "rope_type": "yarn"}),
     "experts in some layers": (MOE | {"moe_layer_freq": 2}, "mixtral", {"moe_layers": (0,), "intermediate_size": 160}),
     "latent attention": (MLA, "deepseek_v3", {"moe_layers": (1,), "rope_type": "default"}),
+    "latent attention, softmax": (MLA_SOFTMAX, "deepseek_v2", {"router_scoring": "softmax", "norm_topk_prob": False}),
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another gate": ({"swiglu": False, "quick_geglu": True}, "quick_geglu = True changes the model"),
@@ -59,6 +64,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 UNFIT: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "dense layers between experts": (MOE | {"moe_layer_freq": 2}, ("hf", "gguf", "trtllm"), "experts in every layer"),
     "no shared experts": (MLA, ("gguf",), "has shared experts"),
+    "softmax after choosing": (
+        MLA_SOFTMAX | {"moe_router_pre_softmax": False},
+        ("hf",),
+        "does not normalise the chosen",
+    ),
     "wide heads with squared relu": (RELU2 | {"kv_channels": 16}, ("gguf",), "hidden_size / num_attention_heads"),
 }
 

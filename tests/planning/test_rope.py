@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe-yarn": ("qwen3_moe", YARN),
     "deepseek-yarn": ("deepseek_v3", YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}),
     "deepseek-yarn-other-mscale": ("deepseek_v3", YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}),
+    "deepseek_v2-yarn": ("deepseek_v2", YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}),
     "deepseek-yarn-no-mscale": ("deepseek_v3", YARN),
     "deepseek-yarn-attention-factor": ("deepseek_v3", YARN | {"attention_factor": 1.2, "mscale_all_dim": 0.4}),
 }

@@ -20,7 +20,8 @@ from oracles.files import hf_hashes
 GRID = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2))
 # recipe or checkpoint -> what is said; all others go
 REFUSED = {
-    "deepseek_v3": "multi-head latent", "deepseek-v019-dist-tp2pp2-fp32": "multi-head latent",
+    "deepseek_v2": "multi-head latent", "deepseek_v3": "multi-head latent",
+    "deepseek-v019-dist-tp2pp2-fp32": "multi-head latent",
     "qwen3_moe-mixed": "experts in every layer", "qwen3_moe-sparse-step": "experts in every layer",
     "stablelm": "bias in every matrix or in none", "stablelm-parallel": "one behind the other",
     "gpt_neox": "one behind the other", "falcon-one-norm": "base 10000",
