@@ -7,11 +7,12 @@ and the program runs over the others.
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossdock.powerinfer.rank import Ints
 
@@ -19,24 +20,44 @@ NOTHING: Final = np.iinfo(np.int64).min // 4  # less than any sum of gains
 Window = tuple[int, int]  # a layer may take from .. to .. groups, or none
 
 
-def charged(gains: Sequence[Ints], most: int, minimum: int, beyond: Sequence[int]) -> tuple[list[int], list[int]]:
-    """At most `most` groups in all: groups per layer, and the layers of which further groups could be in a best choice.
+def charged(
+    gains: Sequence[Sequence[int]], most: int, minimum: int, beyond: Sequence[int]
+) -> tuple[list[int], list[int], int]:
+    """At most `most` groups in all: groups per layer, layers whose further groups could be in a best choice, the price.
 
     As long as there are such layers nothing is chosen. The rest as for `choose.choose`.
     """
-    possible, unsure = _possible(gains, most, minimum, beyond)
-    if unsure:
-        return [0] * len(gains), unsure
-    groups = (possible.shape[1] - 1 - possible[:, ::-1].argmax(axis=1)).tolist()  # the most of each layer
-    open_layers = np.flatnonzero(possible.sum(axis=1) > 1).tolist()
-    if open_layers:
-        fewest = (1 + possible[:, 1:].argmax(axis=1)).tolist()
-        most = min(most - sum(groups) + (some := sum(groups[layer] for layer in open_layers)), some)
-        windows = [(fewest[layer], groups[layer]) for layer in open_layers]
-        _, taken = program([gains[layer] for layer in open_layers], windows, most)
-        for layer, column in zip(open_layers, taken, strict=True):
-            groups[layer] = int(column[most])
-    return groups, unsure
+    parts = {
+        layer: (sum(one[:minimum]), one[minimum:most])
+        for layer, one in enumerate(gains)
+        if minimum <= min(len(one), most)
+    }
+    price = _price(list(parts.values()), most, minimum)
+    own = {}  # per layer: how many further groups gain more than the price, and what all of it is worth
+    for layer, (first, further) in parts.items():
+        n = bisect_left(further, -price, key=operator.neg)
+        own[layer] = n, first + sum(further[:n]) - price * (minimum + n)
+    # a choice at hand: what is worth its price, and the next best groups for what is left; a better one loses less
+    good = [layer for layer, (_, worth) in own.items() if worth > 0]
+    left = most - sum(minimum + own[layer][0] for layer in good)
+    rest = sorted((gain for layer in good for gain in parts[layer][1][own[layer][0] :]), reverse=True)
+    slack = price * left - sum(rest[:left])
+    windows, unsure = {}, []
+    for layer, (n, worth) in own.items():
+        if (spare := slack + min(worth, 0)) >= 0:
+            low, high, spare = _window(parts[layer][1], n, price, spare)
+            windows[layer] = minimum + low, minimum + high
+            if minimum + high == len(gains[layer]) < most and 0 <= beyond[layer] >= price - spare:
+                unsure.append(layer)
+    groups = [windows[layer][1] if layer in windows else 0 for layer in range(len(gains))]
+    opened = {layer: one for layer, one in windows.items() if own[layer][1] <= slack or one[0] < one[1]}
+    if opened and not unsure:
+        room = min(most - sum(groups) + (some := sum(groups[layer] for layer in opened)), some)
+        _, taken = program([np.array(gains[layer], np.int64) for layer in opened], list(opened.values()), room)
+        for layer, column in zip(opened, taken, strict=True):
+            groups[layer] = int(column[room])
+    # the good layers' further groups first: they make the choice at hand better, and fewer others unsure
+    return groups, [layer for layer in unsure if layer in good] or unsure, price
 
 
 def program(gains: Sequence[Ints], windows: Sequence[Window], most: int) -> tuple[Ints, list[Ints]]:
@@ -68,47 +89,27 @@ def program(gains: Sequence[Ints], windows: Sequence[Window], most: int) -> tupl
     return best, taken[::-1]
 
 
-def _possible(
-    gains: Sequence[Ints], most: int, minimum: int, beyond: Sequence[int]
-) -> tuple[NDArray[np.bool_], list[int]]:
-    """Per layer and number of groups: could it be in a best choice? And the layers that could take more than given."""
-    deepest = min(max(len(layer) for layer in gains), most)
-    table = np.zeros((len(gains), deepest), np.int64)
-    for row, layer in zip(table, gains, strict=True):
-        row[: len(layer)] = layer[:deepest]
-    sums = np.zeros((len(gains), deepest + 1), np.int64)
-    np.cumsum(table, axis=1, out=sums[:, 1:])
-    number = np.arange(deepest + 1)
-    given = np.array([[min(len(layer), deepest)] for layer in gains])
-    legal = (number <= given) & ((number == 0) | (number >= minimum))
-    wide = given[:, 0] >= minimum
-    price = _price(table[wide], sums[wide], most, minimum) if wide.any() else 0
-    worth = np.where(legal, sums - price * number, NOTHING)
-    own = worth.argmax(axis=1)[:, None]  # of equally good numbers of groups the least
-    best, deep = (np.take_along_axis(worth, n, 1)[:, 0].tolist() for n in (own, given))
-    slack = price * most + sum(best)
-    if (left := most - int(own.sum())) >= 0:  # a choice at hand: these groups, and the next best ones for what is left
-        further = np.sort(table[(own > 0) & (number[:-1] >= own)])
-        slack -= int(np.take_along_axis(sums, own, 1).sum() + further[max(len(further) - left, 0) :].sum())
-    possible = legal & (np.array(best)[:, None] - worth <= slack)
-    unsure = [
-        layer
-        for layer, more in enumerate(beyond)
-        if more >= 0 and len(gains[layer]) < most and best[layer] - deep[layer] + price - more <= slack
-    ]
-    return possible, unsure
-
-
-def _price(table: Ints, sums: Ints, most: int, minimum: int) -> int:
+def _price(parts: Sequence[tuple[int, Sequence[int]]], most: int, minimum: int) -> int:
     """What a group costs when the budget is just used up, if layers could be taken in fractions; rounded up.
 
-    Every price gives a true bound, this one a close one: so a float does.
+    parts  per layer: the gain of its first `minimum` groups, and of each further one
+    Every price gives a true bound, this one a close one. Per group, the first part never gains less than the rest.
     """
-    number = np.arange(table.shape[1] + 1)
-    rate = sums[:, minimum:] / number[minimum:]
-    first = minimum + rate.argmax(axis=1)  # a layer begins with as many groups as have the highest average
-    rates = np.concatenate([rate.max(axis=1), table[number[:-1] >= first[:, None]]])
-    takes = np.concatenate([first, np.ones(len(rates) - len(first), np.int64)])
-    order = np.argsort(-rates, kind="stable")
-    at = int(np.searchsorted(np.cumsum(takes[order]), most, side="right"))
-    return int(np.ceil(rates[order[at]])) if at < len(order) else 0
+    rates = [(-(-first // minimum), minimum) for first, _ in parts]
+    rates += [(gain, 1) for _, further in parts for gain in further]
+    for rate, takes in sorted(rates, reverse=True):
+        if (most := most - takes) < 0:
+            return rate
+    return 0
+
+
+def _window(further: Sequence[int], own: int, price: int, spare: int) -> tuple[int, int, int]:
+    """The fewest and the most groups that lose no more than `spare` against `own` of them, and what the most leave."""
+    low, left = own, spare
+    while low and (left := left + price - further[low - 1]) >= 0:
+        low -= 1
+    high, left = own, spare
+    while high < len(further) and left >= price - further[high]:
+        left += further[high] - price
+        high += 1
+    return low, high, left

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-SAMPLE: Final = 8192
+Counts = NDArray[np.int32] | Ints
+SAMPLE: Final = 4096
 ROOM: Final = 1.1  # more than the guess by so much, since groups are whole
 
 
@@ -23,54 +24,74 @@ ROOM: Final = 1.1  # more than the guess by so much, since groups are whole
 class Ranked:
     """A layer's first groups, the highest counts first.
 
-    gains   int64 [groups], never rising: the sum of each group's counts
-    least   int64 [groups]: the lowest count in each group
+    gains   never rising: the sum of each group's counts
+    least   the lowest count in each group
     beyond  what no further group of the layer can gain; -1 when it has none
     groups  groups that the layer has in all
     """
 
-    gains: Ints
-    least: Ints
+    gains: tuple[int, ...]
+    least: tuple[int, ...]
     beyond: int
     groups: int
 
-    def at_most(self) -> list[int]:
+    def at_most(self) -> tuple[int, ...]:
         """What each group of the layer gains, or cannot exceed when it was not ranked."""
-        gains: list[int] = self.gains.tolist()
-        return gains + [self.beyond] * (self.groups - len(gains))
+        return self.gains + (self.beyond,) * (self.groups - len(self.gains))
 
 
-def rank(counts: Ints, grain: int, groups: int) -> Ranked:
-    """The first `groups` groups of `grain` counts each; what is left of a layer's width is in no group."""
+def rank(counts: Counts, grain: int, groups: int, together: int = 0) -> Ranked:
+    """The first `groups` groups of `grain` counts each, or all; what is left of a layer's width is in no group.
+
+    together  so many of the first groups are taken as a whole or not at all: they are summed up, not sorted, and each
+              is given an even part of their gain, and their lowest count
+    """
+    every = len(counts) // grain
+    groups = min(groups, every)
     start = len(counts) - groups * grain
     ordered = counts.copy()
     if 0 < start < len(counts):
         ordered.partition(start)
-    ordered = ordered[start:]
-    ordered.sort()
-    lowest_first = ordered.reshape(groups, grain)
-    beyond, every = -1, len(counts) // grain
-    if groups < every:
-        beyond = grain * int(ordered[0] if groups else counts.max())
-    # a copy of the least counts: the sorted ones can go
-    return Ranked(np.add.reduce(lowest_first, axis=1)[::-1], lowest_first[::-1, 0].copy(), beyond, every)
+    beyond = -1 if groups == every else grain * int(ordered[start] if groups else ordered.max())
+    if not 1 < together <= groups:
+        return Ranked(*_sorted(ordered[start:], grain), beyond, every)
+    split = len(counts) - together * grain
+    if start < split:
+        ordered[start:].partition(split - start)
+    gain, spare = divmod(int(np.add.reduce(ordered[split:], dtype=np.int64)), together)
+    gains, least = (gain + 1,) * spare + (gain,) * (together - spare), (int(ordered[split]),) * together
+    if start < split:
+        further, lowest = _sorted(ordered[start:split], grain)
+        gains, least = gains + further, least + lowest
+    return Ranked(gains, least, beyond, every)
 
 
-def depths(layers: Sequence[Ints], grain: int, groups: int, minimum: int) -> list[int]:
-    """How many groups of each layer to rank when `groups` in all can be taken; at least one, and `minimum`."""
-    width = sum(len(counts) for counts in layers)
+def _sorted(counts: Counts, grain: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Gain and lowest count of each group, the highest group first; sorts in place."""
+    counts.sort()
+    lowest_first = counts.reshape(-1, grain)
+    gains = np.add.reduce(lowest_first, axis=1, dtype=np.int64)
+    return tuple(gains[::-1].tolist()), tuple(lowest_first[::-1, 0].tolist())
+
+
+def reach(counts: Counts, grain: int, least: int) -> int:
+    """How many groups have a count of at least `least`; what is left of a layer's width counts as one."""
+    return -(-int(np.count_nonzero(counts >= least)) // grain)
+
+
+def guess(layers: Sequence[Counts], grain: int, groups: int) -> int:
+    """The count that some more than the best `groups` groups of all layers reach, as a sample has it."""
+    width = sum(map(len, layers))
     step = max(1, width // SAMPLE)
     sample = np.concatenate([counts[::step] for counts in layers])
     below = len(sample) - max(1, int(ROOM * groups * grain / width * len(sample)))
-    cut = np.partition(sample, below)[below] if below > 0 else 0
-    out = []
-    for counts in layers:
-        reached = -(-int(np.count_nonzero(counts >= cut)) // grain)
-        out.append(min(max(reached, minimum, 1), len(counts) // grain))
-    return out
+    if below <= 0:
+        return 0
+    sample.partition(below)
+    return int(sample[below])
 
 
-def hottest(counts: Ints, neurons: int, least: int) -> NDArray[np.int32]:
+def hottest(counts: Counts, neurons: int, least: int) -> NDArray[np.int32]:
     """The numbers of the `neurons` highest counts, ascending; of equal counts the lowest numbers.
 
     least  the lowest of these counts

@@ -119,7 +119,7 @@ def split(
     sizes = None if weights is None else [n * one for n, one in zip(neurons, weights.neurons, strict=True)]
     nbytes = None if sizes is None else sum(sizes)
     buckets = [
-        hottest(counts, n, int(one.least[n // grain - 1]) if n else 0)
+        hottest(counts, n, one.least[n // grain - 1] if n else 0)
         for counts, n, one in zip(statistics.counts, neurons, ranked, strict=True)
     ]
     index = gpuidx.of_buckets(buckets, statistics.widths, vram_capacity if nbytes is None else nbytes)
@@ -170,7 +170,7 @@ def check_widths(statistics: Statistics, widths: Sequence[int], where: str) -> N
 
 def curve(statistics: Statistics, grain: int, costs: Sequence[int], points: int = 160) -> list[tuple[int, float]]:
     """(cost, coverage) as the budget grows: the best groups per cost one after another, without a threshold."""
-    gains = [rank(counts, grain, len(counts) // grain).gains for counts in statistics.counts]
+    gains = [np.array(rank(counts, grain, len(counts)).gains, np.int64) for counts in statistics.counts]
     each = np.concatenate(gains)
     price = np.repeat(np.asarray(costs, np.int64) * grain, [len(one) for one in gains])
     order = np.argsort(-each / price, kind="stable")

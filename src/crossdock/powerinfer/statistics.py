@@ -1,7 +1,7 @@
 """Activation statistics: how often each FFN neuron of each layer was active, one `activation_{layer}.pt` a layer.
 
 The files are pickles from strangers: they are read by crossdock's own reader, without torch, and nothing in them is
-executed. Counts become int64, exactly: what is summed and compared later never rounds. File form from PowerInfer at
+executed. Counts become integers, exactly: what is summed and compared later never rounds. File form from PowerInfer at
 d3ebd7c (powerinfer-py/powerinfer/solver.py).
 """
 
@@ -21,6 +21,7 @@ from crossdock.errors import CrossdockError, FormatError, InputError, NotACheckp
 from crossdock.formats.files import read_exact, reading
 from crossdock.formats.pickles.values import TensorRef
 from crossdock.formats.torchfile import open_torch
+from crossdock.powerinfer.rank import Counts
 
 NAME: Final = re.compile(r"activation_(0|[1-9]\d{0,5})\.pt")
 MAX_WIDTH: Final = 1 << 24  # neurons in a layer; the widest models have some 100,000
@@ -38,14 +39,12 @@ DTYPES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-Counts = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counts of every layer, in units of 2**-scale activations.
 
-    counts  per layer int64 [n_ff], not negative; the sum of all fits int64
+    counts  per layer [n_ff], not negative: int32 if that holds every count, else int64, which holds the sum of all
     scale   0 for whole counts; more where the files hold fractions
     exact   False when fractions had to be rounded to 2**-scale
     """
@@ -106,7 +105,7 @@ def read_statistics(folder: Path) -> Statistics:
 
 
 def of_arrays(layers: list[NDArray[np.generic]], where: str = "") -> Statistics:
-    """Numbers of any kind as exact int64. Raises FormatError when even int64 cannot hold their sum."""
+    """Numbers of any kind as exact integers. Raises FormatError when even int64 cannot hold their sum."""
     if all(np.all(layer == np.floor(layer)) for layer in layers if layer.dtype.kind == "f"):
         scale, exact = 0, True
     else:
@@ -114,12 +113,14 @@ def of_arrays(layers: list[NDArray[np.generic]], where: str = "") -> Statistics:
     total = sum(float(layer.sum(dtype=np.float64)) for layer in layers)
     if total * 2.0**scale >= 2.0**ROOM:
         raise FormatError("the counts are larger than int64 can sum", where=where, got=f"{total:.3g} activations")
-    out = []
+    narrow = max(float(layer.max()) for layer in layers) * 2.0**scale < 2.0**31 - 1
+    out: list[Counts] = []
     for layer in layers:
         if layer.dtype.kind == "f":
-            out.append(np.rint(np.ldexp(layer.astype(np.float64), scale)).astype(np.int64))
+            whole = np.rint(np.ldexp(layer.astype(np.float64), scale)).astype(np.int64)
         else:
-            out.append(layer.astype(np.int64) << scale)
+            whole = layer.astype(np.int64) << scale
+        out.append(whole.astype(np.int32) if narrow else whole)
     return Statistics(tuple(out), scale, exact)
 
 
