@@ -45,7 +45,7 @@ def llama(folder: Path, **options: Any) -> tuple[Path, Path]:
     return source, out
 
 
-@pytest.mark.parametrize("quantize", [None, "q8_0", "q4_0"])
+@pytest.mark.parametrize("quantize", [None, "q8_0", "q4_0", "q4_k_m", "q6_k"])
 @pytest.mark.parametrize("engine", [None, "llama.cpp"])
 def test_an_export_of_a_trained_model_passes(tmp_path: Path, quantize: str | None, engine: str | None) -> None:
     out = tmp_path / "kjv.gguf"
@@ -74,6 +74,18 @@ def test_transformers_reads_what_was_exported(tmp_path: Path) -> None:
     assert found.ok
     assert found.logits is not None
     assert 0 < found.logits.max_abs <= 1e-4
+
+
+@pytest.mark.parametrize("quantize", ["q4_k_m", "q5_k_s", "q6_k"])
+def test_super_blocks_pass_in_llama_cpp(quantize: str, tmp_path: Path) -> None:
+    """Rows of the example are no whole super-blocks; these are."""
+    source = models.make_hf("llama", tmp_path / "hf", hidden_size=256, intermediate_size=512)
+    crossdock.export(source, tmp_path / "model.gguf", "gguf", quantize=quantize)
+    found = crossdock.verify(tmp_path / "model.gguf", source, logits=IDS, engine="llama.cpp").logits
+    assert found is not None
+    assert found.ok, found.failed or found.problems
+    assert found.limit_distance is not None
+    assert found.limit_distance / 20 < found.distance
 
 
 @pytest.mark.parametrize(("recipe", "engine"), [("llama3", None), ("llama3", "llama.cpp"), ("gpt2", "llama.cpp")])

@@ -189,6 +189,7 @@ def peak(source: Path, output: Path, to: str, dtype: str, quantize: str, budget:
     [
         (llama, "gguf", "float16", "", 8),
         (llama, "gguf", "auto", "q8_0", 32),
+        (llama, "gguf", "auto", "q4_k_m", 16),
         (llama, "hf", "float32", "", 8),
         (llama, "hf", "auto", "fp8", 8),
         (gpt2, "hf", "auto", "fp8", 8),

@@ -32,13 +32,13 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def ggml_quantize(values: NDArray[np.float32], name: str, nbytes: int) -> NDArray[np.uint8]:
-    """What ggml_quantize_chunk makes of rows of 1024 values, without an importance matrix."""
+def ggml_quantize(values: NDArray[np.float32], name: str, nbytes: int, row: int = ROW) -> NDArray[np.uint8]:
+    """What ggml_quantize_chunk makes of rows of `row` values, without an importance matrix."""
     assert values.flags.c_contiguous
     out = np.zeros(nbytes, np.uint8)
     number = int(GGMLQuantizationType[name.upper()])
-    rows = values.size // ROW
-    written = _library().ggml_quantize_chunk(number, values.ctypes.data, out.ctypes.data, 0, rows, ROW, None)
+    rows = values.size // row
+    written = _library().ggml_quantize_chunk(number, values.ctypes.data, out.ctypes.data, 0, rows, row, None)
     assert written == nbytes
     return out
 

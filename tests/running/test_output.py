@@ -111,7 +111,13 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("to", "flags"),
-    [("hf", {}), ("gguf", {"dtype": "float16"}), ("gguf", {"dtype": "float32"}), ("gguf", {"quantize": "q8_0"})],
+    [
+        ("hf", {}),
+        ("gguf", {"dtype": "float16"}),
+        ("gguf", {"dtype": "float32"}),
+        ("gguf", {"quantize": "q8_0"}),
+        ("gguf", {"quantize": "q4_k_m"}),
+    ],
 )
 def test_blocks_lie_on_pages(to: str, flags: dict[str, str], tmp_path: Path) -> None:
     plan = crossdock.plan(crossdock.open(write_llama(tmp_path / "source")), to, **flags)

@@ -29,8 +29,11 @@ UNITS: Mapping[str, int] = MappingProxyType(
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
 LARGEST = 1 << 60
-WRITTEN = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"  # for messages: what the targets take
-QUANTISED = "q8_0, q5_1, q5_0, q4_1, q4_0 (gguf); fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"
+WRITTEN = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0"  # for messages: what the targets take
+QUANTISED = (
+    "q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q5_1, q5_0, q4_1, q4_0 (gguf); "
+    "fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"
+)
 PATH = click.Path(path_type=Path)
 
 

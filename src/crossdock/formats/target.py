@@ -67,7 +67,8 @@ class Request:
 
     source_dtype   what most of the source's matrices are in; the planner fills it in
     dtype          codec name of large tensors, or "auto": as the source has them
-    quantize       block codec for matrices, or None
+    quantize       block codec for matrices, or what the target knows by name, or None
+    mixture        tensor name -> codec, of a quantisation that gives tensors different ones; the planner fills it in
     tokenizer      folder or file of the tokenizer; `travels`: files that the source brings along
     max_shard_size bytes per file, for formats with shards
     vocab_from     where the model's vocab_size comes from, for messages; the planner knows
@@ -79,6 +80,7 @@ class Request:
 
     dtype: str = "auto"
     quantize: str | None = None
+    mixture: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Path | None = None
     pre_tokenizer: str | None = None
     max_shard_size: int = 5_000_000_000
@@ -260,6 +262,17 @@ class ScaledTarget(Protocol):
 
     @property
     def by_training(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class MixingTarget(Protocol):
+    """A target with quantisations under which a tensor's type depends on the others, or on the model."""
+
+    def mixture(
+        self, tensors: Sequence[Wanted], written: Mapping[str, tuple[str, Any]], request: Request
+    ) -> Mapping[str, str]:
+        """Tensor name -> codec, for all `tensors` or none. written: as for `assemble`, before there are encodings."""
+        ...
 
 
 @runtime_checkable

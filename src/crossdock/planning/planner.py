@@ -19,6 +19,7 @@ from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import (
     Assembled,
     Carried,
+    MixingTarget,
     Ranks,
     Request,
     ScaledTarget,
@@ -71,7 +72,10 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     filled = _filled(checkpoint, target, rules, variables, ranks, extents, scales)
     state = target.state(checkpoint.source, request) if isinstance(target, StateTarget) else State((), ())
     filled += [_carried(one, extents) for one in state.carried]
-    request = replace(request, source_dtype=_main_dtype([one.wanted for one in filled]))
+    found = [one.wanted for one in filled]
+    request = replace(request, source_dtype=_main_dtype(found))
+    if isinstance(target, MixingTarget) and request.quantize is not None:
+        request = replace(request, mixture=target.mixture(found, _written(rules, variables, found), request))
     filled, notices = _encoded(filled, target, request, rules)
     held = [one.wanted for one in filled]
     computed = target.computed(config, held, request)

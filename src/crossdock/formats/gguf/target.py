@@ -15,6 +15,7 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
@@ -37,7 +38,11 @@ class GgufTarget:
     name: str = "gguf"
     layout: str = "gguf"
     single_file: bool = True
-    algorithms: tuple[str, ...] = ()
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Mixtures of types, as llama-quantize calls them."""
+        return tuple(mixtures().named)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """None."""
@@ -56,23 +61,32 @@ class GgufTarget:
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:  # llama.cpp's operators on vectors want float32, whatever a file says
             return Encoding("float32" if len(tensor.shape) < 2 else fixed)
-        wanted = codecs.canonical_name(request.quantize or request.dtype) if _asks(request) else tensor.dtype
+        wanted = request.mixture.get(tensor.name) or (_asked(request) if _asks(request) else tensor.dtype)
         if wanted not in FILE_TYPES or (_asks(request) and not codecs.get(wanted).encodes):
             if _asks(request):
                 raise UsageError(
                     f"gguf cannot be written as {wanted}",
-                    expected="f32, f16, bf16, or -q q8_0, q5_1, q5_0, q4_1, q4_0",
+                    expected="f32, f16, bf16, or -q q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and their like",
                     fix="export f16 or bf16, and let llama-quantize make the rest",
                 )
             wanted = "float32"
         if len(tensor.shape) < 2 or _stays_float32(tensor.name, rules):
             return Encoding("float32")
-        block = codecs.get(wanted).block
-        if tensor.shape[-1] % block:
+        row = tensor.shape[-1]
+        fits = _fitting(wanted, row)
+        if fits != wanted:
             kind = "".join("N" if c.isdigit() else c for c in tensor.name)
-            row = tensor.shape[-1]
-            return Encoding("float16", f"{kind}: rows of {row} are no whole blocks of {block} ({wanted}); float16")
+            block = codecs.get(wanted).block
+            return Encoding(fits, f"{kind}: rows of {row} are no whole blocks of {block} ({wanted}); {fits}")
         return Encoding(wanted)
+
+    def mixture(
+        self, tensors: Sequence[Wanted], written: Mapping[str, tuple[str, Any]], request: Request
+    ) -> Mapping[str, str]:
+        """The types of llama.cpp's mixture that was asked for."""
+        if request.quantize is None or request.quantize not in mixtures().named:
+            return {}
+        return types(request.quantize, tensors, written)
 
     def computed(
         self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
@@ -95,7 +109,7 @@ class GgufTarget:
         known = {key for key, _, _ in metadata}
         if "general.file_type" not in known:
             metadata.append(("general.file_type", "UINT32", _file_type(tensors, request)))
-        if any(tensor.dtype not in _PLAIN for tensor in tensors):
+        if request.quantize is not None or any(tensor.dtype not in _PLAIN for tensor in tensors):
             metadata.append(("general.quantization_version", "UINT32", _QUANTISATION_VERSION))
         tokens, warnings = _tokenizer(config, request)
         # what was asked for cannot be seen in a file whose rows fell back to another type
@@ -116,14 +130,28 @@ def _asks(request: Request) -> bool:
     return request.quantize is not None or request.dtype != "auto"
 
 
+def _asked(request: Request) -> str:
+    return codecs.canonical_name(request.quantize or request.dtype)
+
+
+def _fitting(codec: str, row: int) -> str:
+    """The codec, or what llama.cpp takes instead where a row is no whole number of its blocks."""
+    if row % codecs.get(codec).block == 0:
+        return codec
+    instead = mixtures().fallback.get(codec, "")
+    return instead if instead and row % codecs.get(instead).block == 0 else "float16"
+
+
 def _stays_float32(name: str, rules: Layout) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in rules.encoding.get("f32", ()))
 
 
 def _file_type(tensors: Sequence[Wanted], request: Request) -> int:
     """The type that was asked for; else the one that most matrix elements have."""
+    if request.quantize and request.quantize in mixtures().named:
+        return mixtures().named[request.quantize].file_type
     if _asks(request):
-        return FILE_TYPES[codecs.canonical_name(request.quantize or request.dtype)]
+        return FILE_TYPES[_asked(request)]
     counts: dict[str, int] = {}
     for tensor in tensors:
         if len(tensor.shape) > 1:
