@@ -14,7 +14,7 @@ import json
 import math
 import operator
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError
@@ -121,8 +121,9 @@ class Expression:
             self._tree = ast.parse(text, mode="eval").body
         except SyntaxError as error:
             raise ConfigError(f"expression {text!r} does not parse: {error.msg}", where=where) from None
-        _check(self._tree, text, where)
-        words = [node for node in ast.walk(self._tree) if isinstance(node, ast.Name)]
+        nodes = list(ast.walk(self._tree))
+        _check(nodes, text, where)
+        words = [node for node in nodes if isinstance(node, ast.Name)]
         bound = {word.id for word in words if isinstance(word.ctx, ast.Store)}  # by a loop, for itself
         self.names = frozenset(word.id for word in words) - bound - _FUNCTIONS.keys()
 
@@ -140,13 +141,13 @@ def expression(text: str, where: str = "") -> Expression:
     return Expression(text, where)
 
 
-def _check(tree: ast.expr, text: str, where: str) -> None:
+def _check(nodes: Iterable[ast.AST], text: str, where: str) -> None:
     allowed = (
         ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call,
         ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context, ast.Subscript,
         ast.ListComp, ast.comprehension,
     )  # fmt: skip
-    for node in ast.walk(tree):
+    for node in nodes:
         known = isinstance(node, allowed)
         if isinstance(node, ast.BinOp):
             known = type(node.op) in _BINARY

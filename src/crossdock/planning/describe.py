@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -259,10 +260,15 @@ def _recognised(format_name: str) -> Iterator[tuple[str, Expression]]:
             yield name, when
 
 
-def _selecting_anywhere() -> frozenset[str]:
-    """What any format's sources are recognised by."""
+def _selecting(format_name: str) -> frozenset[str]:
+    """What sources of this format are recognised by."""
+    return frozenset(name for _, when in _recognised(format_name) for name in when.names)
+
+
+def _selects_elsewhere(key: str) -> bool:
+    """Whether sources of any format are recognised by this key."""
     sections = (section for file in files().values() for section in file.table.values() if isinstance(section, Mapping))
-    return frozenset(name for section in sections if "when" in section for name in expression(section["when"]).names)
+    return any("when" in section and key in expression(section["when"]).names for section in sections)
 
 
 def _split_settings(
@@ -327,7 +333,7 @@ def _known(rules: Layout) -> set[str]:
 
 def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
     known, ignored, problems = _known(rules), {}, []
-    selecting = {name for _, when in _recognised(rules.format) for name in when.names}
+    selecting = functools.cache(_selecting)  # read for a key that nothing else explains
     for key, value in source.metadata.items():
         if key in known:
             continue
@@ -339,7 +345,7 @@ def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tup
         )
         if reason is not None:
             ignored[key] = reason
-        elif key in selecting or key in _selecting_anywhere():
+        elif key in selecting(rules.format) or _selects_elsewhere(key):
             ignored[key] = "names the family"
         elif value in (None, False, 0, "", "none") or value == [] or value == {} or value == ():
             ignored[key] = "not set"
