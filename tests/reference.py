@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 import crossdock.delivery as delivery
 from crossdock.model.forward import forward
-from crossdock.model.tensors import Array, Weights
+from crossdock.model.rounding import Array
+from crossdock.model.tensors import Weights
 from crossdock.running.weights import CheckpointWeights
 
 MEMORY = 8 << 20

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -9,24 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 import crossdock.delivery as delivery
+import crossdock.model.forward as module
 import models
 from conftest import CHECKPOINTS
 from crossdock.errors import UsageError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
 from oracles.llama_engine import llama_logits
-from oracles.torch_rounding import OrderedWeights, round_as_torch
 from oracles.transformers_engine import transformers_logits
 from reference import MEMORY, Doubled, reference_logits
-
-# Megatron's own float32 is further than 1e-5 from the same forward in float64: only the same roundings are nearer to
-# its logits, and with those every bit is equal (below; docs/decisions/0005). The bound holds for BLAS of any processor:
-# 1.13e-5 to 1.77e-5 with OpenBLAS's kernels for Sandybridge, Haswell and SkylakeX
-ROUNDING = dict.fromkeys(("tiny-kjv", "deepseek-v019-dist-tp2pp2-fp32"), 2.5e-5)
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
 
@@ -38,27 +35,38 @@ def some_tokens(folder: Path, n: int = 90) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "tiny-kjv"])
 def test_forward_computes_megatrons_logits(name: str, megatron_checkpoint: Callable[[str], Path]) -> None:
+    """Every bit, on any processor; in float64 only as near as the roundings of Megatron itself allow."""
     root = megatron_checkpoint(name)
     tokens, expected = np.load(root / "tokens.npy"), np.load(root / "logits.npy")
-    got, exact = reference_logits(root, tokens), reference_logits(root, tokens, held=Doubled)
-    assert got.dtype == np.float32
+    exact = reference_logits(root, tokens, held=Doubled)
     assert exact.dtype == np.float64
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= ROUNDING.get(name, 1e-5)
-    assert np.abs(got - exact).max() <= ROUNDING.get(name, 1e-5)
-    assert (np.abs(exact - expected).max() > 1e-5) == (name in ROUNDING)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1.4e-5)
+    np.testing.assert_array_equal(reference_logits(root, tokens), expected, strict=True)
 
 
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "tiny-kjv"])
-def test_with_torchs_roundings_every_bit_is_megatrons(
+def test_with_sums_of_blas_the_last_bits_are_others(
     name: str, megatron_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stored logits were computed with AVX-512. With shorter vectors torch adds up means in another order."""
+    """As in forwards that are too large for sums in order. BLAS has other sums for every processor."""
     root = megatron_checkpoint(name)
-    round_as_torch(monkeypatch)
-    got = reference_logits(root, np.load(root / "tokens.npy"), held=OrderedWeights)
-    same = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    assert np.abs(got - np.load(root / "logits.npy")).max() <= (0 if same else 1.3e-5)
+    monkeypatch.setattr(module, "ORDERED", 0)
+    got = reference_logits(root, np.load(root / "tokens.npy"))
+    assert 0 < np.abs(got - np.load(root / "logits.npy")).max() <= 2.5e-5
+
+
+def test_the_processor_changes_nothing(megatron_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """With the fewest instructions that numpy can do with, and OpenBLAS's kernels for an old processor."""
+    root, got = megatron_checkpoint("tiny-kjv"), tmp_path / "logits.npy"
+    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    poor = {"NPY_DISABLE_CPU_FEATURES": " ".join(found), "OPENBLAS_CORETYPE": "Prescott"}
+    program = (
+        "import sys, numpy, pathlib, reference; root = pathlib.Path(sys.argv[1])\n"
+        "numpy.save(sys.argv[2], reference.reference_logits(root, numpy.load(root / 'tokens.npy')))\n"
+    )
+    environment = os.environ | poor | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, root, got], check=True, env=environment)
+    np.testing.assert_array_equal(np.load(got), np.load(root / "logits.npy"))
 
 
 @pytest.mark.parametrize("recipe", [*models.RECIPES, "deepseek_v3 without q_lora"])

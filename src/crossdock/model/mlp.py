@@ -10,33 +10,35 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdock.model.config import ModelConfig
-from crossdock.model.tensors import Array, Weights, linear, softmax
+from crossdock.model.erf import erf_of_root_half
+from crossdock.model.rounding import Array, exp, fma, precisely
+from crossdock.model.sums import total
+from crossdock.model.tensors import Model, linear, softmax
 
-_erf = np.frompyfunc(math.erf, 1, 1)
 
-
-def mlp(weights: Weights, config: ModelConfig, layer: int, x: Array) -> Array:
+def mlp(model: Model, layer: int, x: Array) -> Array:
     """What the MLP of `layer` adds to the residual stream, for normed x [n, hidden_size]."""
+    config = model.config
     if layer in config.linear_mlp_layers:
-        return linear(weights, x, "ffn_linear", layer)
+        return linear(model, x, "ffn_linear", layer)
     if layer not in config.moe_layers:
-        return _one(weights, config, x, "ffn", layer, bias=config.mlp_bias)
-    chosen, share = route(weights, config, layer, x)
+        return _one(model, x, "ffn", layer, bias=config.mlp_bias)
+    chosen, share = route(model, layer, x)
     y = np.zeros_like(x)
     for expert in np.unique(chosen).tolist():
         token, place = np.nonzero(chosen == expert)
-        y[token] += share[token, place, None] * _one(weights, config, x[token], "exp", layer, expert)
+        y[token] += _one(model, x[token], "exp", layer, expert, share=share[token, place, None])
     if config.shared_expert_intermediate_size:
-        y += _one(weights, config, x, "shexp", layer)
+        y += _one(model, x, "shexp", layer)
     return y
 
 
-def route(weights: Weights, config: ModelConfig, layer: int, x: Array) -> tuple[NDArray[np.int64], Array]:
+def route(model: Model, layer: int, x: Array) -> tuple[NDArray[np.int64], Array]:
     """The experts of every token and their weights, both [n, num_experts_per_tok]."""
-    logits = linear(weights, x, "router", layer)
-    scores = softmax(logits) if config.router_scoring == "softmax" else _sigmoid(logits)
-    choice = scores + weights.whole("router_bias", layer) if config.router_bias else scores
+    config = model.config
+    logits = linear(model, x, "router", layer)
+    scores = softmax(logits) if config.router_scoring == "softmax" else sigmoid(logits)
+    choice = scores + model.weights.whole("router_bias", layer) if config.router_bias else scores
     if config.n_group > 1:
         grouped = choice.reshape(len(x), config.n_group, -1)
         best = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)  # a group counts by its two best experts
@@ -46,35 +48,40 @@ def route(weights: Weights, config: ModelConfig, layer: int, x: Array) -> tuple[
         choice = (grouped + mask).reshape(len(x), -1)
     chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : config.num_experts_per_tok]
     share = np.take_along_axis(scores, chosen, axis=-1)
-    if config.norm_topk_prob:
-        share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
+    if config.norm_topk_prob and config.router_scoring == "softmax":
+        share = softmax(np.take_along_axis(logits, chosen, axis=-1))  # the same as dividing by their sum
+    elif config.norm_topk_prob:
+        share = share / (total(share) + 1e-20)
     return chosen, share * config.routed_scaling_factor
 
 
 def activation(name: str, x: Array) -> Array:
     """`hidden_act` of x: silu, gelu (exact), gelu_tanh, relu or relu2."""
     if name == "silu":
-        return x * _sigmoid(x)
+        return x / (1 + exp(-x, whole=32))
     if name == "gelu":
-        return np.asarray(x * 0.5 * (1 + _erf(x * math.sqrt(0.5)).astype(x.dtype)))
+        return np.asarray(x * (1 + erf_of_root_half(x)) * 0.5)
     if name == "gelu_tanh":
-        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+        return np.asarray(0.5 * x * (1 + precisely(np.tanh, math.sqrt(2 / math.pi) * fma(0.044715, x * x * x, x))))
     kept = np.maximum(x, 0)
     return kept * kept if name == "relu2" else kept
 
 
 def _one(
-    weights: Weights, config: ModelConfig, x: Array, kind: str, layer: int, expert: int | None = None, *,
-    bias: bool = False,
+    model: Model, x: Array, kind: str, layer: int, expert: int | None = None, *,
+    bias: bool = False, share: Array | None = None,
 ) -> Array:  # fmt: skip
-    up = linear(weights, x, f"{kind}_up", layer, expert, bias=bias)
+    """`share` multiplies what comes out, which is the same as what goes into the last matrix."""
+    config = model.config
+    up = linear(model, x, f"{kind}_up", layer, expert, bias=bias)
     if config.mlp_gated:
-        up *= activation(config.hidden_act, linear(weights, x, f"{kind}_gate", layer, expert, bias=bias))
+        up *= activation(config.hidden_act, linear(model, x, f"{kind}_gate", layer, expert, bias=bias))
     else:
         up = activation(config.hidden_act, up)
-    return linear(weights, up, f"{kind}_down", layer, expert, bias=bias)
+    if share is not None:
+        up *= share
+    return linear(model, up, f"{kind}_down", layer, expert, bias=bias)
 
 
-def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+def sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + exp(-x)))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
-
-Array = NDArray[np.floating[Any]]
+from crossdock.model.rounding import Array, cosine, sine
 
 
 class Rotation(NamedTuple):
@@ -32,20 +31,20 @@ def rotation(config: ModelConfig, n: int) -> Rotation:
     dim = config.qk_rope_head_dim if latent else int(config.head_dim * config.partial_rotary_factor)
     frequencies, magnitude = _frequencies(config, dim)
     angles = np.outer(np.arange(n, dtype=np.float32), frequencies)
-    return Rotation(np.cos(angles) * magnitude, np.sin(angles) * magnitude, latent)
+    return Rotation(cosine(angles) * magnitude, sine(angles) * magnitude, latent)
 
 
 def rotate(x: Array, by: Rotation) -> Array:
-    """Rotate the first rotary_dim values of x [n, ..., dim]; the others pass unchanged."""
+    """Rotate the first rotary_dim values of x [n, ..., dim]; the others pass unchanged.
+
+    Neighbours come out as two halves: scores are the same, since queries and keys are turned alike.
+    """
     dim = 2 * by.cos.shape[1]
     shape = (x.shape[0], *(1,) * (x.ndim - 2), dim // 2)
     cos, sin = by.cos.reshape(shape), by.sin.reshape(shape)
-    halves = (slice(0, dim, 2), slice(1, dim, 2)) if by.interleaved else (slice(0, dim // 2), slice(dim // 2, dim))
-    out = x.copy()
-    a, b = x[..., halves[0]], x[..., halves[1]]
-    out[..., halves[0]] = a * cos - b * sin
-    out[..., halves[1]] = b * cos + a * sin
-    return out
+    first, second = (slice(0, dim, 2), slice(1, dim, 2)) if by.interleaved else (slice(dim // 2), slice(dim // 2, dim))
+    a, b = x[..., first], x[..., second]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., dim:]], axis=-1)
 
 
 def magnitude_of(factor: float, scale: float) -> float:

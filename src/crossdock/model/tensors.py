@@ -1,19 +1,19 @@
-"""What the reference forward asks of weights, and the two steps that every layer takes: a linear map and a norm.
+"""What the reference forward computes with, and the steps that every layer takes: a linear map, a norm, a softmax.
 
 Weights come as float32 in canonical axes, large ones in blocks of output rows, so that memory stays bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
-
-Array = NDArray[np.floating[Any]]
+from crossdock.model.rounding import Array, exp, fma, precisely
+from crossdock.model.sums import mean, moments, total_wide
 
 
 class Weights(Protocol):
@@ -32,8 +32,16 @@ class Weights(Protocol):
         ...
 
 
+class Model(NamedTuple):
+    """A configuration, its weights, and how two matrices are multiplied."""
+
+    config: ModelConfig
+    weights: Weights
+    product: Callable[[Array, Array], Array]
+
+
 def linear(
-    weights: Weights,
+    model: Model,
     x: Array,
     name: str,
     layer: int | None = None,
@@ -47,36 +55,36 @@ def linear(
     outputs  how many leading axes of the tensor (after layer and expert) are outputs
     """
     parts = []
-    for block in weights.blocks(name, layer, expert):
+    for block in model.weights.blocks(name, layer, expert):
         rows = int(np.prod(block.shape[:outputs]))
-        parts.append(x @ block.reshape(rows, -1).T)
+        parts.append(model.product(x, block.reshape(rows, -1).T))
     y = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     if bias:
-        y += weights.whole(f"{name}_bias", layer).reshape(-1)
+        y += model.weights.whole(f"{name}_bias", layer).reshape(-1)
     return y
 
 
 def rms_norm(x: Array, gamma: Array, eps: float) -> Array:
     """x / sqrt(mean(x²) + eps) · gamma over the last axis."""
-    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * gamma)
+    return np.asarray(x * (1 / np.sqrt(mean(x * x) + eps)) * gamma)
 
 
-def norm(weights: Weights, config: ModelConfig, x: Array, name: str, layer: int | None = None) -> Array:
+def norm(model: Model, x: Array, name: str, layer: int | None = None) -> Array:
     """The model's norm with the effective gamma (and beta) `name`."""
-    gamma = weights.whole(name, layer)
+    config, gamma = model.config, model.weights.whole(name, layer)
     if config.norm == "rms":
         return rms_norm(x, gamma, config.norm_eps)
-    centred = x - np.mean(x, axis=-1, keepdims=True)
-    y = rms_norm(centred, gamma, config.norm_eps)  # the variance is the mean square of what is centred
-    return y + weights.whole(f"{name}_bias", layer) if config.norm_bias else y
+    centre, variance = moments(x)
+    y = (x - centre) * (1 / np.sqrt(variance + config.norm_eps))
+    return fma(y, gamma, model.weights.whole(f"{name}_bias", layer)) if config.norm_bias else np.asarray(y * gamma)
 
 
 def capped(x: Array, cap: float | None) -> Array:
     """x pressed smoothly into -cap to cap; unchanged without a cap."""
-    return x if cap is None else np.asarray(np.tanh(x / cap) * cap)
+    return x if cap is None else np.asarray(precisely(np.tanh, x / cap) * cap)
 
 
 def softmax(x: Array) -> Array:
     """Over the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+    e = exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(e * (1 / total_wide(e)))

@@ -23,7 +23,7 @@ from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Proble
 from crossdock.formats import registry as formats
 from crossdock.model.config import ModelConfig
 from crossdock.model.forward import hidden, logits
-from crossdock.model.tensors import Array
+from crossdock.model.rounding import Array
 from crossdock.planning.canonical import slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
@@ -172,7 +172,7 @@ class _Reference:
 
     def window(self, ids: Sequence[int]) -> Rows:
         x = hidden(self._config, self, ids)
-        return lambda start, stop: logits(self._config, self, x[start:stop])
+        return lambda start, stop: logits(self._config, self, x, slice(start, stop))
 
     def whole(self, name: str, layer: int | None = None) -> Array:
         return self._counted(self._weights.whole(name, layer), name)
