@@ -84,4 +84,5 @@ def _one(
 
 
 def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x)."""
     return np.asarray(1 / (1 + exp(-x)))

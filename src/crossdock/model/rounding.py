@@ -35,7 +35,10 @@ SINE = (2.605780638048875e-06, -0.00019809602901974725, 0.008333066246082635, -0
 
 
 def fma(a: Array | float, b: Array | float, c: Array | float) -> Array:
-    """a · b + c, rounded once: a product of float32 is exact in float64."""
+    """a · b + c, rounded once: a product of float32 is exact in float64.
+
+    (A sum in float64 that comes to lie midway between two float32, one of 2²⁹, is rounded twice.)
+    """
     kind = np.result_type(a, b, c)
     one, other, third = (np.asarray(part, kind) for part in (a, b, c))
     return np.asarray((np.multiply(one, other, dtype=np.float64) + third).astype(kind))
@@ -53,7 +56,8 @@ def exp(x: Array, whole: int = 1) -> Array:
     whole  values of a row that PyTorch computes together; what is left of a row goes to the C library
     """
     if x.dtype != np.float32:
-        return np.asarray(np.exp(x))
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(np.exp(x))
     flat, out = np.ascontiguousarray(x).reshape(-1), np.empty(x.size, np.float32)
     for low in range(0, x.size, CACHED):
         out[low : low + CACHED] = _exp(flat[low : low + CACHED])
@@ -65,11 +69,11 @@ def exp(x: Array, whole: int = 1) -> Array:
 
 def _exp(x: Array) -> Array:
     x = np.clip(x, -104, 104)
-    halvings = np.rint(x * np.float32(1 / math.log(2)))
+    doublings = np.rint(x * np.float32(1 / math.log(2)))
     for part in LN2:
-        x = fma(halvings, -part, x)
+        x = fma(doublings, -part, x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.asarray(np.ldexp(fma(x * x, polynomial(x, EXP), x) + 1, halvings.astype(np.int32)))
+        return np.asarray(np.ldexp(fma(x * x, polynomial(x, EXP), x) + 1, doublings.astype(np.int32)))
 
 
 def _exp_of_libm(x: Array) -> Array:

@@ -47,7 +47,6 @@ def _bounds(k: int) -> list[int]:
 
 
 def _in_order(a: Array, b: Array) -> Array:
-    """A product of float32 is exact in float64, so that only the sum is rounded."""
     a, b = a.T[:, :, None].astype(np.float64), np.ascontiguousarray(b, np.float64)
     rounded = np.zeros((a.shape[1], b.shape[1]), np.float32)
     total, exact = rounded.astype(np.float64), rounded.astype(np.float64)
