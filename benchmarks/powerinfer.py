@@ -146,7 +146,7 @@ def calls(side: str, kind: str, layers: int, width: int, threshold: int) -> list
         import torch
 
         work, data = official, [torch.from_numpy(one) for one in made]
-    gc.collect()  # what making the counts left behind is in neither time
+    gc.disable()  # as timeit does: when the garbage of other work is collected is chance
     out = [work(data, capacity, threshold)]
     if out[0][1] < 1:
         out += [work(data, capacity, threshold) for _ in range(AGAIN)]
