@@ -160,8 +160,8 @@ def once(side: str, case: Sequence[str]) -> list[Times]:
     return [(solve, whole, gain) for solve, whole, gain in json.loads(done.stdout.splitlines()[-1])]
 
 
-def process(layers: Sequence[np.ndarray], capacity: int, threshold: int) -> tuple[float, float]:
-    """Seconds and MB of `crossdock split` as a whole, from files in PowerInfer's form."""
+def process(layers: Sequence[np.ndarray], capacity: int, threshold: int) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and MB of `crossdock split` as a whole, from files in PowerInfer's form."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -173,11 +173,12 @@ def process(layers: Sequence[np.ndarray], capacity: int, threshold: int) -> tupl
         code = (
             "import resource, subprocess, sys, time; start = time.perf_counter();"
             "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL);"
-            "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)"
+            "end = time.perf_counter(); used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+            "print(end - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)"
         )
         out = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True).stdout
-    seconds, megabytes = map(float, out.split())
-    return seconds, megabytes * 1.024
+    seconds, busy, megabytes = map(float, out.split())
+    return seconds, busy, megabytes * 1.024
 
 
 def milliseconds(runs: Sequence[Sequence[Times]]) -> dict[str, float]:
@@ -202,7 +203,7 @@ def compare(kind: str, layers: int, width: int, threshold: int, rounds: int) -> 
     data, capacity = counts(kind, layers, width), int(SHARE * layers * width)
     ranked, _ = best(data, GRAIN, [1] * layers, capacity // GRAIN, threshold // GRAIN)
     bound = upper_bound([one.at_most() for one in ranked], [1] * layers, capacity // GRAIN, threshold // GRAIN)
-    seconds, megabytes = process(data, capacity, threshold)
+    seconds, busy, megabytes = process(data, capacity, threshold)
     return {
         "layers": layers,
         "width": width,
@@ -215,6 +216,7 @@ def compare(kind: str, layers: int, width: int, threshold: int, rounds: int) -> 
         "official_below_optimum": round(1 - theirs[0][0][2] / ours[0][0][2], 6),
         "bound_above_optimum": round(bound / ours[0][0][2] - 1, 8),
         "process_s": round(seconds, 2),
+        "process_cpu_s": round(busy, 2),
         "process_MB": round(megabytes, 1),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -190,11 +189,6 @@ def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
 
 def _save(plan: Plan, file: Path) -> None:
     """All lines, or no file."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.writelines(f"{line}\n" for line in plan.lines())
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    from crossdock.formats.whole import write_whole
+
+    write_whole(file, (f"{line}\n".encode() for line in plan.lines()), "plan")

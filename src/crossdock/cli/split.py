@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,18 +97,13 @@ def split(
 
 
 def _draw(plot: Path, chosen: Split, statistics: Statistics, weights: ModelWeights | None, title: str) -> None:
+    from crossdock.formats.whole import write_whole
     from crossdock.powerinfer.chart import chart
     from crossdock.powerinfer.split import curve
 
     costs = weights.neurons if weights is not None and chosen.unit == "bytes" else [1] * len(chosen.layers)
     text = chart(chosen, curve(statistics, chosen.grain, costs), title)
-    partial = plot.with_name(f".{plot.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, plot)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(plot, [text.encode()], "picture")
 
 
 def _show(chosen: Split, output: Path, written: int) -> None:

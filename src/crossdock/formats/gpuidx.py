@@ -7,7 +7,6 @@ and from files that its module wrote.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdock.errors import EnvironmentProblem, FormatError, Problem
+from crossdock.errors import FormatError, Problem
 from crossdock.formats.files import read_exact, reading
 from crossdock.formats.gguf.cursor import Cursor
+from crossdock.formats.whole import write_whole
 
 MAGIC: Final = b"PWRI"
 VERSION: Final = 3
@@ -99,22 +99,8 @@ def encode(index: GpuIndex) -> Iterator[bytes]:
 
 
 def write(path: Path, index: GpuIndex) -> int:
-    """Write the file, or leave what was there; returns its bytes. Raises EnvironmentProblem."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("xb") as file:
-                file.writelines(encode(index))
-                file.flush()
-                os.fsync(file.fileno())
-                size = file.tell()
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise EnvironmentProblem(f"the index cannot be written: {error.strerror or error}", where=str(path)) from error
-    return size
+    """Write the file, or leave what was there; returns its bytes. Raises UsageError, EnvironmentProblem."""
+    return write_whole(path, encode(index), "index")
 
 
 def read(path: Path) -> GpuIndex:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crossdock.codecs.statistics import ErrorFigures
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
+from crossdock.formats.whole import write_whole
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.plugins import DATA
 from crossdock.proof.report.logits import logits_section
@@ -51,6 +52,8 @@ def place(page: Path) -> None:
     if not page.parent.is_dir():
         raise EnvironmentProblem("there is no such folder to write the report to", where=str(page.parent))
     if page.exists():
+        if not page.is_file():
+            raise UsageError("the report would replace a device or a pipe", where=str(page), fix="--report report.html")
         with page.open("rb") as file:
             if not START.encode().startswith(file.read(len(START))):
                 raise UsageError("the report would replace this file, which is none", where=str(page),
@@ -58,14 +61,8 @@ def place(page: Path) -> None:
 
 
 def write(page: Path, evidence: Evidence) -> None:
-    """Write the report as the file `page`, whole or not at all. Raises OSError."""
-    partial = page.with_name(page.name + ".partial")
-    try:
-        partial.write_text(render(evidence), encoding="utf-8")
-        partial.replace(page)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    """Write the report as the file `page`, whole or not at all. Raises UsageError, EnvironmentProblem."""
+    write_whole(page, [render(evidence).encode()], "report")
 
 
 def render(evidence: Evidence) -> str:
