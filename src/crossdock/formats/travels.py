@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crossdock import tokenizers
 from crossdock.errors import InputError
 from crossdock.formats.gguf.vocabulary import tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Request, TargetFile
 from crossdock.model.config import ModelConfig
-from crossdock.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # most sources bring none along
+    from crossdock.tokenizers import Tokenizer
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 GENERATION = "generation_config.json"
@@ -28,13 +30,15 @@ def found_in(folder: Path) -> Iterator[Path]:
 
     Raises FormatError for a broken generation_config.json: transformers loads no model beside one.
     """
+    from crossdock.tokenizers.files import find, read_json
+
     try:
-        for _, file in tokenizers.find(folder).travels:
+        for _, file in find(folder).travels:
             yield file
     except InputError:  # no tokenizer here, or none that is complete: the model can be read all the same
         pass
     if (folder / GENERATION).is_file():
-        tokenizers.files.read_json(folder / GENERATION)
+        read_json(folder / GENERATION)
         yield folder / GENERATION
 
 
@@ -56,7 +60,9 @@ def travelling(request: Request, config: ModelConfig) -> Travelling:
     vocabulary = vocabulary_in(request.tokenizer, request.travels)
     found = {path.name: path for path in request.travels if path != vocabulary}
     if request.tokenizer is not None:
-        given = () if vocabulary is not None else tokenizers.find(request.tokenizer).travels
+        from crossdock.tokenizers import find
+
+        given = () if vocabulary is not None else find(request.tokenizer).travels
         found = {name: path for name, path in found.items() if name == GENERATION} | dict(given)
     sources = {name: SourceFile.of(path) for name, path in found.items()}
     files = tuple(TargetFile(name, source.size, b"", source) for name, source in sources.items())
@@ -68,8 +74,10 @@ def travelling(request: Request, config: ModelConfig) -> Travelling:
         return Travelling(files, None, (lacking,))
     if request.tokenizer is None and any(getattr(config, name) is not None for name in IDS):
         return Travelling(files, None, ())
+    from crossdock.tokenizers import read
+
     try:
-        tokenizer = tokenizers.read(request.tokenizer or home)
+        tokenizer = read(request.tokenizer or home)
     except InputError:  # a kind that crossdock does not read travels all the same
         return Travelling(files, None, ())
     return Travelling(files, tokenizer, () if request.tokenizer is None else _beyond(tokenizer, request, config))
@@ -82,15 +90,19 @@ def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, con
         if request.tokenizer is not None:
             raise
         return Travelling(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
-    made = [TargetFile(name, len(content), content) for name, content in tokenizers.hf_files(tokenizer).items()]
-    return Travelling((*files, *made), tokenizer, tokenizers.hf_differences(tokenizer))
+    from crossdock.tokenizers import hf_differences, hf_files
+
+    made = [TargetFile(name, len(content), content) for name, content in hf_files(tokenizer).items()]
+    return Travelling((*files, *made), tokenizer, hf_differences(tokenizer))
 
 
 def _beyond(tokenizer: Tokenizer, request: Request, config: ModelConfig) -> tuple[str, ...]:
     """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
     size = len(tokenizer.tokens)
     if size <= config.vocab_size:
-        return tokenizers.too_few(tokenizer, config.vocab_size)
+        from crossdock.tokenizers import too_few
+
+        return too_few(tokenizer, config.vocab_size)
     return (
         f"the tokenizer in {request.tokenizer} has {size} tokens, the embedding only {config.vocab_size} rows "
         f"({request.vocab_from}): the last {size - config.vocab_size} tokens cannot be computed",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossdock.formats import safetensors
-from crossdock.formats.pickles import TensorRef
 from crossdock.formats.stored import Extent, StoredTensor
+
+if TYPE_CHECKING:
+    from crossdock.formats.pickles import TensorRef
 
 
 def tensors_in(file: Path, number: int) -> Iterator[StoredTensor]:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
@@ -24,7 +24,9 @@ from crossdock.formats.target import Assembled, Encoding, Ranks, Request, Target
 from crossdock.formats.travels import GENERATION, IDS, travelling
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
-from crossdock.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from crossdock.tokenizers import Tokenizer
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
