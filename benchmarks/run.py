@@ -62,7 +62,7 @@ def make(work: Path, name: str, script: str, *arguments: str) -> Path:
 def export(group: str, source: Path, target: str, kind: str, work: Path) -> Job:
     """`crossdock export` of a source to a target and type."""
     out = work / f"out-{group}-{kind}{'.gguf' if target == 'gguf' else ''}"
-    flag = "-q" if kind == "q8_0" else "--dtype"
+    flag = "-q" if kind.startswith("q") else "--dtype"
     command = (*CROSSDOCK, "export", str(source), "--to", target, "-o", str(out), flag, kind, "--no-progress")
     return Job(group, f"{group} → {target} {kind}", command, out)
 
@@ -91,7 +91,7 @@ def converter_jobs(work: Path, converter: Path | None) -> list[Job]:
     """Hugging Face → GGUF, beside llama.cpp's converter."""
     folder = make(work, "hf", "make_hf.py")
     read_all(folder)
-    jobs = []
+    jobs = [export("hf", folder, "gguf", "q4_k_m", work)]
     for kind in ("f16", "bf16", "q8_0"):
         if converter is not None:
             out = work / f"out-converter-{kind}.gguf"

@@ -60,6 +60,7 @@ def usage(*args: str) -> str:
         (["scan", "x", "--jsno"], "Did you mean '--json'?"),
         (["export", "x", "--max_shard_sise", "1GB"], "Did you mean '--max-shard-size'?"),
         (["plan", "x", "--dtype", "bf61"], "did you mean bf16"),
+        (["plan", "x", "-q", "q4km"], "did you mean q4_k_m"),
         (["plan", "x", "--to", "hf", "-q", "awq"], "fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"),
         (["plan", "x", "--workers", "0"], "at least 1"),
         (["plan", "x", "--workers", "-3"], "-3 is too small"),

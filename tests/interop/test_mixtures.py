@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import crossdock
+import crossdock.running.run as running
 from crossdock.errors import UsageError
 from crossdock.formats.gguf.mixtures import mixtures
 from mixture_models import LLAMA, MODELS, make
@@ -22,6 +23,7 @@ from oracles.ggml_reference import ggml_quantize
 from oracles.llama_quantize import NUMBERS, RECORD, summary
 
 RECORDED = json.loads(RECORD.read_text())
+EIGHT = LLAMA | {"num_hidden_layers": 2, "num_local_experts": 8}
 NAMES = {"float32": "F32", "float16": "F16"}
 
 
@@ -76,6 +78,28 @@ def test_an_output_is_verified_and_a_fault_is_found(mixture: str, tmp_path: Path
     raw[-100] ^= 1
     out.write_bytes(raw)
     assert [check.status for check in crossdock.verify(out, source).tensors].count("different") == 1
+
+
+def test_bytes_depend_on_nothing_but_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on workers, memory, numba, nor on whether the run was interrupted."""
+    plan = crossdock.plan(crossdock.open(make_hf("mixtral", tmp_path / "hf", **EIGHT)), "gguf", quantize="q4_k_m")
+    assert {tensor.dtype for tensor in plan.tensors} == {"float32", "q4_k", "q5_k", "q6_k", "q8_0"}
+
+    def interrupted(done: int, total: int, what: str) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    seen = []
+    for workers, memory in ((1, 2 << 20), (4, 8 << 20), (2, 256 << 20)):
+        crossdock.run(plan, tmp_path / f"{workers}.gguf", workers=workers, memory=memory)
+        seen.append((tmp_path / f"{workers}.gguf").read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        crossdock.run(plan, tmp_path / "resumed.gguf", workers=1, progress=interrupted)
+    assert crossdock.run(plan, tmp_path / "resumed.gguf").resumed > 3
+    monkeypatch.setattr(running, "compiled_for", lambda plan, memory: True)
+    crossdock.run(plan, tmp_path / "compiled.gguf")
+    seen += [(tmp_path / name).read_bytes() for name in ("resumed.gguf", "compiled.gguf")]
+    assert len(set(seen)) == 1
 
 
 def test_the_same_model_under_its_aliases(tmp_path: Path) -> None:

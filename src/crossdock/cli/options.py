@@ -63,12 +63,12 @@ def positive(text: str) -> int:
     return number
 
 
-def dtype(text: str, known: str = WRITTEN) -> str:
-    """A dtype or quantisation under any of its usual names, as its canonical name."""
+def dtype(text: str, known: str = WRITTEN, more: Sequence[str] = ()) -> str:
+    """A dtype or quantisation under any of its usual names, as its canonical name. more: what else may be meant."""
     from crossdock.codecs.registry import canonical_name
 
     try:
-        return canonical_name(text)
+        return canonical_name(text, more)
     except UsageError as error:
         problem = error.problems[0]
         near = "" if problem.expected.startswith("one of") else f"; did you mean {problem.expected}?"
@@ -85,9 +85,8 @@ def quantisation(text: str) -> str:
     from crossdock.formats import registry
 
     named = text.lower().replace("-", "_")
-    if any(named in registry.target(name).algorithms for name in registry.targets()):
-        return named
-    return dtype(text, QUANTISED)
+    algorithms = [own for name in registry.targets() for own in registry.target(name).algorithms]
+    return named if named in algorithms else dtype(text, QUANTISED, algorithms)
 
 
 def source_format(text: str) -> str:

@@ -7,7 +7,7 @@ own, and is loaded only when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
@@ -77,13 +77,16 @@ def names() -> tuple[str, ...]:
     return (*_OWN, *sorted(_registered() - _OWN.keys()))
 
 
-def canonical_name(text: str) -> str:
-    """The one name of what a user or a file calls "BF16", "torch.bfloat16", "Q8_0", ... Raises UsageError."""
+def canonical_name(text: str, more: Iterable[str] = ()) -> str:
+    """The one name of what a user or a file calls "BF16", "torch.bfloat16", "Q8_0", ... Raises UsageError.
+
+    more  what else somebody who mistypes may have meant
+    """
     name = text.strip().lower().removeprefix("torch.").replace("-", "_")
     name = ALIASES.get(name, name)
     if name in _OWN or name in _registered():
         return name
-    near = nearest(name, [*names(), *ALIASES], 3)
+    near = nearest(name, dict.fromkeys([*names(), *ALIASES, *more]), 3)
     raise UsageError(
         f"no dtype or quantisation is called {text[:80]!r}",
         got=repr(text[:80]),
