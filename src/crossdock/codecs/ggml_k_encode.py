@@ -17,7 +17,6 @@ from crossdock.codecs.ggml_k_search import LEAST, NUMPY, Affine, Fit, Levels, Se
 from crossdock.codecs.ggml_legacy import half
 
 BLOCK = 256
-RUN = 128  # super-blocks encoded at a time: 128 KiB of float32
 _ZERO, _ONE, _NIBBLE = np.float32(0), np.float32(1), np.uint8(15)
 _FOUR_BITS = np.uint8(4)
 _TWO = Affine(16, 3, -0.5, 15, True)
@@ -33,8 +32,8 @@ def encode(name: str, values: Values, out: Bytes, search: Searches = NUMPY) -> N
     rows = values.reshape(-1, BLOCK)
     blocks = out.reshape(len(rows), out.size // max(len(rows), 1))
     with np.errstate(all="ignore"):
-        for start in range(0, len(rows), RUN):
-            part, into = rows[start : start + RUN], blocks[start : start + RUN]
+        for start in range(0, len(rows), search.run):
+            part, into = rows[start : start + search.run], blocks[start : start + search.run]
             pack(part.reshape(-1), into, search)
             # the sum of what is finite may overflow; that of anything else never looks finite
             for block in np.flatnonzero(~np.isfinite(np.add.reduce(part, axis=1))):

@@ -26,7 +26,10 @@ from crossdock.codecs.ggml_k_search import (
 from crossdock.codecs.ggml_numba import compiled, inlined
 
 LANES = 64
+RUN = 512  # super-blocks encoded at a time: half a MiB of float32
 _ZERO, _ONE, _TENTH = np.float32(0), np.float32(1), np.float32(0.1)
+_SMALL = np.float32(1 << 21)  # far below where nearest_int no longer rounds
+_BITS = np.int32(0x4B400000)  # of MAGIC: those of MAGIC + n are n more
 
 
 @inlined
@@ -34,6 +37,12 @@ def nearest(value: Any, low: Any, high: Any) -> Any:
     """ggml's nearest_int, cut to low..high (int32)."""
     rounded = (np.float32(value + MAGIC).view(np.int32) & MANTISSA) - MIDDLE
     return min(max(np.int32(rounded), low), high)
+
+
+@inlined
+def nearest_small(value: Any, low: Any, high: Any) -> Any:
+    """The same as float32, for what is small; low and high as the bits of their sum with MAGIC."""
+    return np.int32(min(max(np.float32(value + MAGIC).view(np.int32), low), high)).view(np.float32) - MAGIC
 
 
 @compiled
@@ -50,6 +59,7 @@ def _affine(
     new_scale, new_low = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     divisor = np.zeros(LANES, np.float32)
     none, most, n = np.int32(0), np.int32(top), scales.size
+    most_bits = np.int32(_BITS + top)
     for start in range(0, n, LANES):
         lanes = min(LANES, n - start)
         for j in range(lanes):
@@ -96,15 +106,18 @@ def _affine(
                 least[j] += w[i, j] * (abs(lost) if plain else lost * lost)
         for step in range(steps + 1):
             factor = first + _TENTH * np.float32(step) + np.float32(top)
+            small = True
             for j in range(LANES):
                 inverse[j] = factor / (high[j] - low[j])
+                small &= abs(inverse[j]) * max(abs(high[j] - low[j]), abs(constant[j] - low[j])) < _SMALL
                 sum_l[j] = _ZERO
                 sum_l2[j] = _ZERO
                 sum_xl[j] = _ZERO
                 error[j] = _ZERO
             for i in range(size):
                 for j in range(LANES):
-                    q = np.float32(nearest(inverse[j] * (x[i, j] - low[j]), none, most))
+                    v = inverse[j] * (x[i, j] - low[j])
+                    q = nearest_small(v, _BITS, most_bits) if small else np.float32(nearest(v, none, most))
                     level[i, j] = q
                     weighted = w[i, j] * q
                     sum_l[j] += weighted
@@ -286,4 +299,4 @@ def levels(values: Values, scale: Values, add: Values, middle: int, top: int) ->
     return out
 
 
-NUMBA = Searches(affine, symmetric, three, levels)
+NUMBA = Searches(RUN, affine, symmetric, three, levels)

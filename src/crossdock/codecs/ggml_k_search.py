@@ -21,6 +21,7 @@ Levels = NDArray[np.uint8]
 MAGIC, MANTISSA, MIDDLE = np.float32(12582912), np.int32(0x7FFFFF), np.int32(0x400000)
 LEAST = np.float32(1e-15)  # GROUP_MAX_EPS: sub-blocks without a larger magnitude are zero
 THREE_BITS, ROUNDS = 4, 5
+RUN = 128  # super-blocks encoded at a time: 128 KiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,14 @@ class Fit:
 class Searches:
     """One implementation of all that takes time. Values come flat, sub-block behind sub-block.
 
+    run         how many super-blocks it likes to be given at a time
     affine      of values, as an Affine says
     symmetric   of values, sub-blocks of 16, levels -32 to 31
     three       of values, sub-blocks of 16, levels 0 to 7 for -4 to 3: scales, and the levels themselves
     levels      nearest((x + add) / scale) between 0 and top, after `middle` was added; one scale and add a sub-block
     """
 
+    run: int
     affine: Callable[[Values, Affine], Fit]
     symmetric: Callable[[Values], Fit]
     three: Callable[[Values], tuple[Values, Levels]]
@@ -181,7 +184,7 @@ def levels(values: Values, scale: Values, add: Values, middle: int, top: int) ->
     return np.clip(rounded, 0, top, out=rounded).astype(np.uint8).reshape(-1)
 
 
-NUMPY = Searches(affine, symmetric, three, levels)
+NUMPY = Searches(RUN, affine, symmetric, three, levels)
 
 
 def _columns(values: Values, size: int) -> Values:
