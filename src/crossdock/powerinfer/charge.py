@@ -56,8 +56,9 @@ def charged(
         _, taken = program([np.array(gains[layer], np.int64) for layer in opened], list(opened.values()), room)
         for layer, column in zip(opened, taken, strict=True):
             groups[layer] = int(column[room])
-    # the good layers' further groups first: they make the choice at hand better, and fewer others unsure
-    return groups, [layer for layer in unsure if layer in good] or unsure, price
+    # first what makes the price higher or the choice at hand better: it leaves fewer of the others unsure
+    dear = [layer for layer in unsure if beyond[layer] > price]
+    return groups, dear or [layer for layer in unsure if layer in good] or unsure, price
 
 
 def program(gains: Sequence[Ints], windows: Sequence[Window], most: int) -> tuple[Ints, list[Ints]]:

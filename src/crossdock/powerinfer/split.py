@@ -131,7 +131,7 @@ def split(
         statistics.total,
         statistics.scale,
         unit,
-        budget * grain if unit == "neurons" else budget,
+        budget if capacity is None else capacity,
         sum(neurons) if unit == "neurons" else chosen.cost,
         nbytes,
         grain,
