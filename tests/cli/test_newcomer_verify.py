@@ -15,6 +15,8 @@ KJV, TOKENIZER = ROOT / "examples" / "tiny-kjv", ROOT / "examples" / "tiny-kjv-t
 
 MISTAKES = {
     "swapped": (("verify", KJV, "--against", "mute.gguf"), 2, "OUT, what was written, comes first"),
+    "no such output": (("verify", "no.gpuidx", "--against", ROOT / "tests/data/powerinfer/u4x1024_i64"), 3,
+                       "no.gpuidx: there is nothing at this path"),
     "one file of a folder": (("verify", "hf/model.safetensors", "--against", KJV), 3, "to do: give "),
     "one file of ranks": (("diff", "trt/rank0.safetensors", KJV), 3, "to do: give the folder: "),
     "an adapter": (("diff", "adapter", KJV), 3, "this is an adapter, not a model"),

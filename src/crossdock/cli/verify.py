@@ -23,6 +23,7 @@ from crossdock.cli.options import (
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
 from crossdock.cli.split import verify_index
+from crossdock.errors import NotACheckpointError
 
 if TYPE_CHECKING:
     from crossdock.codecs.statistics import ErrorFigures
@@ -85,6 +86,8 @@ def verify(
     """
     from crossdock.formats import gpuidx
 
+    if not out.exists():
+        raise NotACheckpointError("there is nothing at this path", where=str(out), fix="is OUT spelled right?")
     if gpuidx.sniff(out):
         return verify_index(out, against, model, as_json=as_json)
     import crossdock
