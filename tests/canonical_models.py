@@ -45,7 +45,7 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS | {"qk_norm": True},
-    "deepseek_v2": EXPERTS | MLA | {"router_bias": False},
+    "deepseek_v2": EXPERTS | MLA | {"router_bias": False, "norm_topk_prob": False},
     "deepseek_v3": EXPERTS | MLA,
     "nemotron": {"mlp_gated": False},
     "nemotron_nas": {
