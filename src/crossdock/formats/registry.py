@@ -32,19 +32,17 @@ class SourceFormat(Protocol):
 
 
 _Kind = Literal["file", "folder", "both"]
-# with what each is made of, so that fewer are imported to see whose a path is
+# each with what its checkpoints are, so that fewer modules are imported to see whose a path is
 _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
-    MappingProxyType(  # what a checkpoint is, so that less is imported to see it
-        {
-            "gguf": ("file", "crossdock.formats.gguf.source"),
-            "ggml_training": ("file", "crossdock.formats.ggml_training"),
-            "trtllm": ("both", "crossdock.formats.trtllm.source"),
-            "megatron_state": ("file", "crossdock.formats.megatron.state"),
-            "hf": ("both", "crossdock.formats.hf.source"),
-            "megatron": ("folder", "crossdock.formats.megatron"),
-            "dcp": ("folder", "crossdock.formats.dcp_folder"),
-        }
-    )
+    {
+        "gguf": ("file", "crossdock.formats.gguf.source"),
+        "ggml_training": ("file", "crossdock.formats.ggml_training"),
+        "trtllm": ("both", "crossdock.formats.trtllm.source"),
+        "megatron_state": ("file", "crossdock.formats.megatron.state"),
+        "hf": ("both", "crossdock.formats.hf.source"),
+        "megatron": ("folder", "crossdock.formats.megatron"),
+        "dcp": ("folder", "crossdock.formats.dcp_folder"),
+    }
 )
 _TARGETS: Mapping[str, str] = MappingProxyType(
     {

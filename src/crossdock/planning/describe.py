@@ -7,9 +7,7 @@ All that is missing, contradictory or unknown is collected and raised once.
 from __future__ import annotations
 
 import ast
-import fnmatch
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,17 +15,13 @@ from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
-from crossdock.model.expressions import Expression, expression
+from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, family, files
 from crossdock.planning.checked import build, of_kind
+from crossdock.planning.unread import classify, neutral, recognised, short
 from crossdock.wording import nearest
 
 LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
-_TELLING = (
-    "interleave", "layout", "permut", "transpos", "glu", "rope", "rotary", "norm", "attention", "attn", "scal", "bias",
-    "softmax", "moe", "expert", "mup", "window", "sink", "softcap", "mamba", "hybrid", "residual", "embedding",
-    "act_fn", "activation", "head", "lora", "multiplier", "sparse", "mtp", "parallel_block",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,12 +107,12 @@ def describe(source: Source, given: Given) -> Reading:
     chosen = _family(source, format_name, _keys(source) | settings, given)
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, _keys(source), rules)
-    ignored, unknown = _classify(rules, source, settings)
+    ignored, unknown = classify(rules, source, settings)
     told = _read(rules, keys, source.metadata_at, settings)
     if given.config is not None:
         told = _overridden(told, _from_config(given, chosen))
     told = _set(told, canonical)
-    config = _checked(told, chosen, rules, source, [*_neutral(rules, keys | settings, source.metadata_at), *unknown])
+    config = _checked(told, chosen, rules, source, [*neutral(rules, keys | settings, source.metadata_at), *unknown])
     described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, keys, settings, source))
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
     return Reading(chosen, described, {**config.as_dict(), **variables})
@@ -222,7 +216,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
         )
     found, telling = [], {"architectures", "activation"}
-    for name, when in _recognised(format_name):
+    for name, when in recognised(format_name):
         if allowed and name not in allowed:
             continue
         telling |= when.names
@@ -236,7 +230,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
     if given.family is not None:
         return family(given.family)
     telling -= {"keys", "tensors", "shapes"}
-    seen = ", ".join(f"{key}={_short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
+    seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
     where = given.config_at or source.metadata_at or str(source.root)
     if not found:
         unfit = Problem(
@@ -246,29 +240,8 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
-        raise ConfigError([unfit, *_neutral(layout(format_name), keys, where)])
+        raise ConfigError([unfit, *neutral(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
-
-
-def _recognised(format_name: str) -> Iterator[tuple[str, Expression]]:
-    """Families, and what tells that a source of this format is of one."""
-    for name, file in files().items():
-        when = file.when(format_name)
-        if when is None and format_name.startswith("megatron_"):
-            when = file.when("megatron")
-        if when is not None:
-            yield name, when
-
-
-def _selecting(format_name: str) -> frozenset[str]:
-    """What sources of this format are recognised by."""
-    return frozenset(name for _, when in _recognised(format_name) for name in when.names)
-
-
-def _selects_elsewhere(key: str) -> bool:
-    """Whether sources of any format are recognised by this key."""
-    sections = (section for file in files().values() for section in file.table.values() if isinstance(section, Mapping))
-    return any("when" in section and key in expression(section["when"]).names for section in sections)
 
 
 def _split_settings(
@@ -326,59 +299,6 @@ def _from_config(given: Given, chosen: Family) -> _Told:
     return _read(rules, keys, given.config_at, {})
 
 
-def _known(rules: Layout) -> set[str]:
-    groups = [*rules.read.values(), tuple(rules.variables.values()), *rules.spelled.values()]
-    return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
-
-
-def _classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
-    known, ignored, problems = _known(rules), {}, []
-    selecting = functools.cache(_selecting)  # read for a key that nothing else explains
-    for key, value in source.metadata.items():
-        if key in known:
-            continue
-        if key in settings:
-            ignored[key] = "set by --set"
-            continue
-        reason = rules.ignored.get(key) or next(
-            (why for glob, why in rules.ignored.items() if fnmatch.fnmatchcase(key, glob)), None
-        )
-        if reason is not None:
-            ignored[key] = reason
-        elif key in selecting(rules.format) or _selects_elsewhere(key):
-            ignored[key] = "names the family"
-        elif value in (None, False, 0, "", "none") or value == [] or value == {} or value == ():
-            ignored[key] = "not set"
-        elif any(word in key.lower() for word in _TELLING):
-            problems.append(
-                Problem(
-                    f"unknown key {key!r} = {_short(value)} may change what the model computes",
-                    where=source.metadata_at,
-                    cause="a newer version of the training program, or a feature that crossdock does not know",
-                    fix=f"if it does not matter here: --set {key}=None",
-                )
-            )
-        else:
-            ignored[key] = "unknown; its name does not suggest that it changes the computation"
-    return ignored, problems
-
-
-def _neutral(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
-    problems = []
-    for key, allowed in rules.neutral.items():
-        value = keys.get(key)
-        if value is not None and value not in allowed:
-            problems.append(
-                Problem(
-                    f"{key} = {_short(value)} changes the model in a way that crossdock does not carry over",
-                    where=where,
-                    expected=" or ".join(repr(a) for a in allowed) or "not set",
-                    got=_short(value),
-                )
-            )
-    return problems
-
-
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
     return [
         Problem(
@@ -397,8 +317,3 @@ def _number(expr: Expression, keys: Mapping[str, Any], name: str) -> Any:
         return expr.evaluate(_Lenient(keys))
     except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"variable {name} = {expr.text} has no value: {error}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
