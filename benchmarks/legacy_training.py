@@ -1,10 +1,11 @@
-"""Old training checkpoints of 1 GB exported, against `cp` of what is written:
+"""Old training checkpoints of 1 GB and 3 GB exported, against `cp` of what is written:
 
     python benchmarks/legacy_training.py FOLDER [rounds]
 
-Three synthetic files: Adam of block version 0 in the order of master's default flags, L-BFGS of version 1, and a model
-without an optimizer. An export flushes its output, so the fair side is `cp` and `sync`; `cp` alone ends in memory.
-Start-up is what `plan` takes, which reads and writes no tensor. Sources and copies are in the page cache on both sides.
+Synthetic files: Adam of block version 0 in the order of master's default flags (of 1 GB, and of 3 GB so that 1 GB is
+written), L-BFGS of version 1, and a model without an optimizer. An export flushes its output, so the fair side is `cp`
+and `sync`; `cp` alone ends in memory. Start-up is what `plan` takes, which reads and writes no tensor. Sources and
+copies are in the page cache on both sides.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ HEADS = 8
 INNER = ("attention_norm", "attention.wq", "attention.wk", "attention.wv", "attention.wo", "ffn_norm",
          "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")  # fmt: skip
 SCRATCH = (*INNER[:6], "feed_forward.w3", "feed_forward.w1", "feed_forward.w2")
-SIZES = {"adam": (512, 8000, 1376, 8), "lbfgs": (512, 8000, 1376, 8), "model": (1024, 32000, 2752, 16)}
+SIZES = {"adam": (512, 8000, 1376, 8), "lbfgs": (512, 8000, 1376, 8), "model": (1024, 32000, 2752, 16),
+         "adam-3GB": (768, 16000, 2064, 10)}  # fmt: skip
 EXPORTS = {
     "adam": (("gguf-checkpoint",), ("gguf-checkpoint", "--keep-order"), ("gguf",)),
     "lbfgs": (("gguf-checkpoint",),),
     "model": (("gguf",), ("hf",)),
+    "adam-3GB": (("gguf-checkpoint",), ("gguf-checkpoint", "--keep-order"), ("gguf",)),
 }
 
 
@@ -41,7 +44,7 @@ def shapes(wide: int, vocab: int, ffn: int, layers: int) -> dict[str, tuple[int,
 
 
 def make(path: Path, kind: str) -> None:
-    """Write a file of about 1 GB."""
+    """Write one of the files, 1.07 or 3.1 GB."""
     wide, vocab, ffn, layers = SIZES[kind]
     tensors = shapes(wide, vocab, ffn, layers)
     order = ["tok_embeddings", *(f"layers.{i}.{name}" for i in range(layers) for name in SCRATCH), "norm", "output"]
@@ -55,7 +58,7 @@ def make(path: Path, kind: str) -> None:
         out.write(b"pcgg" + struct.pack("<10I", 0, 100, 800, 51200, vocab, wide, 32, HEADS, layers, wide // HEADS))
         for name, ne in tensors.items():
             record(out, f"{name}.weight", ne, iter([values(name)]))
-        if kind == "adam":
+        if kind.startswith("adam"):
             out.write(struct.pack("<I", 0) + bytes(96) + struct.pack("<qiI", count, 100, 0))
             for _ in range(7):
                 record(out, "", (count,), map(values, order))
