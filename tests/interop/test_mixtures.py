@@ -115,3 +115,15 @@ def test_other_formats_have_none(tmp_path: Path) -> None:
     checkpoint = crossdock.open(make("llama-odd-rows", tmp_path / "hf"))
     with pytest.raises(UsageError, match="hf has no quantisation q4_k_m"):
         crossdock.plan(checkpoint, "hf", quantize="q4_k_m")
+
+
+@pytest.mark.parametrize("quantize", ["q4_k_m", "q5_k_s", "q6_k"])
+def test_llama_cpp_computes_with_super_blocks(quantize: str, tmp_path: Path) -> None:
+    source = make_hf("llama", tmp_path / "hf", hidden_size=256, intermediate_size=512)
+    ids = np.random.default_rng(0).integers(0, 203, 48).tolist()
+    crossdock.export(source, tmp_path / "model.gguf", "gguf", quantize=quantize)
+    found = crossdock.verify(tmp_path / "model.gguf", source, logits=ids, engine="llama.cpp").logits
+    assert found is not None
+    assert found.limit_distance is not None
+    assert found.ok, found.failed or found.problems
+    assert found.limit_distance / 20 < found.distance

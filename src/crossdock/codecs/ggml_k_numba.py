@@ -150,6 +150,24 @@ def _affine(
 
 
 @compiled
+def _weigh(values: Any, x: Any, w: Any, wx: Any, size: Any, far: Any) -> None:
+    """Sub-blocks of 16 side by side in x, their squares and cubes, and of each the value of the largest magnitude."""
+    for j in range(values.size // 16):
+        for i in range(16):
+            x[i, j] = values[j * 16 + i]
+    size[:] = _ZERO
+    far[:] = _ZERO
+    for i in range(16):
+        for j in range(LANES):
+            magnitude = abs(x[i, j])
+            larger = magnitude > size[j]
+            far[j] = x[i, j] if larger else far[j]
+            size[j] = magnitude if larger else size[j]
+            w[i, j] = x[i, j] * x[i, j]
+            wx[i, j] = w[i, j] * x[i, j]
+
+
+@compiled
 def _symmetric(values: Any, scales: Any, found: Any) -> None:
     x, w, wx = (
         np.zeros((16, LANES), np.float32), np.zeros((16, LANES), np.float32), np.zeros((16, LANES), np.float32)
@@ -160,20 +178,7 @@ def _symmetric(values: Any, scales: Any, found: Any) -> None:
     lowest, highest, n = np.int32(-32), np.int32(31), scales.size
     for start in range(0, n, LANES):
         lanes = min(LANES, n - start)
-        for j in range(lanes):
-            for i in range(16):
-                x[i, j] = values[(start + j) * 16 + i]
-        for j in range(LANES):
-            size[j] = _ZERO
-            far[j] = _ZERO
-        for i in range(16):
-            for j in range(LANES):
-                magnitude = abs(x[i, j])
-                larger = magnitude > size[j]
-                far[j] = x[i, j] if larger else far[j]
-                size[j] = magnitude if larger else size[j]
-                w[i, j] = x[i, j] * x[i, j]
-                wx[i, j] = w[i, j] * x[i, j]
+        _weigh(values[start * 16 : (start + lanes) * 16], x, w, wx, size, far)
         for step in range(-10, 10):
             # the first try, step -10, is the one without an offset; 0 would repeat it
             factor = -(np.float32(32) + _TENTH * np.float32(step)) if step > -10 else np.float32(-32)
@@ -217,22 +222,9 @@ def _three(values: Any, scales: Any, levels: Any) -> None:
     lowest, highest, n = np.int32(-THREE_BITS), np.int32(THREE_BITS - 1), scales.size
     for start in range(0, n, LANES):
         lanes = min(LANES, n - start)
-        for j in range(lanes):
-            for i in range(16):
-                x[i, j] = values[(start + j) * 16 + i]
-        for j in range(LANES):
-            size[j] = _ZERO
-            far[j] = _ZERO
-            sum_lx[j] = _ZERO
-            sum_l2[j] = _ZERO
-        for i in range(16):
-            for j in range(LANES):
-                magnitude = abs(x[i, j])
-                larger = magnitude > size[j]
-                far[j] = x[i, j] if larger else far[j]
-                size[j] = magnitude if larger else size[j]
-                w[i, j] = x[i, j] * x[i, j]
-                wx[i, j] = w[i, j] * x[i, j]
+        _weigh(values[start * 16 : (start + lanes) * 16], x, w, wx, size, far)
+        sum_lx[:] = _ZERO
+        sum_l2[:] = _ZERO
         for i in range(16):
             for j in range(LANES):
                 q = np.float32(nearest(np.float32(-THREE_BITS) / far[j] * x[i, j], lowest, highest))
