@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,21 @@ def test_every_format_of_one_model_gives_the_same_logits(
 def test_a_token_outside_the_vocabulary_is_refused(megatron_checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="no token ids"):
         reference_logits(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"), np.array([[1, 1_000_000]]))
+
+
+@pytest.mark.parametrize("recipe", ["llama", "gpt2", "mixtral"])
+def test_a_model_that_diverged_gives_nan_without_a_warning(recipe: str, tmp_path: Path) -> None:
+    folder = models.make_hf(recipe, tmp_path / recipe, dtype="float32")
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if tensor.ndim > 1 and ("mlp" in name or "moe" in name):
+            tensors[name] = tensor.copy()
+            tensors[name][0, 0] = np.inf
+    save_file(tensors, file, {"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(reference_logits(folder, some_tokens(folder))).any()
 
 
 def test_memory_does_not_grow_with_the_matrices(tmp_path: Path) -> None:

@@ -29,12 +29,14 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
     return logits(config, weights, hidden(config, weights, tokens))
 
 
+@np.errstate(all="ignore")  # of what is not finite comes nan: a finding for who compares, no warning
 def logits(config: ModelConfig, weights: Weights, x: Array, rows: slice = slice(None)) -> Array:
     """Logits [rows, vocab_size], of `rows` of what `hidden` gives."""
     model = _model(config, weights, len(x))
     return capped(linear(model, norm(model, x[rows], "norm"), "head"), config.final_logit_softcapping)
 
 
+@np.errstate(all="ignore")
 def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
     """The residual stream behind the last layer, [n, hidden_size], of n token ids at positions 0 to n - 1.
 

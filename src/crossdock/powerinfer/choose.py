@@ -41,9 +41,9 @@ def best(
     layers  counts per layer [n_ff], not negative; `grain` of them are a group. The rest and errors as for `choose`
     """
     if len(set(costs)) > 1:
-        ranked = [rank(counts, grain, len(counts) // grain) for counts in layers]
+        ranked = [rank(counts, grain, len(counts)) for counts in layers]
     elif minimum > 1:
-        ranked = [rank(counts, grain, min(minimum, len(counts) // grain), minimum) for counts in layers]
+        ranked = [rank(counts, grain, minimum, minimum) for counts in layers]
     else:
         least = guess(layers, grain, max(budget, 0) // costs[0])
         ranked = [rank(counts, grain, max(reach(counts, grain, least), 1)) for counts in layers]
@@ -54,7 +54,7 @@ def best(
         for layer in found.unsure:
             known, counts = ranked[layer], layers[layer]
             wanted = max(reach(counts, grain, found.price // grain), len(known.gains) * 5 // 4 + 1)
-            ranked[layer] = rank(counts, grain, min(wanted, known.groups), minimum)
+            ranked[layer] = rank(counts, grain, wanted, minimum)
 
 
 def choose(
@@ -69,10 +69,10 @@ def choose(
     Raises UsageError when the layers have so many different costs that the search would take gigabytes.
     """
     budget, beyond = max(budget, 0), beyond or [-1] * len(gains)
-    unsure: list[int] = []
     price = 0
     if len(set(costs)) > 1:
         groups = of_many_costs([np.array(one, np.int64) for one in gains], costs, budget, minimum)
+        unsure = [layer for layer, more in enumerate(beyond) if more >= 0]
     elif minimum > 1:
         groups, unsure, price = charged(gains, budget // costs[0], minimum, beyond)
     else:
