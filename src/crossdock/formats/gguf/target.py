@@ -19,6 +19,7 @@ from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
+from crossdock.formats.travels import tokenizer_at
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 from crossdock.ops.rope import llama3_factors
@@ -160,11 +161,7 @@ def _file_type(tensors: Sequence[Wanted], request: Request) -> int:
 
 
 def _tokenizer_path(request: Request) -> Path | None:
-    if request.tokenizer is not None:
-        return request.tokenizer
-    names = {"tokenizer.json", "tokenizer.model", "vocab.json"}
-    folders = (path.parent for path in request.travels if path.name in names)
-    return next(folders, vocabulary_in(None, request.travels))
+    return tokenizer_at(request) or vocabulary_in(None, request.travels)
 
 
 def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:

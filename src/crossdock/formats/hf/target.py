@@ -25,7 +25,7 @@ from crossdock.formats.travels import GENERATION, IDS, travelling
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most outputs of the tests have none
     from crossdock.tokenizers import Tokenizer
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -133,7 +133,7 @@ class HfTarget:
         config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
         if not any(file.name == GENERATION for file in travels.files):
-            files.append(_text(GENERATION, generation_config_json(config)))
+            files.append(_text(GENERATION, generation_config_json(_with_all_ends(config, travels.tokenizer))))
         files += travels.files
         placed = tuple(places[t.name] for t in tensors)
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in IDS or value is not None}
@@ -170,16 +170,33 @@ def _text(name: str, content: bytes) -> TargetFile:
 
 
 def _with_special_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """Special ids from the tokenizer where the checkpoint, like Megatron's, has none: generation stops at them."""
-    if tokenizer is None or any(getattr(config, name) is not None for name in IDS):
+    """Special ids from the tokenizer where the checkpoint, like Megatron's, has none; and all that end a generation
+    where they come from a GGUF file, whose configuration names one of them alone."""
+    if tokenizer is None:
         return config
-    ends = tokenizer.end_tokens
+    from crossdock.tokenizers import ends_of
+
+    ends, known = ends_of(tokenizer), any(getattr(config, name) is not None for name in IDS)
+    if known and tokenizer.sources:  # read from files: its model's own configuration says it all
+        return config
+    own = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    ends = tuple(dict.fromkeys((*(number for number in own if number is not None), *ends)))
     return replace(
         config,
-        bos_token_id=tokenizer.special.get("bos"),
+        bos_token_id=tokenizer.special.get("bos") if config.bos_token_id is None else config.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
-        pad_token_id=tokenizer.special.get("pad"),
+        pad_token_id=tokenizer.special.get("pad") if config.pad_token_id is None else config.pad_token_id,
     )
+
+
+def _with_all_ends(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """Also the ends that the tokenizer names: of a folder without generation_config.json."""
+    if tokenizer is None:
+        return config
+    own = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    named = (number for number in (*own, *tokenizer.end_tokens) if number is not None and number < config.vocab_size)
+    ends = tuple(dict.fromkeys(named))
+    return replace(config, eos_token_id=ends if len(ends) > 1 else next(iter(ends), None))
 
 
 def _within(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
