@@ -186,7 +186,7 @@ def test_merging_that_takes_too_long_is_given_up() -> None:
 
 def test_disagreeing_files(tmp_path: Path) -> None:
     data = {"model": {"type": "BPE", "vocab": {"<unk>": 0, "b": 1}, "merges": []}}
-    with pytest.raises(TokenizerError, match="two files disagree on 1 tokens"):
+    with pytest.raises(FormatError, match="two files disagree on 1 tokens"):
         tokenizers.read(save(tmp_path, tokenizer_model=MODEL, tokenizer_json=data))
 
 
