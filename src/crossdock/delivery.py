@@ -17,11 +17,11 @@ from crossdock.formats.stored import Source
 from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.describe import LAYOUT_OF, Given, describe, spoken
+from crossdock.planning.config.describe import LAYOUT_OF, Given, describe, spoken
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
-from crossdock.planning.renames import renamed
-from crossdock.planning.resolve import resolve
+from crossdock.planning.tensors.renames import renamed
+from crossdock.planning.tensors.resolve import resolve
 from crossdock.running.memory import workers_for
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use

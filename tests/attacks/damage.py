@@ -22,7 +22,7 @@ import crossdock
 from crossdock import delivery
 from crossdock.errors import CrossdockError
 from crossdock.formats import registry
-from crossdock.planning.describe import Given
+from crossdock.planning.config.describe import Given
 
 Rng = random.Random
 VALUES: tuple[Any, ...] = (

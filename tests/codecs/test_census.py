@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from crossdock.codecs import registry
-from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.conversion import convert
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorFigures, compare
+from crossdock.codecs.value_counts import Census, count
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 

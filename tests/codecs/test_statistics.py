@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crossdock.codecs.statistics import RUN, ErrorFigures, compare
+from crossdock.codecs.error_stats import RUN, ErrorFigures, compare
 
 Floats = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from crossdock.formats.hf.config import config_json, flattened, generation_confi
 from crossdock.formats.hf.source import open_source, read_config, sniff
 from crossdock.formats.stored import Source
 from crossdock.model.config import ModelConfig
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import Given, describe
 from oracles.files import hf_state
 
 Made = Callable[[str], Path]

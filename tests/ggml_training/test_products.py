@@ -11,7 +11,7 @@ from crossdock.formats.stored import Extent, SourceFile
 from crossdock.model.config import Described
 from crossdock.planning.plan import Move, Plan, PlannedExtent, Product, TargetTensor
 from crossdock.running.blocks import Share, blocks
-from crossdock.running.products import Adder
+from crossdock.running.low_rank import Adder
 from crossdock.running.reader import Reader
 
 

@@ -11,7 +11,7 @@ import pytest
 from crossdock.errors import ConfigError, CrossdockError
 from crossdock.formats.stored import Source
 from crossdock.model.config import ModelConfig
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import Given, describe
 
 Megatron = Callable[[str], Path]
 Hf = Callable[[str], Path]

@@ -9,7 +9,7 @@ from planning_args import ARGS, described, refused, source_of, without
 
 from crossdock.errors import UsageError
 from crossdock.model.config import FIELDS
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import Given, describe
 
 
 def test_every_field_has_an_origin() -> None:

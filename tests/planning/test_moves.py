@@ -20,7 +20,7 @@ from crossdock.model.families import family
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Plan
 from crossdock.planning.planner import make_plan
-from crossdock.planning.resolve import resolve
+from crossdock.planning.tensors.resolve import resolve
 
 PADDING = -7
 LAYOUTS: list[tuple[str, dict[str, int]]] = [

@@ -19,7 +19,7 @@ from crossdock.errors import ConfigError, InputError, PlanError, TokenizerError,
 from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
-from crossdock.planning.describe import Given
+from crossdock.planning.config.describe import Given
 
 # ---- real checkpoints
 

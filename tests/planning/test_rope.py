@@ -14,7 +14,7 @@ import models
 from crossdock import delivery
 from crossdock.errors import ConfigError, PlanError
 from crossdock.formats.stored import Source
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import Given, describe
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 from reference import reference_logits

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorFigures
 from crossdock.errors import Problem
 from crossdock.proof.report.page import Evidence
 from crossdock.running.comparisons import LogitsReport, PositionCheck, TokenDifference, TokensReport

@@ -23,7 +23,7 @@ from crossdock.codecs.ggml_k_search import (
     Levels,
     Searches,
 )
-from crossdock.codecs.ggml_numba import compiled, inlined
+from crossdock.codecs.ggml_legacy_numba import compiled, inlined
 
 LANES = 64
 RUN = 512  # super-blocks encoded at a time: half a MiB of float32

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import Cells
 
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import Cells
 from crossdock.errors import UsageError
 from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
 from crossdock.layout.rules import Layout

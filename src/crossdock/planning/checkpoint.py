@@ -10,7 +10,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.config import Described, ModelConfig
 from crossdock.model.families import Family
-from crossdock.planning.resolve import Resolved
+from crossdock.planning.tensors.resolve import Resolved
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from crossdock.layout.boxes import steps_of
 from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Product
-from crossdock.planning.resolve import Provision, Resolved
-from crossdock.planning.sources import Extents, moves_for
+from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.resolve import Provision, Resolved
 
 _ALIKE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import Cells
 from crossdock.errors import Problem
 from crossdock.formats.stored import Extent, Scaling, SourceFile
 from crossdock.formats.target import RankFile, TargetFile

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
+from crossdock.codecs.scale_blocks import Cells
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import (
@@ -35,11 +35,11 @@ from crossdock.model.families import Family, is_allowed
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
-from crossdock.planning.resolve import Provision, Resolved
-from crossdock.planning.scales import scales_of, shared
-from crossdock.planning.sources import Extents, moves_for
-from crossdock.planning.state import carried_moves, order_twins
-from crossdock.planning.wanted import unplaced, wanted_containers
+from crossdock.planning.tensors.containers import unplaced, wanted_containers
+from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.resolve import Provision, Resolved
+from crossdock.planning.tensors.training_scales import scales_of, shared
+from crossdock.planning.tensors.training_state import carried_moves, order_twins
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells, grow, scales_of
-from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
+from crossdock.codecs.scale_blocks import Cells, grow, scales_of
+from crossdock.codecs.value_counts import Census, count
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
@@ -26,7 +26,7 @@ from crossdock.running.reader import Gatherer, Reader, units_for
 from crossdock.running.scaling import Divide, Scales, by_cells, by_rows
 
 if TYPE_CHECKING:
-    from crossdock.running.products import Adder
+    from crossdock.running.low_rank import Adder
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
 
@@ -101,7 +101,7 @@ def blocks(
     units, name = units_for(plan, tensor.moves)
     adder = None
     if tensor.product is not None:
-        from crossdock.running.products import Adder
+        from crossdock.running.low_rank import Adder
 
         adder = Adder(plan, tensor.product, reader, share.block)
     stored = codecs.get(name)

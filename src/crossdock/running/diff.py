@@ -19,7 +19,7 @@ import numpy as np
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorFigures, compare
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorFigures
+from crossdock.codecs.value_counts import Census
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.planning.plan import Plan
 

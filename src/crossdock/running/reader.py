@@ -19,11 +19,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import checked, multiply
 from crossdock.codecs.codec import Values, encoded_size
+from crossdock.codecs.scale_blocks import checked, multiply
 from crossdock.errors import FormatError, NotACheckpointError
-from crossdock.formats.files import read_into, read_runs
 from crossdock.formats.stored import Scaling
+from crossdock.io.files import read_into, read_runs
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
 
@@ -107,7 +107,7 @@ class Reader:
             if len(names) != 1 or tensors[names[0]].shape != at.shape:
                 raise FormatError(f"the blob does not hold {extent.tensor}", where=self.where(number))
             return Place(fd, tensors[names[0]].begin, None)
-        from crossdock.formats.torchfile.reader import locate_single
+        from crossdock.torchfile.reader import locate_single
 
         where = f"{self.where(number)} at byte {at.offset:,}"
         ref = locate_single(fd, at.offset, at.nbytes, where)

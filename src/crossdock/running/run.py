@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorFigures
+from crossdock.codecs.value_counts import Census
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
-from crossdock.running import hashing, products, twins
+from crossdock.running import equality, hashing, low_rank
 from crossdock.running.blocks import Share, blocks
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.memory import share_of, workers_for
 from crossdock.running.output import OutputFile
-from crossdock.running.placing import end_placement, put_in_place
+from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
 from crossdock.running.scaling import distance
@@ -159,11 +159,11 @@ class _Copying:
             tasks = [_TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
         copied = sum(f.size for f in self.plan.files if f.copy_of)
         with Reader(self.plan) as reader:
-            products.check(self.plan, reader)
+            low_rank.check(self.plan, reader)
 
             def do(task: int, share: Share, stop: threading.Event) -> Done | None:
                 if task == _TWINS:
-                    twins.check(self.plan, reader, self.share, stop)
+                    equality.check(self.plan, reader, self.share, stop)
                     return None
                 return self._copy_tensor(task, reader, share, files, stop)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.codecs.cells import Cells, divide, grow, multiply, scales_of
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import RUN
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorFigures, compare
+from crossdock.codecs.scale_blocks import Cells, divide, grow, multiply, scales_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorFigures
 from crossdock.errors import FormatError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import TargetFile

@@ -17,8 +17,8 @@ from crossdock.codecs.conversion import Workspace, convert
 from crossdock.planning.canonical import canonical_plan, slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.running.blocks import Share
+from crossdock.running.low_rank import Adder
 from crossdock.running.memory import share_of
-from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 4 << 20  # bytes of one block of float32: matrix products do not get faster with more

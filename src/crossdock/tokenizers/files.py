@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, TokenizerError
-from crossdock.json_keys import unique
+from crossdock.io.json import unique
 
 # The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
 # whole: JSON made to take memory takes up to some twenty times its size.

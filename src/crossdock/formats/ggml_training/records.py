@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from crossdock.errors import FormatError
-from crossdock.formats.files import read_exact, size_of
+from crossdock.io.files import read_exact, size_of
 
 FLOAT32 = 0  # ggml_type
 MAX_NAME = 64  # GGML_MAX_NAME, and what an unterminated copy of 32 characters may drag along

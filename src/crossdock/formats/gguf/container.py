@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, PlanError, Problem
-from crossdock.formats.files import reading
 from crossdock.formats.gguf.cursor import Cursor
 from crossdock.formats.gguf.types import TYPES_BY_CODEC, TYPES_BY_NUMBER, VALUE_NUMBERS, VALUES, GgmlType
+from crossdock.io.files import reading
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

@@ -16,12 +16,12 @@ from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
+from crossdock.formats.gguf.rope_factors import llama3_factors
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
-from crossdock.ops.rope import llama3_factors
 
 FILE_TYPES: Mapping[str, int] = {  # llama_ftype in llama.h
     "float32": 0, "float16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,

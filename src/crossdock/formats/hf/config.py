@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
-from crossdock.json_keys import unique
+from crossdock.io.json import unique
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, NotACheckpointError, Problem
-from crossdock.formats.files import read_exact, reading, size_of
-from crossdock.formats.hf import fp8
+from crossdock.formats.companions import found_in
+from crossdock.formats.fp8 import hf_target as fp8
+from crossdock.formats.fp8.hf_source import with_scales
 from crossdock.formats.hf.config import LARGEST, flattened, parse
-from crossdock.formats.hf.scaled import with_scales
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
-from crossdock.formats.travels import found_in
 from crossdock.formats.weight_file import tensors_in
+from crossdock.io.files import read_exact, reading, size_of
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, NotACheckpointError, UsageError
-from crossdock.formats.hf import fp8
+from crossdock.formats.companions import GENERATION, IDS, travelling
+from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.hf.source import open_plain, read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
-from crossdock.formats.travels import GENERATION, IDS, travelling
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 

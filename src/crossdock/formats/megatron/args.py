@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError
-from crossdock.formats.pickles import Global, Instance, attributes, describe, dtype_of, printable
+from crossdock.unpickle import Global, Instance, attributes, describe, dtype_of, printable
 
 MAX_DEPTH = 8
 MAX_VALUES = 200_000

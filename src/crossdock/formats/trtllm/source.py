@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import Cells
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
 from crossdock.formats import safetensors
-from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.formats.companions import found_in
+from crossdock.formats.fp8.stored import numbers, scaled
 from crossdock.formats.hf.config import LARGEST, parse
-from crossdock.formats.scales import numbers, scaled
 from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTensor, TrainingScales
-from crossdock.formats.travels import found_in
 from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
+from crossdock.io.files import read_exact, reading, size_of
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts

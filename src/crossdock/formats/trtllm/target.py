@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
+from crossdock.codecs.scale_blocks import Cells
 from crossdock.errors import PlanError, UsageError
+from crossdock.formats.companions import travelling
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
-from crossdock.formats.travels import travelling
 from crossdock.formats.trtllm import ranks as trtllm_ranks
 from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
 from crossdock.formats.trtllm.source import open_plain, sniff

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorFigures
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
-from crossdock.formats.whole import write_whole
+from crossdock.io.atomic import write_whole
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.plugins import DATA
 from crossdock.proof.report.logits import logits_section

@@ -1,0 +1,319 @@
+"""From a format's own configuration keys to the canonical one, by the layout's tables; every field with its origin.
+
+Nothing is guessed: a field comes from the checkpoint's keys, from `--config`, from `--set`, or is a stated default.
+All that is missing, contradictory or unknown is collected and raised once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crossdock.errors import ConfigError, Problem, UsageError
+from crossdock.formats.stored import Source
+from crossdock.layout.rules import Layout, layout
+from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
+from crossdock.model.expressions import Expression
+from crossdock.model.families import Family, family, files
+from crossdock.planning.config.unknown_keys import classify, neutral, recognised, short
+from crossdock.planning.config.validate import build, of_kind
+from crossdock.wording import nearest
+
+LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `describe` found: the family, the configuration with origins, and the layout's numbers."""
+
+    family: Family
+    described: Described
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says: `--family`, `--set`, `--rename`, and the keys of a `--config` file, in a format's terms."""
+
+    family: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    config_at: str = ""
+    terms: str = "hf"
+    renames: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Values of canonical fields as they were found, unchecked, and where each is from."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
+def spoken(source: Source, given: Given) -> tuple[Source, Given]:
+    """`source` with a `--config` in its own format's terms as its configuration, over what it carries itself.
+
+    Keys of either that go by the format's other names are added under its own.
+
+    Raises UsageError when the terms are not those of this format.
+    """
+    format_name = LAYOUT_OF.get(source.format, source.format)
+    theirs = given.config if given.terms != "hf" else None
+    if theirs is None and not source.spelled:
+        return source, given
+    if theirs is not None and not format_name.startswith(given.terms):
+        raise UsageError(
+            f"--config is in {given.terms}'s terms, the checkpoint is {source.format}",
+            where=given.config_at,
+            fix="give the model's Hugging Face config.json",
+        )
+    stored = {name: tensor for (_, name), tensor in source.tensors.items()}
+    keys = {**(source.metadata if source.spelled else {}), **(theirs or {})}
+    facts = {
+        "tensors": stored.keys(),
+        "shapes": {name: tensor.shape for name, tensor in stored.items()},
+        "dtypes": {name: tensor.dtype for name, tensor in stored.items()},
+    }
+    for key, alternatives in layout(format_name).spelled.items():
+        for expr in alternatives:
+            default = expr.names <= facts.keys()
+            if (
+                key in keys
+                or (default and source.metadata and not source.spelled)
+                or not expr.names <= keys.keys() | facts.keys()
+            ):
+                continue
+            try:
+                keys[key] = expr.evaluate({**keys, **facts})
+            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
+                continue
+    source = replace(source, metadata={**source.metadata, **keys})
+    if theirs is None:
+        return source, given
+    at = f"{given.config_at} over {source.metadata_at}" if source.metadata_at else given.config_at
+    return replace(source, metadata_at=at), replace(given, config=None)
+
+
+def describe(source: Source, given: Given) -> Reading:
+    """The canonical configuration of `source`.
+
+    Raises ConfigError with all problems, UsageError for unknown `--set` keys.
+    """
+    format_name = LAYOUT_OF.get(source.format, source.format)
+    settings = {key: _literal(text) for key, text in given.settings.items()}
+    chosen = _family(source, format_name, _keys(source) | settings, given)
+    rules = layout(format_name, chosen)
+    keys, canonical = _split_settings(settings, _keys(source), rules)
+    ignored, unknown = classify(rules, source, settings)
+    told = _read(rules, keys, source.metadata_at, settings)
+    if given.config is not None:
+        told = _overridden(told, _from_config(given, chosen))
+    told = _set(told, canonical)
+    config = _checked(told, chosen, rules, source, [*neutral(rules, keys | settings, source.metadata_at), *unknown])
+    described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, keys, settings, source))
+    variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
+    return Reading(chosen, described, {**config.as_dict(), **variables})
+
+
+def _checked(told: _Told, chosen: Family, rules: Layout, source: Source, problems: list[Problem]) -> ModelConfig:
+    """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
+    clean, wrong = of_kind(told.values)
+    wrong = [replace(p, cause=f"it is from {told.origins[p.where]}") for p in wrong]
+    wrong += _missing(told.values, rules, source)
+    if wrong:
+        raise ConfigError([*problems, *wrong])
+    config, wrong = build(chosen.name, clean)
+    wrong = [replace(p, cause=p.cause or _from(told.origins, p.where)) for p in wrong]
+    if not wrong:
+        fix = "give another --family, or --set the name if the checkpoint says it wrong"
+        wrong = [replace(p, cause=_from(told.origins, p.where), fix=fix) for p in chosen.misfits(config)]
+    if problems or wrong:
+        raise ConfigError([*problems, *wrong])
+    return config
+
+
+def _origins(told: _Told, source: Source, given: Given) -> dict[str, str]:
+    """Where each field came from, those that nobody told included."""
+    defaults = {name: "default" for name in FIELDS if name not in told.origins}
+    family_at = "--family" if given.family else f"derived from {given.config_at or source.metadata_at}"
+    return {**told.origins, **defaults, "family": family_at}
+
+
+def _notices(
+    told: _Told, rules: Layout, keys: Mapping[str, Any], settings: Mapping[str, Any], source: Source
+) -> tuple[str, ...]:
+    """Sentences about keys that are second best, or that may not be what the run computed with; not about --set."""
+    read = set(told.origins.values())
+    return tuple(
+        notice.sentence
+        for notice in rules.notices
+        if notice.key not in settings
+        and (
+            f"{notice.key} in {source.metadata_at}" in read
+            if notice.when is None
+            else notice.when.evaluate(_Lenient(keys))
+        )
+    )
+
+
+def _from(origins: Mapping[str, str], name: str) -> str:
+    return f"{name} is from {origins.get(name, 'the default')}"
+
+
+def _overridden(told: _Told, config: _Told) -> _Told:
+    """The checkpoint's own values with those of `--config` over them; an origin says what it overrides."""
+    values, origins = dict(told.values), dict(told.origins)
+    for name, at in config.origins.items():
+        value = config.values[name]
+        overrides = name in values and values[name] != value
+        origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if overrides else at
+        values[name] = value
+    return _Told(values, origins)
+
+
+def _set(told: _Told, canonical: Mapping[str, Any]) -> _Told:
+    """`told` with the canonical fields of `--set` over it."""
+    return _Told({**told.values, **canonical}, {**told.origins, **dict.fromkeys(canonical, "--set")})
+
+
+def _keys(source: Source) -> dict[str, Any]:
+    return {
+        **source.metadata,
+        "keys": source.metadata,
+        "tensors": frozenset(name for _, name in source.tensors),
+        "shapes": {name: tensor.shape for (_, name), tensor in source.tensors.items()},
+    }
+
+
+def _literal(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
+    allowed = () if given.family is None else layout(format_name).model_types.get(given.family, ())
+    if given.family is not None and not allowed:
+        return family(given.family)
+    if given.config is not None:
+        format_name, keys = "hf", dict(given.config)
+    elif not source.metadata:
+        raise ConfigError(
+            "the checkpoint carries no configuration",
+            where=str(source.root),
+            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
+        )
+    found, telling = [], {"architectures", "activation"}
+    for name, when in recognised(format_name):
+        if allowed and name not in allowed:
+            continue
+        telling |= when.names
+        try:
+            if when.evaluate(_Lenient(keys)):
+                found.append(name)
+        except (TypeError, ArithmeticError, KeyError):
+            continue
+    if len(found) == 1:
+        return family(found[0])
+    if given.family is not None:
+        return family(given.family)
+    telling -= {"keys", "tensors", "shapes"}
+    seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
+    where = given.config_at or source.metadata_at or str(source.root)
+    if not found:
+        unfit = Problem(
+            "no family that crossdock knows fits this model",
+            where=where,
+            expected=", ".join(files()),
+            got=seen or "nothing telling",
+            fix="name it with --family if it is one of these under another name",
+        )
+        raise ConfigError([unfit, *neutral(layout(format_name), keys, where)])
+    raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
+
+
+def _split_settings(
+    settings: Mapping[str, Any], keys: dict[str, Any], rules: Layout
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    readable = {name for group in rules.read.values() for expr in group for name in expr.names}
+    readable |= {name for expr in rules.variables.values() for name in expr.names}
+    canonical, problems = {}, []
+    for key, value in settings.items():
+        if key in FIELDS and key != "family":
+            canonical[key] = value
+        elif key in readable or key in keys:
+            keys = {**keys, key: value}
+        else:
+            near = nearest(key, [*FIELDS, *readable], 3)
+            problems.append(
+                Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows")
+            )
+    if problems:
+        raise UsageError(problems)
+    return keys, canonical
+
+
+def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _Told:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, alternatives in rules.read.items():
+        for expr in alternatives:
+            if not expr.names <= keys.keys():
+                continue
+            try:
+                value = expr.evaluate(keys)
+            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
+                continue
+            if value is None:
+                continue
+            values[name] = value
+            named = ", ".join(sorted(expr.names - {"keys", "tensors", "shapes"}))
+            if not named:
+                origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
+            elif expr.names & settings.keys():
+                rest = ", ".join(sorted(expr.names - settings.keys() - {"keys", "tensors", "shapes"}))
+                said = ", ".join(sorted(expr.names & settings.keys()))
+                origins[name] = f"--set {said}" + (f", with {rest} in {where}" if rest else "")
+            else:
+                origins[name] = f"{named} in {where}"
+            break
+    return _Told(values, origins)
+
+
+def _from_config(given: Given, chosen: Family) -> _Told:
+    assert given.config is not None
+    rules = layout("hf", chosen)
+    keys = {**given.config, "keys": given.config, "tensors": frozenset(), "shapes": {}}
+    return _read(rules, keys, given.config_at, {})
+
+
+def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
+    return [
+        Problem(
+            f"{name} is not known",
+            where=source.metadata_at or str(source.root),
+            expected=" or ".join(expr.text for expr in rules.read.get(name, ())) or "a value",
+            fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
+        )
+        for name in REQUIRED
+        if name not in values and name != "family"
+    ]
+
+
+def _number(expr: Expression, keys: Mapping[str, Any], name: str) -> Any:
+    try:
+        return expr.evaluate(_Lenient(keys))
+    except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(f"variable {name} = {expr.text} has no value: {error}") from None
