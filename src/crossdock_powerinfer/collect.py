@@ -104,9 +104,11 @@ def collect(
     first = _resume(partial, state)
     layers = empty.get_submodule(ffn.layers)
     with torch.no_grad():
-        hidden, given = _embedded(torch, empty, layers, weights, tokens, partial, first, config)
+        hidden, layer_arguments = _embedded(torch, empty, layers, weights, tokens, partial, first, config)
         for number in range(first, len(layers)):
-            counts = _through(torch, layers[number], f"{ffn.layers}.{number}", ffn, weights, hidden, given, partial)
+            counts = _through(
+                torch, layers[number], f"{ffn.layers}.{number}", ffn, weights, hidden, layer_arguments, partial
+            )
             _save(torch, partial, number, counts, state)
             hidden = np.load(partial / f"hidden-{number + 1}.npy", mmap_mode="r")
             width = len(counts)
@@ -199,8 +201,8 @@ class _Weights:
 class _First(Exception):
     """Not an error: what the model hands to its first layer."""
 
-    def __init__(self, hidden: Any, given: Mapping[str, Any]) -> None:
-        self.hidden, self.given = hidden, given
+    def __init__(self, hidden: Any, layer_arguments: Mapping[str, Any]) -> None:
+        self.hidden, self.layer_arguments = hidden, layer_arguments
 
 
 def _embedded(
@@ -215,18 +217,18 @@ def _embedded(
         _fill_outside(module, name, layers, weights)
 
     def stop(module: Any, args: Any, kwargs: Any) -> None:
-        given = dict(kwargs)
-        hidden = args[0] if args else given.pop("hidden_states")
-        raise _First(hidden, given)
+        layer_arguments = dict(kwargs)
+        hidden = args[0] if args else layer_arguments.pop("hidden_states")
+        raise _First(hidden, layer_arguments)
 
     hook = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-    given: Mapping[str, Any] = {}
+    layer_arguments: Mapping[str, Any] = {}
     store = None
     for number, row in enumerate(tokens if first == 0 else tokens[:1]):
         try:
             model(input_ids=torch.from_numpy(row)[None], use_cache=False)
         except _First as found:
-            given = found.given
+            layer_arguments = found.layer_arguments
             if first == 0:
                 if store is None:
                     shape = (len(tokens), *found.hidden.shape[1:])
@@ -235,7 +237,7 @@ def _embedded(
     hook.remove()
     if store is not None:
         store.flush()
-    return np.load(partial / f"hidden-{first}.npy", mmap_mode="r"), given
+    return np.load(partial / f"hidden-{first}.npy", mmap_mode="r"), layer_arguments
 
 
 def _fill_outside(module: Any, name: str, layers: Any, weights: _Weights) -> None:
@@ -275,7 +277,7 @@ def _through(
     ffn: Ffn,
     weights: _Weights,
     hidden: Any,
-    given: Mapping[str, Any],
+    layer_arguments: Mapping[str, Any],
     partial: Path,
 ) -> Any:
     """Send all windows through a layer; its counts. The layer's weights are given up at the end."""
@@ -284,7 +286,7 @@ def _through(
     counts: Any = 0
     with _counting(layer, ffn) as seen:
         for number in range(len(hidden)):
-            result = layer(torch.from_numpy(hidden[number].copy())[None], **given)
+            result = layer(torch.from_numpy(hidden[number].copy())[None], **layer_arguments)
             after[number] = (result[0] if isinstance(result, tuple) else result).reshape(hidden.shape[1:]).numpy()
             active = seen[0]
             for other in seen[1:]:

@@ -124,9 +124,9 @@ def _show_config(checkpoint: Checkpoint) -> None:
     show.heading(f"Configuration, from {at}" if at else "Configuration")
     origins = {name: origin.removesuffix(f" in {at}") for name, origin in described.origins.items()}
     values = described.config.as_dict()
-    given = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
-    show.table((), [(n, _value(v), origins.get(n, "")) for n, v in given.items()], "<<<")
-    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in given and v not in (None, 0, False, (), {})]
+    non_default = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
+    show.table((), [(n, _value(v), origins.get(n, "")) for n, v in non_default.items()], "<<<")
+    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in non_default and v not in (None, 0, False, (), {})]
     if rest:
         show.table((), [("by default", ", ".join(rest))], "<<")
 
@@ -217,7 +217,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
         ],
         "skipped": source.skipped,
         "skipped_nbytes": source.skipped_bytes,
-        "travels": source.travels,
+        "travels": source.companion_files,
         "metadata": {key: _short(value) for key, value in source.metadata.items()},
     }
     if checkpoint is not None:

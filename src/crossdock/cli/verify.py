@@ -26,7 +26,7 @@ from crossdock.cli.sections import Sectioned, examples
 from crossdock.errors import NotACheckpointError
 
 if TYPE_CHECKING:
-    from crossdock.codecs.error_stats import ErrorFigures
+    from crossdock.codecs.error_stats import ErrorStats
     from crossdock.running.comparisons import TokensReport
     from crossdock.running.verify import TensorCheck, VerifyReport
 
@@ -161,7 +161,7 @@ def _show_errors(tensors: Sequence[TensorCheck]) -> None:
     lossy = [(one, found) for one in tensors if (found := one.figures) and (found.max_abs or found.nonfinite)]
     if not lossy:
         return
-    sums: dict[str, ErrorFigures] = {}
+    sums: dict[str, ErrorStats] = {}
     for one, figures in lossy:
         sums[one.dtype] = sums[one.dtype] + figures if one.dtype in sums else figures
     show.heading("Distance from the source's values")
@@ -174,7 +174,7 @@ def _show_errors(tensors: Sequence[TensorCheck]) -> None:
         show.table(("worst tensors", *head), rows, "<<>>>")
 
 
-def _figures(figures: ErrorFigures) -> tuple[str, str, str]:
+def _figures(figures: ErrorStats) -> tuple[str, str, str]:
     return f"{figures.max_abs:.3g}", f"{figures.rms:.3g}", f"{100 * figures.relative_rms:.3g}%"
 
 

@@ -54,7 +54,7 @@ class Conversion:
     target: Codec
     block: int
     exact: bool
-    chatty: bool
+    holds_gil: bool
     _run: Run = field(repr=False)
     _scratch: int
 

@@ -21,8 +21,8 @@ SMALL, LARGE = 1e-12, 1e12  # the largest of a run within these: its squares nei
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorFigures:
-    """Differences between values and a reference. `ErrorFigures()` is that of nothing.
+class ErrorStats:
+    """Differences between values and a reference. `ErrorStats()` is that of nothing.
 
     max_abs        largest |value - reference|
     sum_squares    of value - reference, and `sum_squares_reference` of the reference
@@ -37,8 +37,8 @@ class ErrorFigures:
     sum_squares_reference: float = 0.0
     nonfinite: int = 0
 
-    def __add__(self, other: ErrorFigures) -> ErrorFigures:
-        return ErrorFigures(
+    def __add__(self, other: ErrorStats) -> ErrorStats:
+        return ErrorStats(
             self.elements + other.elements,
             max(self.max_abs, other.max_abs),
             self.sum_squares + other.sum_squares,
@@ -60,14 +60,14 @@ class ErrorFigures:
         return math.inf if self.sum_squares else 0.0
 
 
-def compare(reference: Values, values: Values, *, precise: bool = False) -> ErrorFigures:
+def compare(reference: Values, values: Values, *, precise: bool = False) -> ErrorStats:
     """Figures of two flat float32 arrays of one size. Relative error of the sums: below 1e-5, typically 1e-7.
 
     precise  below 1e-12, so that rounded figures do not depend on how the values were cut into runs
     """
     if reference.shape != values.shape:
         raise ValueError(f"{values.shape} values against {reference.shape} of the reference")
-    total = ErrorFigures()
+    total = ErrorStats()
     with np.errstate(all="ignore"):
         for start in range(0, reference.size, RUN):
             r, v = reference[start : start + RUN], values[start : start + RUN]
@@ -75,7 +75,7 @@ def compare(reference: Values, values: Values, *, precise: bool = False) -> Erro
     return total
 
 
-def _narrow(reference: Values, values: Values, dtype: type[np.floating[Any]]) -> ErrorFigures | None:
+def _narrow(reference: Values, values: Values, dtype: type[np.floating[Any]]) -> ErrorStats | None:
     """With squares and sums in `dtype`; None where that is not enough. What is not finite shows in the largest."""
     difference = values - reference
     error, size = _largest(difference), _largest(reference)
@@ -83,7 +83,7 @@ def _narrow(reference: Values, values: Values, dtype: type[np.floating[Any]]) ->
         return None
     wide = (x.astype(dtype, copy=False) for x in (difference, reference))
     squares, squares_reference = map(_squares, wide)
-    return ErrorFigures(reference.size, error, squares, size, squares_reference)
+    return ErrorStats(reference.size, error, squares, size, squares_reference)
 
 
 def _squares(values: NDArray[np.floating[Any]]) -> float:
@@ -97,7 +97,7 @@ def _largest(values: Values) -> float:
     return max(float(values.max()), -float(values.min()))
 
 
-def _wide(reference: Values, values: Values) -> ErrorFigures:
+def _wide(reference: Values, values: Values) -> ErrorStats:
     elements = reference.size
     finite = np.isfinite(reference) & np.isfinite(values)
     unequal = 0
@@ -107,7 +107,7 @@ def _wide(reference: Values, values: Values) -> ErrorFigures:
         reference, values = reference[finite], values[finite]
     wide = reference.astype(np.float64)
     difference = values - wide
-    return ErrorFigures(
+    return ErrorStats(
         elements,
         float(np.abs(difference).max(initial=0)),
         float(np.dot(difference, difference)),

@@ -1,4 +1,4 @@
-"""Scales that cells of a matrix share, as fp8 weights have them: found, divided by, multiplied with, run by run.
+"""Scales that blocks of a matrix share, as fp8 weights have them: found, divided by, multiplied with, run by run.
 
 A cell is a tensor, a row, a column or a block of it. Nothing here knows tensors' names or files. Facts: NVIDIA ModelOpt
 a2fbac7b `export/quant_utils.py` (scale = largest / 448, weight / scale in float32), DeepSeek-V3 (blocks of 128 x 128).
@@ -21,8 +21,8 @@ RUN = 1 << 16  # elements worked on at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """A matrix of `height` x `width` elements in C order, cut into cells of `rows` x `columns`, less at the edges."""
+class ScaleBlocks:
+    """A matrix of `height` x `width` elements in C order, cut into blocks of `rows` x `columns`, less at the edges."""
 
     rows: int
     columns: int
@@ -45,7 +45,7 @@ class Cells:
         return self.height * self.width
 
     @classmethod
-    def whole(cls, shape: tuple[int, ...], parts: int = 1) -> Cells:
+    def whole(cls, shape: tuple[int, ...], parts: int = 1) -> ScaleBlocks:
         """All of a tensor of `shape` as one cell, or each of its equal parts, one after another."""
         height, width = math.prod(shape[:-1]), shape[-1]
         return cls(height // parts, width, height, width)
@@ -79,42 +79,44 @@ class Cells:
         return table[:, np.arange(column, column + columns) // self.columns]
 
 
-def multiply(values: Values, first: int, cells: Cells, scales: Values) -> None:
-    """Multiply, in place, the elements from `first` on by their cells' scales (float32, of all cells in C order)."""
-    for where, row, rows, column, columns in cells.pieces(first, values.size):
+def multiply(values: Values, first: int, scale_blocks: ScaleBlocks, scales: Values) -> None:
+    """Multiply, in place, the elements from `first` on by their blocks' scales (float32, of all blocks in C order)."""
+    for where, row, rows, column, columns in scale_blocks.pieces(first, values.size):
         part = values[where].reshape(rows, columns)
-        np.multiply(part, cells.spread(scales, row, rows, column, columns), out=part)
+        np.multiply(part, scale_blocks.spread(scales, row, rows, column, columns), out=part)
 
 
-def divide(values: Values, first: int, cells: Cells, scales: Values) -> None:
+def divide(values: Values, first: int, scale_blocks: ScaleBlocks, scales: Values) -> None:
     """The reverse of `multiply`."""
-    for where, row, rows, column, columns in cells.pieces(first, values.size):
+    for where, row, rows, column, columns in scale_blocks.pieces(first, values.size):
         part = values[where].reshape(rows, columns)
-        np.divide(part, cells.spread(scales, row, rows, column, columns), out=part)
+        np.divide(part, scale_blocks.spread(scales, row, rows, column, columns), out=part)
 
 
-def grow(largest: Values, values: Values, first: int, cells: Cells) -> None:
-    """Raise `largest`, of all cells, by the elements from `first` on. What is not finite does not count."""
-    table = largest.reshape(-1, cells.across)
+def grow(largest: Values, values: Values, first: int, scale_blocks: ScaleBlocks) -> None:
+    """Raise `largest`, of all blocks, by the elements from `first` on. What is not finite does not count."""
+    table = largest.reshape(-1, scale_blocks.across)
     with np.errstate(invalid="ignore"):
-        for where, row, rows, column, columns in cells.pieces(first, values.size):
+        for where, row, rows, column, columns in scale_blocks.pieces(first, values.size):
             size = np.abs(values[where].reshape(rows, columns))
-            found = _along(size, column, cells)
+            found = _along(size, column, scale_blocks)
             if not np.isfinite(found).all():
-                found = _along(np.where(np.isfinite(size), size, np.float32(0)), column, cells)
-            low = column // cells.columns
-            np.maximum.at(table[:, low : low + found.shape[1]], np.arange(row, row + rows) // cells.rows, found)
+                found = _along(np.where(np.isfinite(size), size, np.float32(0)), column, scale_blocks)
+            low = column // scale_blocks.columns
+            np.maximum.at(table[:, low : low + found.shape[1]], np.arange(row, row + rows) // scale_blocks.rows, found)
 
 
-def _along(size: Values, column: int, cells: Cells) -> Values:
-    """The largest of each row in each cell that it meets, from `column` on: rows x cells."""
+def _along(size: Values, column: int, scale_blocks: ScaleBlocks) -> Values:
+    """The largest of each row in each block that it meets, from `column` on: rows x blocks."""
     columns = size.shape[1]
-    if cells.columns == 1:
+    if scale_blocks.columns == 1:
         return size
-    if cells.across == 1:
+    if scale_blocks.across == 1:
         whole: Values = np.max(size, axis=1, keepdims=True, initial=0)
         return whole
-    ends = np.arange((column // cells.columns + 1) * cells.columns - column, columns, cells.columns)
+    ends = np.arange(
+        (column // scale_blocks.columns + 1) * scale_blocks.columns - column, columns, scale_blocks.columns
+    )
     found: Values = np.maximum.reduceat(size, np.concatenate(([0], ends)), axis=1)
     return found
 

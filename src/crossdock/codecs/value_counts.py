@@ -21,8 +21,8 @@ Patterns = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
-    """Counts over the elements of a tensor; add those of its parts. `Census()` is the count of nothing.
+class ValueCounts:
+    """Counts over the elements of a tensor; add those of its parts. `ValueCounts()` is the count of nothing.
 
     nan, inf   elements that are not finite in the source
     all_zero   every element is +0 or -0
@@ -37,8 +37,8 @@ class Census:
     overflow: int = 0
     underflow: int = 0
 
-    def __add__(self, other: Census) -> Census:
-        return Census(
+    def __add__(self, other: ValueCounts) -> ValueCounts:
+        return ValueCounts(
             self.nan + other.nan,
             self.inf + other.inf,
             self.all_zero and other.all_zero,
@@ -67,18 +67,18 @@ class Thresholds:
     under: int
 
 
-def count(raw: Bytes, codec: Codec, target: Codec | None = None) -> Census:
+def count(raw: Bytes, codec: Codec, target: Codec | None = None) -> ValueCounts:
     """Count the elements of `raw`, whole blocks of `codec`; what casting loses if `target` is a plain float.
 
     Block codecs are decoded first. Integers and scales are only tested for all zero.
     """
     if isinstance(codec, Plain) and not codec.encodes:
-        return Census(all_zero=not raw.any(), elements=raw.size // codec.block_bytes)
+        return ValueCounts(all_zero=not raw.any(), elements=raw.size // codec.block_bytes)
     if not isinstance(codec, Plain):
         return _count_blocks(raw, codec)
     limits = thresholds(codec, target if isinstance(target, Plain) and target.encodes else None)
     patterns = raw.view(f"u{codec.block_bytes}")
-    total = Census()
+    total = ValueCounts()
     for start in range(0, patterns.size, RUN):
         total += _count(patterns[start : start + RUN], limits)
     return total
@@ -97,11 +97,11 @@ def thresholds(source: Plain, target: Plain | None) -> Thresholds:
     return Thresholds(infinite, has_inf, over, under)
 
 
-def _count(patterns: Patterns, limits: Thresholds) -> Census:
+def _count(patterns: Patterns, limits: Thresholds) -> ValueCounts:
     if not limits.under:  # nothing can be lost below: two maxima tell whether anything is beyond
         largest = _largest(patterns)
         if largest < limits.over:
-            return Census(all_zero=largest == 0, elements=patterns.size)
+            return ValueCounts(all_zero=largest == 0, elements=patterns.size)
     # shifted, a pattern has no sign; what is below the ordinary ones becomes large
     shifted = patterns << 1
     shifted -= 2 * limits.under + 2
@@ -111,7 +111,7 @@ def _count(patterns: Patterns, limits: Thresholds) -> Census:
     nan = int(np.count_nonzero(odd >= limits.infinite)) - inf
     overflow = int(np.count_nonzero(odd >= limits.over)) - nan - inf
     underflow = int(np.count_nonzero(odd <= limits.under)) - zero
-    return Census(nan, inf, zero == patterns.size, patterns.size, overflow, underflow)
+    return ValueCounts(nan, inf, zero == patterns.size, patterns.size, overflow, underflow)
 
 
 def _largest(patterns: Patterns) -> int:
@@ -121,10 +121,10 @@ def _largest(patterns: Patterns) -> int:
     return max(positive, negative, 0)
 
 
-def _count_blocks(raw: Bytes, codec: Codec) -> Census:
+def _count_blocks(raw: Bytes, codec: Codec) -> ValueCounts:
     step = max(RUN // codec.block, 1)
     values = np.empty(step * codec.block, np.float32)
-    total = Census()
+    total = ValueCounts()
     for start in range(0, raw.size, step * codec.block_bytes):
         part = raw[start : start + step * codec.block_bytes]
         into = values[: part.size // codec.block_bytes * codec.block]

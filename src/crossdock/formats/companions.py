@@ -33,7 +33,7 @@ def found_in(folder: Path) -> Iterator[Path]:
     from crossdock.tokenizers.files import find, read_json
 
     try:
-        for _, file in find(folder).travels:
+        for _, file in find(folder).companion_files:
             yield file
     except InputError:  # no tokenizer here, or none that is complete: the model can be read all the same
         pass
@@ -43,7 +43,7 @@ def found_in(folder: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Travelling:
+class CompanionFiles:
     """What goes along with a model. tokenizer: what its files say, where that can be read and was worth reading."""
 
     files: tuple[TargetFile, ...]
@@ -51,19 +51,19 @@ class Travelling:
     warnings: tuple[str, ...]
 
 
-def travelling(request: Request, config: ModelConfig) -> Travelling:
+def companion_files_for(request: Request, config: ModelConfig) -> CompanionFiles:
     """Files that go along, and a warning when there is no tokenizer among them.
 
     A tokenizer that was given replaces the source's. Of a GGUF file the vocabulary is taken and made into files.
     Raises TokenizerError when what was given is none, or is for another model; OSError.
     """
-    vocabulary = vocabulary_in(request.tokenizer, request.travels)
-    found = {path.name: path for path in request.travels if path != vocabulary}
+    vocabulary = vocabulary_in(request.tokenizer, request.companion_files)
+    found = {path.name: path for path in request.companion_files if path != vocabulary}
     if request.tokenizer is not None:
         from crossdock.tokenizers import find
 
-        given = () if vocabulary is not None else find(request.tokenizer).travels
-        found = {name: path for name, path in found.items() if name == GENERATION} | dict(given)
+        tokenizer_files = () if vocabulary is not None else find(request.tokenizer).companion_files
+        found = {name: path for name, path in found.items() if name == GENERATION} | dict(tokenizer_files)
     sources = {name: SourceFile.of(path) for name, path in found.items()}
     files = tuple(TargetFile(name, source.size, b"", source) for name, source in sources.items())
     if vocabulary is not None:
@@ -71,29 +71,29 @@ def travelling(request: Request, config: ModelConfig) -> Travelling:
     home = next((found[name].parent for name in VOCABULARIES if name in found), None)
     if home is None:
         lacking = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
-        return Travelling(files, None, (lacking,))
+        return CompanionFiles(files, None, (lacking,))
     if request.tokenizer is None and any(getattr(config, name) is not None for name in IDS):
-        return Travelling(files, None, ())
+        return CompanionFiles(files, None, ())
     from crossdock.tokenizers import read
 
     try:
         tokenizer = read(request.tokenizer or home)
     except InputError:  # a kind that crossdock does not read travels all the same
-        return Travelling(files, None, ())
-    return Travelling(files, tokenizer, () if request.tokenizer is None else _beyond(tokenizer, request, config))
+        return CompanionFiles(files, None, ())
+    return CompanionFiles(files, tokenizer, () if request.tokenizer is None else _beyond(tokenizer, request, config))
 
 
-def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, config: ModelConfig) -> Travelling:
+def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, config: ModelConfig) -> CompanionFiles:
     try:
         tokenizer = tokenizer_of(vocabulary, config.vocab_size, request.vocab_from)
     except InputError as error:
         if request.tokenizer is not None:
             raise
-        return Travelling(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
+        return CompanionFiles(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
     from crossdock.tokenizers import hf_differences, hf_files
 
     made = [TargetFile(name, len(content), content) for name, content in hf_files(tokenizer).items()]
-    return Travelling((*files, *made), tokenizer, hf_differences(tokenizer))
+    return CompanionFiles((*files, *made), tokenizer, hf_differences(tokenizer))
 
 
 def _beyond(tokenizer: Tokenizer, request: Request, config: ModelConfig) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import threading
 import numpy as np
 
 from crossdock.errors import PlanError
-from crossdock.planning.plan import Move, Plan, TargetTensor, Twin
-from crossdock.running.blocks import Share, blocks
+from crossdock.planning.plan import EqualityCheck, Move, Plan, TargetTensor
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.reader import Reader
 
 
@@ -20,14 +20,25 @@ def check(plan: Plan, reader: Reader, memory: int, stop: threading.Event) -> Non
 
     Returns early, having proved nothing, when `stop` is set.
     """
-    first, second = Share(memory // 2), Share(memory // 2)
-    problems = [twin.otherwise for twin in plan.twins if not _equal(plan, twin, reader, first, second, stop)]
+    first, second = WorkerBuffers(memory // 2), WorkerBuffers(memory // 2)
+    problems = [
+        checked.on_mismatch
+        for checked in plan.equality_checks
+        if not _equal(plan, checked, reader, first, second, stop)
+    ]
     if problems:
         raise PlanError(problems)
 
 
-def _equal(plan: Plan, twin: Twin, reader: Reader, first: Share, second: Share, stop: threading.Event) -> bool:
-    one, other = (_imaginary(moves, twin.elements) for moves in (twin.one, twin.other))
+def _equal(
+    plan: Plan,
+    checked: EqualityCheck,
+    reader: Reader,
+    first: WorkerBuffers,
+    second: WorkerBuffers,
+    stop: threading.Event,
+) -> bool:
+    one, other = (_imaginary(moves, checked.elements) for moves in (checked.one, checked.other))
     pairs = zip(blocks(plan, one, reader, first), blocks(plan, other, reader, second), strict=True)
     for mine, like in pairs:
         if stop.is_set():

@@ -36,10 +36,15 @@ def storage_id(pid: object) -> StorageId:
     nbytes = pid[4] * itemsize
     view = None
     if len(pid) == 6 and pid[5] is not None:
-        given = pid[5]
-        if type(given) is not tuple or len(given) != 3 or not _is_count(given[1]) or not _is_count(given[2]):
+        view_metadata = pid[5]
+        if (
+            type(view_metadata) is not tuple
+            or len(view_metadata) != 3
+            or not _is_count(view_metadata[1])
+            or not _is_count(view_metadata[2])
+        ):
             raise ValueError("a view of a storage that is not understood")
-        view = (given[1] * itemsize, given[2] * itemsize)
+        view = (view_metadata[1] * itemsize, view_metadata[2] * itemsize)
         if sum(view) > nbytes:
             raise ValueError("a view that reaches outside its storage")
     return StorageId(pid[2], dtype, nbytes, view)

@@ -75,15 +75,15 @@ def _ordered(args: tuple[object, ...], charge: Charge) -> StateDict:
     out = StateDict()
     if not args:
         return out
-    (given,) = args
-    if isinstance(given, dict):
-        charge(len(given))
-        out.update(given)  # its keys were checked when it was filled
+    (argument,) = args
+    if isinstance(argument, dict):
+        charge(len(argument))
+        out.update(argument)  # its keys were checked when it was filled
         return out
-    if type(given) is not list and type(given) is not tuple:
+    if type(argument) is not list and type(argument) is not tuple:
         raise ValueError("a dict made from something that is not a list of pairs")
-    charge(len(given))
-    for pair in given:
+    charge(len(argument))
+    for pair in argument:
         if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) is not str:
             raise ValueError("a dict made from something that is not a list of names and values")
         out[pair[0]] = pair[1]
@@ -95,23 +95,23 @@ def _defaultdict(args: tuple[object, ...], charge: Charge) -> StateDict:
 
 
 def _size(args: tuple[object, ...], charge: Charge) -> tuple[object, ...]:
-    given = args[0] if args else ()
-    if type(given) is tuple:
-        return given
-    if type(given) is not list:
+    argument = args[0] if args else ()
+    if type(argument) is tuple:
+        return argument
+    if type(argument) is not list:
         raise ValueError("torch.Size of something that is not a tuple")
-    charge(len(given))
-    return tuple(given)
+    charge(len(argument))
+    return tuple(argument)
 
 
 def _elements(args: tuple[object, ...], charge: Charge) -> list[object]:
-    given = args[0] if args else []
-    if type(given) is not list and type(given) is not tuple:
+    argument = args[0] if args else []
+    if type(argument) is not list and type(argument) is not tuple:
         raise ValueError("a set made from something that is not a list")
-    charge(len(given))
-    if any(type(item) not in (str, bytes, bool, type(None)) and not _small_int(item) for item in given):
+    charge(len(argument))
+    if any(type(item) not in (str, bytes, bool, type(None)) and not _small_int(item) for item in argument):
         raise ValueError("a set of something else than text, bytes and numbers")
-    return list(given)
+    return list(argument)
 
 
 def _small_int(value: object) -> bool:

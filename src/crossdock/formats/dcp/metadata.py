@@ -234,8 +234,8 @@ def _read_tensor(
 ) -> DcpTensor | None:
     state = _state(value)
     shape, chunks, properties = state.get("size"), state.get("chunks"), state.get("properties")
-    given = properties.state if type(properties) is Instance else None
-    first = given[0] if type(given) is tuple and given else _state(properties).get("dtype")
+    arguments = properties.state if type(properties) is Instance else None
+    first = arguments[0] if type(arguments) is tuple and arguments else _state(properties).get("dtype")
     dtype = unpickle.dtype_of(first)
     if dtype is None:
         problems.add("the dtype is not known", at=name, got=unpickle.describe(first))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from crossdock.codecs.scale_blocks import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import ConfigError, FormatError, Problem
 from crossdock.formats.fp8.stored import numbers, scaled
 from crossdock.formats.stored import Pair, Source, StoredTensor, TrainingScales
@@ -34,10 +34,10 @@ def with_scales(source: Source) -> Source:
 
     Raises ConfigError for other quantisations, FormatError for weights without scales or scales of no known shape.
     """
-    said = source.metadata.get("quantization_config")
-    if not said:
+    quantization = source.metadata.get("quantization_config")
+    if not quantization:
         return source
-    _known(said, source.metadata_at)
+    _known(quantization, source.metadata_at)
     fp8 = {key: tensor for key, tensor in source.tensors.items() if tensor.dtype == _E4M3}
     found = {key: next((s for end in _SCALES if (s := source.tensors.get(("", key[1] + end)))), None) for key in fp8}
     lacking = [name for (_, name), scale in found.items() if scale is None]
@@ -49,14 +49,14 @@ def with_scales(source: Source) -> Source:
         )  # fmt: skip
     pairs = {key: (fp8[key], scale) for key, scale in found.items() if scale is not None}
     transposed = any(_only_columns(*pair) for pair in pairs.values())
-    block = _block(said)
+    block = _block(quantization)
     weights: dict[tuple[str, str], StoredTensor] = {}
     problems: list[Problem] = []
     for key, (tensor, scale) in pairs.items():
         try:
-            cells = _cells(tensor.shape, scale.shape, transposed, block)
+            scale_blocks = _scale_blocks(tensor.shape, scale.shape, transposed, block)
             expected = f"one for all of {list(tensor.shape)}, for each row or for each block of {list(block)}"
-            weights[key] = scaled(tensor, scale, cells, expected)
+            weights[key] = scaled(tensor, scale, scale_blocks, expected)
         except FormatError as error:
             problems += error.problems
     if problems:
@@ -71,35 +71,35 @@ def with_scales(source: Source) -> Source:
         metadata={key: value for key, value in source.metadata.items() if key != "quantization_config"},
         skipped={**source.skipped, **{f"*{end} ({n} tensors)": _BESIDE[end] for end, n in counts.items()}},
         scales=partial(_static, source, weights),
-        notes={**source.notes, "fp8": f"{len(weights)} weights with scales ({_called(said)})"},
+        notes={**source.notes, "fp8": f"{len(weights)} weights with scales ({_called(quantization)})"},
     )
 
 
-def _called(said: Any) -> str:
-    if not isinstance(said, Mapping):
-        return str(said)[:40]
-    return " ".join(str(said[key])[:40] for key in ("quant_method", "quant_algo") if said.get(key))
+def _called(quantization: Any) -> str:
+    if not isinstance(quantization, Mapping):
+        return str(quantization)[:40]
+    return " ".join(str(quantization[key])[:40] for key in ("quant_method", "quant_algo") if quantization.get(key))
 
 
-def _known(said: Any, where: str) -> None:
-    method = str(said.get("quant_method", "")).replace("_", "-") if isinstance(said, Mapping) else ""
+def _known(quantization: Any, where: str) -> None:
+    method = str(quantization.get("quant_method", "")).replace("_", "-") if isinstance(quantization, Mapping) else ""
     known = (
-        (method == "modelopt" and str(said.get("quant_algo")).upper() in _ALGORITHMS)
-        or (method == "fp8" and said.get("fmt", "e4m3") == "e4m3")
-        or (method == "compressed-tensors" and said.get("format") == "float-quantized")
+        (method == "modelopt" and str(quantization.get("quant_algo")).upper() in _ALGORITHMS)
+        or (method == "fp8" and quantization.get("fmt", "e4m3") == "e4m3")
+        or (method == "compressed-tensors" and quantization.get("format") == "float-quantized")
         or method == "fbgemm-fp8"
     )
     if not known:
         raise ConfigError(
-            f"the weights are quantised ({_called(said)}), which crossdock does not read", where=where,
+            f"the weights are quantised ({_called(quantization)}), which crossdock does not read", where=where,
             expected="none, or fp8 (e4m3) of ModelOpt, DeepSeek, transformers, compressed-tensors or fbgemm",
             fix="give the folder of the unquantised model",
         )  # fmt: skip
 
 
-def _block(said: Mapping[str, Any]) -> tuple[int, int]:
+def _block(quantization: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of a block, where scales are of blocks."""
-    size = said.get("weight_block_size") or [128, 128]
+    size = quantization.get("weight_block_size") or [128, 128]
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise ConfigError("no size of blocks", where="weight_block_size", got=repr(size)[:80])
     return size[0], size[1]
@@ -110,31 +110,38 @@ def _only_columns(tensor: StoredTensor, scale: StoredTensor) -> bool:
     return len(tensor.shape) == 2 and scale.shape == tensor.shape[1:] != tensor.shape[:1] and scale.shape != (1,)
 
 
-def _cells(shape: tuple[int, ...], scales: tuple[int, ...], transposed: bool, block: tuple[int, int]) -> Cells | None:
-    """The cells of a matrix whose scales have the shape `scales`; None for no known form."""
+def _scale_blocks(
+    shape: tuple[int, ...], scales: tuple[int, ...], transposed: bool, block: tuple[int, int]
+) -> ScaleBlocks | None:
+    """The blocks of a matrix whose scales have the shape `scales`; None for no known form."""
     if len(shape) != 2 or 0 in shape:
         return None
     height, width = shape
     if all(n == 1 for n in scales):
-        return Cells(height, width, height, width)
+        return ScaleBlocks(height, width, height, width)
     if transposed:
-        return Cells(height, 1, height, width) if scales == (width,) else None
+        return ScaleBlocks(height, 1, height, width) if scales == (width,) else None
     if scales in ((height,), (height, 1)):
-        return Cells(1, width, height, width)
-    cells = Cells(*block, height, width)
-    if tuple(n for n in scales if n != 1) != tuple(n for n in (-(-height // block[0]), cells.across) if n != 1):
+        return ScaleBlocks(1, width, height, width)
+    scale_blocks = ScaleBlocks(*block, height, width)
+    if tuple(n for n in scales if n != 1) != tuple(n for n in (-(-height // block[0]), scale_blocks.across) if n != 1):
         return None
-    return cells
+    return scale_blocks
 
 
 def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> TrainingScales:
     """Scale of the input and of the weight, of weights that have one each."""
     out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
     for (part, name), tensor in weights.items():
-        given = source.tensors.get((part, f"{name.removesuffix('weight')}input_scale"))
+        input_scale = source.tensors.get((part, f"{name.removesuffix('weight')}input_scale"))
         scaling = tensor.scaling
-        if given is None or scaling is None or scaling.cells.count != 1 or math.prod(given.shape) != 1:
+        if (
+            input_scale is None
+            or scaling is None
+            or scaling.scale_blocks.count != 1
+            or math.prod(input_scale.shape) != 1
+        ):
             continue
-        (activation,), (weight,) = numbers(source, given), numbers(source, source.tensors[part, scaling.name])
+        (activation,), (weight,) = numbers(source, input_scale), numbers(source, source.tensors[part, scaling.name])
         out[part, name] = {(): (activation, weight)}
     return TrainingScales(out)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.codecs.scale_blocks import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError, UsageError
-from crossdock.formats.target import Encoding, Request, Wanted
+from crossdock.formats.target import Encoding, Request, TensorSpec
 from crossdock.layout.rules import Layout
 
 FP8 = "float8_e4m3fn"
@@ -32,7 +32,7 @@ _KEPT = (
 )
 
 
-def encoding(tensor: Wanted, request: Request, rules: Layout) -> Encoding | None:
+def encoding(tensor: TensorSpec, request: Request, rules: Layout) -> Encoding | None:
     """How a weight of a linear layer becomes fp8; None for what stays. Raises UsageError."""
     if request.quantize not in ALGORITHMS or not _fits(tensor.name, rules.encoding.get("fp8", ())):
         return None
@@ -40,18 +40,18 @@ def encoding(tensor: Wanted, request: Request, rules: Layout) -> Encoding | None
         return (
             None
             if tensor.scales is None
-            else Encoding(FP8, cells=Cells.whole(tensor.shape), known=(tensor.scales[0][1],))
+            else Encoding(FP8, scale_blocks=ScaleBlocks.whole(tensor.shape), static_scales=(tensor.scales[0][1],))
         )
     if _EXPERTS in tensor.name:
         return None
     height, width = tensor.shape
-    cells = Cells(1, width, height, width)
+    scale_blocks = ScaleBlocks(1, width, height, width)
     if _fits(tensor.name, rules.encoding.get("fp8_columns", ())):
-        cells = Cells(height, 1, height, width)
-    return Encoding(FP8, cells=cells, scales=f"{tensor.name}_scale")
+        scale_blocks = ScaleBlocks(height, 1, height, width)
+    return Encoding(FP8, scale_blocks=scale_blocks, scales=f"{tensor.name}_scale")
 
 
-def static_scales(tensors: Iterable[Wanted], request: Request) -> list[tuple[Wanted, bytes]]:
+def static_scales(tensors: Iterable[TensorSpec], request: Request) -> list[tuple[TensorSpec, bytes]]:
     """The scales of static fp8, and 1 for an fp8 cache, as tensors with their bytes."""
     found = []
     for tensor in tensors:
@@ -63,10 +63,10 @@ def static_scales(tensors: Iterable[Wanted], request: Request) -> list[tuple[Wan
                 found.append((f"{tensor.name.removesuffix('weight')}{letter}_scale", 1.0))
     if request.fp8_kv_cache and not any(name.endswith(".k_scale") for name, _ in found):
         raise UsageError("this family has no k_proj and v_proj that could carry the scales of an fp8 cache")
-    return [(Wanted(name, (), "float32"), np.float32(scale).tobytes()) for name, scale in found]
+    return [(TensorSpec(name, (), "float32"), np.float32(scale).tobytes()) for name, scale in found]
 
 
-def warnings(tensors: Sequence[Wanted], request: Request) -> tuple[str, ...]:
+def warnings(tensors: Sequence[TensorSpec], request: Request) -> tuple[str, ...]:
     """What of the model is not fp8 although it could be. Raises PlanError when nothing is."""
     if not any(tensor.dtype == FP8 for tensor in tensors):
         static = request.quantize == "fp8_static"
@@ -87,7 +87,7 @@ def warnings(tensors: Sequence[Wanted], request: Request) -> tuple[str, ...]:
     return (_KEPT,) if experts else ()
 
 
-def excluded(tensors: Iterable[Wanted]) -> list[str]:
+def excluded(tensors: Iterable[TensorSpec]) -> list[str]:
     """Modules whose weights stay: `lm_head` always, for it may be tied; all experts of a layer as one."""
     found = {"lm_head": True}
     for tensor in tensors:
@@ -101,7 +101,7 @@ def excluded(tensors: Iterable[Wanted]) -> list[str]:
     return list(found)
 
 
-def configurations(tensors: Sequence[Wanted], request: Request) -> tuple[dict[str, Any], bytes]:
+def configurations(tensors: Sequence[TensorSpec], request: Request) -> tuple[dict[str, Any], bytes]:
     """The `quantization_config` of config.json, and hf_quant_config.json whole."""
     assert request.quantize is not None
     algorithm, ignore = ALGORITHMS[request.quantize], excluded(tensors)
@@ -134,13 +134,16 @@ def served_by(algorithm: object, folder: str) -> str:
     return f"{commands}, or: python -m sglang.launch_server --model-path {folder} --quantization modelopt"
 
 
-def settled(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def request_from_output(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What of a request an output's `quantization_config` says."""
-    said = metadata.get("quantization_config")
-    if not isinstance(said, Mapping):
+    quantization = metadata.get("quantization_config")
+    if not isinstance(quantization, Mapping):
         return {}
     names = {algorithm: name for name, algorithm in ALGORITHMS.items()}
-    return {"quantize": names.get(str(said.get("quant_algo"))), "fp8_kv_cache": bool(said.get("kv_cache_scheme"))}
+    return {
+        "quantize": names.get(str(quantization.get("quant_algo"))),
+        "fp8_kv_cache": bool(quantization.get("kv_cache_scheme")),
+    }
 
 
 def _fits(name: str, globs: Sequence[str]) -> bool:

@@ -175,8 +175,8 @@ def _pairs(data: bytes, where: str) -> tuple[Pair, ...]:
                 inverse = [float(np.float32(1) / np.float32(scale)) for scale in file.floats(state.get("scale_fwd"))]
     if len(inverse) < 2:
         return ()
-    told = state.get("extra_fp8_variables")
-    count = told.get("num_gemms", 1) if isinstance(told, dict) else 1
+    variables = state.get("extra_fp8_variables")
+    count = variables.get("num_gemms", 1) if isinstance(variables, dict) else 1
     if not isinstance(count, int) or count < 1 or len(inverse) < 2 * count:
         raise FormatError("not as many scales as products", where=where, expected=str(count), got=str(len(inverse)))
     pairs = tuple(zip(inverse[:count], inverse[count : 2 * count], strict=True))

@@ -8,25 +8,25 @@ import numpy as np
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
-from crossdock.codecs.scale_blocks import Cells, checked
+from crossdock.codecs.scale_blocks import ScaleBlocks, checked
 from crossdock.errors import FormatError
-from crossdock.formats.stored import Scaling, Source, StoredTensor
+from crossdock.formats.stored import Source, StoredScales, StoredTensor
 from crossdock.io.files import read_exact, reading
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def scaled(tensor: StoredTensor, scale: StoredTensor, cells: Cells | None, expected: str) -> StoredTensor:
-    """`tensor` with the scales of `cells` from `scale`. Raises FormatError where they are of no known form (None)."""
+def scaled(tensor: StoredTensor, scale: StoredTensor, scale_blocks: ScaleBlocks | None, expected: str) -> StoredTensor:
+    """`tensor` with the scales of `scale_blocks` from `scale`. Raises FormatError where they have no known form."""
     plain = len(tensor.extents) == len(scale.extents) == 1
     plain = plain and all(e.strides is None and e.wrapping == "raw" for e in (*tensor.extents, *scale.extents))
-    if cells is None or not plain or scale.dtype not in _DTYPES:
+    if scale_blocks is None or not plain or scale.dtype not in _DTYPES:
         raise FormatError(
             "scales of a form that crossdock does not know", where=scale.name, expected=expected,
             got=f"{scale.dtype} {list(scale.shape)}",
         )  # fmt: skip
     at = scale.extents[0]
-    return replace(tensor, scaling=Scaling(scale.name, scale.dtype, at.file, at.offset, cells))
+    return replace(tensor, scaling=StoredScales(scale.name, scale.dtype, at.file, at.offset, scale_blocks))
 
 
 def numbers(source: Source, tensor: StoredTensor) -> list[float]:

@@ -68,7 +68,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         skipped_bytes=stored.skipped_bytes,
         scales=partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()}),
         notes=notes,
-        spelled=bridge,
+        aliased=bridge,
     )
 
 

@@ -171,9 +171,9 @@ def _sizes(args: Mapping[str, Any], common: Mapping[Any, object], files: Mapping
                 fix="convert a checkpoint that Megatron-LM saved with args, or a torch_dist one",
             )
         return Sizes(max(n[0] for n in numbers) + 1, 1, 1, max(n[0] for n in numbers) + 1, 1)
-    said = parallel_sizes(args)
-    tp, pp, ep = said["tensor"], said["pipeline"], said["expert"]
-    etp = said["expert tensor"] if isinstance(args.get("expert_tensor_parallel_size"), int) else tp
+    parallel = parallel_sizes(args)
+    tp, pp, ep = parallel["tensor"], parallel["pipeline"], parallel["expert"]
+    etp = parallel["expert tensor"] if isinstance(args.get("expert_tensor_parallel_size"), int) else tp
     if not args.get("num_experts"):
         etp = tp if ep == 1 else etp
     if tp % etp:

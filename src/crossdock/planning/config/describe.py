@@ -8,145 +8,94 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
-from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
+from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, family, files
-from crossdock.planning.config.unknown_keys import classify, neutral, recognised, short
+from crossdock.planning.config.overrides import LAYOUT_OF, Overrides
+from crossdock.planning.config.unknown_keys import classify, only_value_problems, recognised, short
 from crossdock.planning.config.validate import build, of_kind
 from crossdock.wording import nearest
 
-LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
-
 
 @dataclass(frozen=True)
-class Reading:
+class Description:
     """What `describe` found: the family, the configuration with origins, and the layout's numbers."""
 
     family: Family
-    described: Described
+    described: ResolvedConfig
     variables: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the user says: `--family`, `--set`, `--rename`, and the keys of a `--config` file, in a format's terms."""
-
-    family: str | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, Any] | None = None
-    config_at: str = ""
-    terms: str = "hf"
-    renames: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _FieldValues:
     """Values of canonical fields as they were found, unchecked, and where each is from."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
 
 
-def spoken(source: Source, given: Given) -> tuple[Source, Given]:
-    """`source` with a `--config` in its own format's terms as its configuration, over what it carries itself.
-
-    Keys of either that go by the format's other names are added under its own.
-
-    Raises UsageError when the terms are not those of this format.
-    """
-    format_name = LAYOUT_OF.get(source.format, source.format)
-    theirs = given.config if given.terms != "hf" else None
-    if theirs is None and not source.spelled:
-        return source, given
-    if theirs is not None and not format_name.startswith(given.terms):
-        raise UsageError(
-            f"--config is in {given.terms}'s terms, the checkpoint is {source.format}",
-            where=given.config_at,
-            fix="give the model's Hugging Face config.json",
-        )
-    stored = {name: tensor for (_, name), tensor in source.tensors.items()}
-    keys = {**(source.metadata if source.spelled else {}), **(theirs or {})}
-    facts = {
-        "tensors": stored.keys(),
-        "shapes": {name: tensor.shape for name, tensor in stored.items()},
-        "dtypes": {name: tensor.dtype for name, tensor in stored.items()},
-    }
-    for key, alternatives in layout(format_name).spelled.items():
-        for expr in alternatives:
-            default = expr.names <= facts.keys()
-            if (
-                key in keys
-                or (default and source.metadata and not source.spelled)
-                or not expr.names <= keys.keys() | facts.keys()
-            ):
-                continue
-            try:
-                keys[key] = expr.evaluate({**keys, **facts})
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
-                continue
-    source = replace(source, metadata={**source.metadata, **keys})
-    if theirs is None:
-        return source, given
-    at = f"{given.config_at} over {source.metadata_at}" if source.metadata_at else given.config_at
-    return replace(source, metadata_at=at), replace(given, config=None)
-
-
-def describe(source: Source, given: Given) -> Reading:
+def describe(source: Source, overrides: Overrides) -> Description:
     """The canonical configuration of `source`.
 
     Raises ConfigError with all problems, UsageError for unknown `--set` keys.
     """
     format_name = LAYOUT_OF.get(source.format, source.format)
-    settings = {key: _literal(text) for key, text in given.settings.items()}
-    chosen = _family(source, format_name, _keys(source) | settings, given)
+    settings = {key: _literal(text) for key, text in overrides.settings.items()}
+    chosen = _family(source, format_name, _keys(source) | settings, overrides)
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, _keys(source), rules)
     ignored, unknown = classify(rules, source, settings)
-    told = _read(rules, keys, source.metadata_at, settings)
-    if given.config is not None:
-        told = _overridden(told, _from_config(given, chosen))
-    told = _set(told, canonical)
-    config = _checked(told, chosen, rules, source, [*neutral(rules, keys | settings, source.metadata_at), *unknown])
-    described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, keys, settings, source))
+    fields = _read(rules, keys, source.metadata_at, settings)
+    if overrides.config is not None:
+        fields = _overridden(fields, _from_config(overrides, chosen))
+    fields = _set(fields, canonical)
+    config = _checked(
+        fields, chosen, rules, source, [*only_value_problems(rules, keys | settings, source.metadata_at), *unknown]
+    )
+    described = ResolvedConfig(
+        config, _origins(fields, source, overrides), ignored, _notices(fields, rules, keys, settings, source)
+    )
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
-    return Reading(chosen, described, {**config.as_dict(), **variables})
+    return Description(chosen, described, {**config.as_dict(), **variables})
 
 
-def _checked(told: _Told, chosen: Family, rules: Layout, source: Source, problems: list[Problem]) -> ModelConfig:
+def _checked(
+    fields: _FieldValues, chosen: Family, rules: Layout, source: Source, problems: list[Problem]
+) -> ModelConfig:
     """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
-    clean, wrong = of_kind(told.values)
-    wrong = [replace(p, cause=f"it is from {told.origins[p.where]}") for p in wrong]
-    wrong += _missing(told.values, rules, source)
+    clean, wrong = of_kind(fields.values)
+    wrong = [replace(p, cause=f"it is from {fields.origins[p.where]}") for p in wrong]
+    wrong += _missing(fields.values, rules, source)
     if wrong:
         raise ConfigError([*problems, *wrong])
     config, wrong = build(chosen.name, clean)
-    wrong = [replace(p, cause=p.cause or _from(told.origins, p.where)) for p in wrong]
+    wrong = [replace(p, cause=p.cause or _from(fields.origins, p.where)) for p in wrong]
     if not wrong:
         fix = "give another --family, or --set the name if the checkpoint says it wrong"
-        wrong = [replace(p, cause=_from(told.origins, p.where), fix=fix) for p in chosen.misfits(config)]
+        wrong = [replace(p, cause=_from(fields.origins, p.where), fix=fix) for p in chosen.misfits(config)]
     if problems or wrong:
         raise ConfigError([*problems, *wrong])
     return config
 
 
-def _origins(told: _Told, source: Source, given: Given) -> dict[str, str]:
+def _origins(fields: _FieldValues, source: Source, overrides: Overrides) -> dict[str, str]:
     """Where each field came from, those that nobody told included."""
-    defaults = {name: "default" for name in FIELDS if name not in told.origins}
-    family_at = "--family" if given.family else f"derived from {given.config_at or source.metadata_at}"
-    return {**told.origins, **defaults, "family": family_at}
+    defaults = {name: "default" for name in FIELDS if name not in fields.origins}
+    family_at = "--family" if overrides.family else f"derived from {overrides.config_at or source.metadata_at}"
+    return {**fields.origins, **defaults, "family": family_at}
 
 
 def _notices(
-    told: _Told, rules: Layout, keys: Mapping[str, Any], settings: Mapping[str, Any], source: Source
+    fields: _FieldValues, rules: Layout, keys: Mapping[str, Any], settings: Mapping[str, Any], source: Source
 ) -> tuple[str, ...]:
     """Sentences about keys that are second best, or that may not be what the run computed with; not about --set."""
-    read = set(told.origins.values())
+    read = set(fields.origins.values())
     return tuple(
         notice.sentence
         for notice in rules.notices
@@ -163,20 +112,20 @@ def _from(origins: Mapping[str, str], name: str) -> str:
     return f"{name} is from {origins.get(name, 'the default')}"
 
 
-def _overridden(told: _Told, config: _Told) -> _Told:
+def _overridden(fields: _FieldValues, config: _FieldValues) -> _FieldValues:
     """The checkpoint's own values with those of `--config` over them; an origin says what it overrides."""
-    values, origins = dict(told.values), dict(told.origins)
+    values, origins = dict(fields.values), dict(fields.origins)
     for name, at in config.origins.items():
         value = config.values[name]
-        overrides = name in values and values[name] != value
-        origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if overrides else at
+        differs = name in values and values[name] != value
+        origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if differs else at
         values[name] = value
-    return _Told(values, origins)
+    return _FieldValues(values, origins)
 
 
-def _set(told: _Told, canonical: Mapping[str, Any]) -> _Told:
-    """`told` with the canonical fields of `--set` over it."""
-    return _Told({**told.values, **canonical}, {**told.origins, **dict.fromkeys(canonical, "--set")})
+def _set(fields: _FieldValues, canonical: Mapping[str, Any]) -> _FieldValues:
+    """`fields` with the canonical fields of `--set` over it."""
+    return _FieldValues({**fields.values, **canonical}, {**fields.origins, **dict.fromkeys(canonical, "--set")})
 
 
 def _keys(source: Source) -> dict[str, Any]:
@@ -203,12 +152,12 @@ class _Lenient(dict[str, Any]):
         return None
 
 
-def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
-    allowed = () if given.family is None else layout(format_name).model_types.get(given.family, ())
-    if given.family is not None and not allowed:
-        return family(given.family)
-    if given.config is not None:
-        format_name, keys = "hf", dict(given.config)
+def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: Overrides) -> Family:
+    allowed = () if overrides.family is None else layout(format_name).model_types.get(overrides.family, ())
+    if overrides.family is not None and not allowed:
+        return family(overrides.family)
+    if overrides.config is not None:
+        format_name, keys = "hf", dict(overrides.config)
     elif not source.metadata:
         raise ConfigError(
             "the checkpoint carries no configuration",
@@ -227,11 +176,11 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             continue
     if len(found) == 1:
         return family(found[0])
-    if given.family is not None:
-        return family(given.family)
+    if overrides.family is not None:
+        return family(overrides.family)
     telling -= {"keys", "tensors", "shapes"}
     seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
-    where = given.config_at or source.metadata_at or str(source.root)
+    where = overrides.config_at or source.metadata_at or str(source.root)
     if not found:
         unfit = Problem(
             "no family that crossdock knows fits this model",
@@ -240,7 +189,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
-        raise ConfigError([unfit, *neutral(layout(format_name), keys, where)])
+        raise ConfigError([unfit, *only_value_problems(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
 
 
@@ -265,7 +214,7 @@ def _split_settings(
     return keys, canonical
 
 
-def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _Told:
+def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _FieldValues:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, alternatives in rules.read.items():
@@ -284,19 +233,19 @@ def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[
                 origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
             elif expr.names & settings.keys():
                 rest = ", ".join(sorted(expr.names - settings.keys() - {"keys", "tensors", "shapes"}))
-                said = ", ".join(sorted(expr.names & settings.keys()))
-                origins[name] = f"--set {said}" + (f", with {rest} in {where}" if rest else "")
+                named_settings = ", ".join(sorted(expr.names & settings.keys()))
+                origins[name] = f"--set {named_settings}" + (f", with {rest} in {where}" if rest else "")
             else:
                 origins[name] = f"{named} in {where}"
             break
-    return _Told(values, origins)
+    return _FieldValues(values, origins)
 
 
-def _from_config(given: Given, chosen: Family) -> _Told:
-    assert given.config is not None
+def _from_config(overrides: Overrides, chosen: Family) -> _FieldValues:
+    assert overrides.config is not None
     rules = layout("hf", chosen)
-    keys = {**given.config, "keys": given.config, "tensors": frozenset(), "shapes": {}}
-    return _read(rules, keys, given.config_at, {})
+    keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
+    return _read(rules, keys, overrides.config_at, {})
 
 
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:

@@ -24,8 +24,8 @@ _TELLING = (
 
 
 def _known(rules: Layout) -> set[str]:
-    groups = [*rules.read.values(), tuple(rules.variables.values()), *rules.spelled.values()]
-    return {name for group in groups for expr in group for name in expr.names} | set(rules.neutral)
+    groups = [*rules.read.values(), tuple(rules.variables.values()), *rules.aliases.values()]
+    return {name for group in groups for expr in group for name in expr.names} | set(rules.only_values)
 
 
 def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
@@ -61,10 +61,10 @@ def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tupl
     return ignored, problems
 
 
-def neutral(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
+def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
     """The keys whose values would change the model in a way that no field holds."""
     problems = []
-    for key, allowed in rules.neutral.items():
+    for key, allowed in rules.only_values.items():
         value = keys.get(key)
         if value is not None and value not in allowed:
             problems.append(

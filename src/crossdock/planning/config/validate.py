@@ -39,7 +39,7 @@ def of_kind(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             clean[name] = _coerced(_KINDS[name], value)
         except (TypeError, ValueError, OverflowError):
             problems.append(
-                Problem("wrong kind of value", where=name, expected=_spoken(_KINDS[name]), got=_short(value))
+                Problem("wrong kind of value", where=name, expected=_kind_text(_KINDS[name]), got=_short(value))
             )
     return clean, problems
 
@@ -186,10 +186,10 @@ def _number(value: Any) -> int | float:
     return value
 
 
-def _spoken(kind: Any) -> str:
+def _kind_text(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "nothing"}
     if isinstance(kind, types.UnionType):
-        return " or ".join(_spoken(option) for option in typing.get_args(kind))
+        return " or ".join(_kind_text(option) for option in typing.get_args(kind))
     return words.get(kind, "a list" if typing.get_origin(kind) is tuple else "a table")
 
 

@@ -10,7 +10,7 @@ from crossdock.formats.stored import Extent, StoredTensor
 from crossdock.layout.boxes import inside_extent, intersect, steps_of, strided, volume
 from crossdock.layout.lenses import Lens, Range
 from crossdock.planning.plan import Move, PlannedExtent
-from crossdock.planning.tensors.resolve import Key, Provision, Resolved
+from crossdock.planning.tensors.resolve import Key, Resolved, SourceSlice
 
 
 class Extents:
@@ -69,9 +69,9 @@ class _Grid:
                 yield extent
 
 
-def candidates(resolved: Resolved, tensor: str, lens: Lens) -> Iterator[Provision]:
+def candidates(resolved: Resolved, tensor: str, lens: Lens) -> Iterator[SourceSlice]:
     """The provisions of `tensor` that may meet `lens`."""
-    by_key: Mapping[Key, tuple[Provision, ...]] = resolved.provisions.get(tensor, {})
+    by_key: Mapping[Key, tuple[SourceSlice, ...]] = resolved.provisions.get(tensor, {})
     single = {p.axis: p.low for p in lens.axes if p.axis in ("layer", "expert") and p.high - p.low == 1}
     layer, expert = single.get("layer"), single.get("expert")
     if layer is not None and (expert is not None or not any(p.axis == "expert" for p in lens.axes)):
@@ -86,10 +86,10 @@ def candidates(resolved: Resolved, tensor: str, lens: Lens) -> Iterator[Provisio
 
 def moves_for(
     extents: Extents, resolved: Resolved, tensor: str, lens: Lens, shape: tuple[int, ...]
-) -> tuple[list[Move], int, list[Provision]]:
+) -> tuple[list[Move], int, list[SourceSlice]]:
     """What fills canonical `tensor` in a container: the moves, how many elements they fill, the provisions used."""
     moves: list[Move] = []
-    used: list[Provision] = []
+    used: list[SourceSlice] = []
     filled = 0
     dst_steps = steps_of(shape)
     for provision in candidates(resolved, tensor, lens):
@@ -116,7 +116,7 @@ def ranges_of(box: dict[str, Range], lens: Lens) -> list[Range]:
 
 
 def _moves(
-    extents: Extents, provision: Provision, box: dict[str, Range], lens: Lens, dst_steps: tuple[int, ...]
+    extents: Extents, provision: SourceSlice, box: dict[str, Range], lens: Lens, dst_steps: tuple[int, ...]
 ) -> Iterator[Move]:
     stored, source = provision.stored, provision.lens
     if len(stored.extents) == 1 and stored.extents[0].shape == stored.shape:

@@ -18,14 +18,14 @@ from crossdock.layout.lenses import Container, Geometry, Lens, Placement, contai
 from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
-from crossdock.model.config import Described
+from crossdock.model.config import ResolvedConfig
 from crossdock.model.families import Family, Sizes
 
 Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
 
 
 @dataclass(frozen=True, slots=True)
-class Provision:
+class SourceSlice:
     """A lens on a stored tensor; `offset`: stored value minus canonical value."""
 
     lens: Lens
@@ -38,24 +38,24 @@ class Resolved:
     """Where a source keeps the canonical tensors.
 
     provisions  canonical tensor -> (layer, expert) -> lenses, copies left out
-    twins       stored tensors that must equal a canonical one: (stored, its lens, canonical name)
+    equality_checks       stored tensors that must equal a canonical one: (stored, its lens, canonical name)
     unread      stored names that are left out -> reason
     padding     canonical axis -> elements beyond the model's that the source stores
     """
 
-    provisions: Mapping[str, Mapping[Key, tuple[Provision, ...]]]
-    twins: tuple[tuple[Provision, str], ...]
+    provisions: Mapping[str, Mapping[Key, tuple[SourceSlice, ...]]]
+    equality_checks: tuple[tuple[SourceSlice, str], ...]
     unread: Mapping[str, str]
     padding: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
-    def all(self, name: str) -> tuple[Provision, ...]:
+    def all(self, name: str) -> tuple[SourceSlice, ...]:
         """Every provision of a canonical tensor."""
         return tuple(found for by_key in self.provisions.get(name, {}).values() for found in by_key)
 
 
 def resolve(
-    source: Source, chosen: Family, described: Described, rules: Layout, variables: Mapping[str, Any]
+    source: Source, chosen: Family, described: ResolvedConfig, rules: Layout, variables: Mapping[str, Any]
 ) -> Resolved:
     """Match `source` against `rules`. Raises PlanError with everything that does not fit."""
     config = described.config
@@ -63,8 +63,8 @@ def resolve(
     present = chosen.present(config)
     geometry = geometry_of(chosen, config, source.ranks, source.partitions)
     problems: list[Problem] = []
-    found: dict[str, dict[Key, dict[tuple[Placement, ...], Provision]]] = {}
-    twins: list[tuple[Provision, str]] = []
+    found: dict[str, dict[Key, dict[tuple[Placement, ...], SourceSlice]]] = {}
+    equality_checks: list[tuple[SourceSlice, str]] = []
     read: set[tuple[str, str]] = set()
     misshapen: set[str] = set()
     largest = largest_numbers({name for _, name in source.tensors})
@@ -88,9 +88,9 @@ def resolve(
                 misshapen.update(rule.tensors)
                 continue
             for lens in (lens for lens in container.lenses if lens.volume):
-                provision = Provision(lens, stored, offset)
+                provision = SourceSlice(lens, stored, offset)
                 if same.get(lens.tensor):
-                    twins.append((provision, same[lens.tensor]))
+                    equality_checks.append((provision, same[lens.tensor]))
                     continue
                 key = _key(lens)
                 box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
@@ -106,10 +106,10 @@ def resolve(
         for axis, extra in padding.items()
         for true in (sizes.whole[axis],)
     )
-    return Resolved(provisions, tuple(twins), unread, padding, notices)
+    return Resolved(provisions, tuple(equality_checks), unread, padding, notices)
 
 
-def _more_sizes(chosen: Family, described: Described, axes: set[str]) -> dict[str, int]:
+def _more_sizes(chosen: Family, described: ResolvedConfig, axes: set[str]) -> dict[str, int]:
     values = described.config.as_dict()
     return {axis: chosen.axes[axis].evaluate(values) for axis in axes}
 
@@ -127,7 +127,7 @@ def _stored(
     padded: frozenset[str],
     padding: dict[str, int],
     problems: list[Problem],
-    described: Described,
+    described: ResolvedConfig,
 ) -> list[tuple[Container, StoredTensor]]:
     out = []
     for pattern in rule.patterns:
@@ -183,7 +183,7 @@ def clipped(container: Container, axis: str, size: int) -> Container:
     return replace(container, lenses=tuple(lenses))
 
 
-def _misshapen(container: Container, stored: StoredTensor, described: Described) -> Problem:
+def _misshapen(container: Container, stored: StoredTensor, described: ResolvedConfig) -> Problem:
     config, origins = described.config, described.origins
     telling = [
         f"{name}={getattr(config, name)} ({origins.get(name, 'default')})"
@@ -235,9 +235,9 @@ def _shape_text(source: Source, name: str) -> str:
 
 
 def _incomplete(
-    found: Mapping[str, Mapping[Key, Mapping[tuple[Placement, ...], Provision]]],
+    found: Mapping[str, Mapping[Key, Mapping[tuple[Placement, ...], SourceSlice]]],
     chosen: Family,
-    described: Described,
+    described: ResolvedConfig,
     sizes: Sizes,
     rules: Layout,
     misshapen: Set[str],
@@ -281,7 +281,7 @@ def _incomplete(
     return problems
 
 
-def _lacking_layers(by_key: Mapping[Key, Mapping[tuple[Placement, ...], Provision]], each: Mapping[int, int]) -> str:
+def _lacking_layers(by_key: Mapping[Key, Mapping[tuple[Placement, ...], SourceSlice]], each: Mapping[int, int]) -> str:
     """The layers that do not have the elements that they should: `each` layer -> how many."""
     if not each or any(layer is None for layer, _ in by_key):
         return ""

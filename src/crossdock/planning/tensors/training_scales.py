@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from crossdock.formats.stored import Pair, TrainingScales
-from crossdock.formats.target import Wanted
+from crossdock.formats.target import TensorSpec
 from crossdock.layout.boxes import intersect
 from crossdock.layout.lenses import Container, Lens
 from crossdock.planning.tensors.extents import candidates, ranges_of
@@ -64,7 +64,7 @@ def of_parts(parts: Sequence[Pair | None]) -> Pair | None:
     return max(one for one, _ in known), max(other for _, other in known)
 
 
-def shared(tensors: Sequence[Wanted], groups: Sequence[str]) -> list[Wanted]:
+def shared(tensors: Sequence[TensorSpec], groups: Sequence[str]) -> list[TensorSpec]:
     """`tensors` with one pair of scales for those that belong together: "q_proj k_proj v_proj" of one layer."""
     together: dict[tuple[str, str, str], list[int]] = {}
     for number, tensor in enumerate(tensors):

@@ -9,13 +9,13 @@ import math
 
 from crossdock.errors import Problem
 from crossdock.formats.stored import StoredTensor
-from crossdock.formats.target import Carried, State
+from crossdock.formats.target import PassThrough, State
 from crossdock.layout.boxes import steps_of
-from crossdock.planning.plan import Move, Twin
+from crossdock.planning.plan import EqualityCheck, Move
 from crossdock.planning.tensors.extents import Extents
 
 
-def carried_moves(extents: Extents, carried: Carried) -> tuple[Move, ...]:
+def carried_moves(extents: Extents, carried: PassThrough) -> tuple[Move, ...]:
     """The moves that fill `carried`: its pieces one behind the other, the same in every row."""
     stored = carried.stored
     number, steps = extents.number(stored, stored.extents[0]), steps_of(stored.shape)
@@ -27,20 +27,20 @@ def carried_moves(extents: Extents, carried: Carried) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def order_twins(extents: Extents, state: State) -> tuple[Twin, ...]:
+def order_checks(extents: Extents, state: State) -> tuple[EqualityCheck, ...]:
     """The comparison that proves an order: a vector in the new order against the tensors that it is made of."""
     if state.same is None:
         return ()
     carried, tensors = state.same
     other = tuple(_whole(extents, tensors))
-    otherwise = Problem(
+    on_mismatch = Problem(
         "is not the parameters in the order that their first and last values suggest",
         where=carried.stored.name,
         cause="a damaged file",
         fix="--keep-order copies the optimizer's vectors as they are",
     )
     moves = carried_moves(extents, carried)
-    return (Twin(carried.stored.name, "the parameters", carried.stored.shape[-1], moves, other, otherwise),)
+    return (EqualityCheck(carried.stored.name, "the parameters", carried.stored.shape[-1], moves, other, on_mismatch),)
 
 
 def _whole(extents: Extents, tensors: tuple[StoredTensor, ...]) -> list[Move]:
