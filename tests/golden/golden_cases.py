@@ -153,7 +153,9 @@ CHANGED: dict[str, dict[str, dict[str, Any]]] = {
         "types": {"use_sliding_window": True, "sliding_window": 40,
                   "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
     },
-    "hf/qwen3": {"window": {"use_sliding_window": True, "sliding_window": 40, "layer_types": ["sliding_attention"] * 3}},
+    "hf/qwen3": {
+        "window": {"use_sliding_window": True, "sliding_window": 40, "layer_types": ["sliding_attention"] * 3},
+    },
     "hf/qwen3_moe": {
         "not-normalised": {"norm_topk_prob": False},
         "shared": {"shared_expert_intermediate_size": 96},

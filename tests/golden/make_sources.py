@@ -2,7 +2,8 @@
 
 A plan reads no tensor data, so zeros will do, and an archive of zeros is small. The checkpoints are inputs: they are
 written once, by transformers and by the writers of the tests, and must not change when crossdock does. Run this only
-to add one: PYTHONPATH=src:tests python tests/golden/make_sources.py, then regenerate.py.
+to add one: PYTHONPATH=src:tests:tests/formats:benchmarks python tests/golden/make_sources.py, then
+regenerate.py.
 """
 
 from __future__ import annotations
@@ -15,24 +16,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import make_torch_dist
 import numpy as np
 import yaml
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-import megatron_writers
-import models
-from oracles import megatron_names, megatron_state
-
-sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
-import make_torch_dist
-
-sys.path.insert(0, str(HERE.parent / "formats"))
 from test_megatron_bridge import model_section
 
+import megatron_writers
+import models
 from crossdock import delivery
 from crossdock.errors import CrossdockError
+from oracles import megatron_names, megatron_state
 
+HERE = Path(__file__).parent
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 YARN_DEEPSEEK = YARN | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
 # models whose tensors are others than those of the recipes: recipe -> what is changed
