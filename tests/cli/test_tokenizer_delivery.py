@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import make_hf
 
 import crossdock
 from crossdock.errors import InputError
+from models import make_hf
 
 KJV = Path(__file__).parents[1] / "data" / "tokenizers" / "tiny-kjv"
 TARGETS = ("gguf", "hf", "trtllm")
-
 
 
 @pytest.fixture(scope="module")

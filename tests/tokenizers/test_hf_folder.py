@@ -241,7 +241,9 @@ def test_published_rank_files_have_their_own_special_tokens(tmp_path: Path, name
              "qwen2": ("qwen.tiktoken", 151643, 151851, "<|endoftext|>"),
              "gpt-2": ("gpt2.tiktoken", 50256, 50257, "<|endoftext|>")}  # fmt: skip
     file, count, size, end = files[name]
-    texts = [bytes([n]) for n in range(256)] + [b"%c%c%c" % (n >> 16, n >> 8 & 255, n & 255) for n in range(count - 256)]
+    texts = [bytes([n]) for n in range(256)] + [
+        b"%c%c%c" % (n >> 16, n >> 8 & 255, n & 255) for n in range(count - 256)
+    ]
     lines = b"".join(base64.b64encode(text) + b" %d\n" % rank for rank, text in enumerate(texts))
     (tmp_path / file).write_bytes(lines)
     read = tokenizers.read(tmp_path / file)

@@ -30,7 +30,7 @@ def hf_folder(files: TokenizerFiles, tokenizer: Tokenizer) -> tuple[dict[str, Pa
 
     tokenizer: what `read` makes of `files`. Raises FormatError, TokenizerError.
     """
-    copied, own = dict(files.travels), TOKENIZER_JSON in dict(files.travels)
+    copied, own = dict(files.companion_files), TOKENIZER_JSON in dict(files.companion_files)
     made: dict[str, bytes] = {}
     if (ranks := copied.pop(TIKTOKEN, None)) is not None and own:
         copied[ranks.name] = ranks
