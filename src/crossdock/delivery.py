@@ -23,6 +23,7 @@ from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
+from crossdock.planning.tensors.wrappers import unwrapped
 from crossdock.running.memory import workers_for
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
@@ -92,7 +93,11 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
         from crossdock.planning.merge import merged
 
         return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
-    source, notices = renamed(source, overrides.renames, LAYOUT_OF.get(source.format, source.format))
+    terms = LAYOUT_OF.get(source.format, source.format)
+    if terms == "hf":
+        source = unwrapped(source, terms)
+    source, notices = renamed(source, overrides.renames, terms)
+    notices = (*source.notices, *notices)
     source, overrides = with_user_config(source, overrides)
     reading = describe(source, overrides)
     reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))

@@ -124,6 +124,7 @@ class Source:
     companion_files      files that go along with the model: tokenizer.json, generation_config.json, ...
     scales       reads the scales of fp8 training, where there may be some
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
+    notices      sentences that are shown whatever is done with the checkpoint, such as files that were left aside
     """
 
     format: str
@@ -139,4 +140,5 @@ class Source:
     companion_files: tuple[Path, ...] = ()
     scales: Callable[[], TrainingScales] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
     aliased: bool = False
