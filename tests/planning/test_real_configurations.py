@@ -112,7 +112,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
     with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
         delivery.interpret(bare, Overrides())
-    said = delivery.given(config=tmp_path / "hf")
+    said = delivery.overrides_from(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)
     assert again.config == checkpoint.config
     assert again.described.origins["hidden_size"] == f"hidden_size in {tmp_path / 'hf' / 'config.json'}"
@@ -230,7 +230,7 @@ TOKENIZER = Path(__file__).parents[2] / "examples/tiny-kjv-tokenizer"
 
 
 def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
-    """Fewer tokens than rows: unused rows. More tokens than rows: GGUF refuses, Hugging Face warns; both say why."""
+    """Fewer tokens than rows: unused rows. More tokens than rows: refused for every target, which says why."""
     root = megatron_checkpoint("tiny-kjv")
     size = delivery.open(root).config.vocab_size
     plan = delivery.plan(delivery.open(root), "gguf", tokenizer=TOKENIZER)
@@ -238,16 +238,14 @@ def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
     assert len(tokens) == size
     assert not any(token.startswith("[PAD") for token in tokens)
     clipped = delivery.open(root, set={"vocab_size": str(size - 3)})
-    with pytest.raises(TokenizerError) as caught:
-        delivery.plan(clipped, "gguf", tokenizer=TOKENIZER)
-    problem = caught.value.problems[0]
-    assert problem.what == "the tokenizer has 3 tokens beyond the model's embedding"
-    assert problem.where.endswith("tokenizer.json") or "tokenizer.json" in problem.where
-    assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
-    warnings = delivery.plan(clipped, "hf", tokenizer=TOKENIZER).warnings
-    assert any(f"has {size} tokens, the embedding only {size - 3} rows (vocab_size from --set)" in w for w in warnings)
-    fitting = delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER)
-    assert not any("the embedding only" in warning for warning in fitting.warnings)
+    for target in ("gguf", "hf", "trtllm"):
+        with pytest.raises(TokenizerError) as caught:
+            delivery.plan(clipped, target, tokenizer=TOKENIZER)
+        problem = caught.value.problems[0]
+        assert problem.what == "the tokenizer has 3 tokens beyond the model's embedding"
+        assert str(TOKENIZER) in problem.where
+        assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
+    assert delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER).warnings == ()
 
 
 def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None:
@@ -291,7 +289,7 @@ def test_any_values_give_a_configuration_or_an_error(
         source = registry.open_source(roots[format_name]())
     rng = random.Random(f"{format_name}{seed}")
     reads = delivery.interpret(
-        source, delivery.given(config=roots["hf"]() if format_name == "gguf" else None)
+        source, delivery.overrides_from(config=roots["hf"]() if format_name == "gguf" else None)
     ).rules.read
     known = {name for group in reads.values() for one in group for name in one.names}
     keys = sorted(key for key in source.metadata if key in known)
