@@ -11,7 +11,7 @@ import pytest
 
 import crossdock
 from crossdock.errors import InputError
-from models import make_hf
+from support.hf_models import make_hf
 
 KJV = Path(__file__).parents[1] / "data" / "tokenizers" / "tiny-kjv"
 TARGETS = ("gguf", "hf", "trtllm")

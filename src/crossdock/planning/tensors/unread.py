@@ -14,7 +14,6 @@ from crossdock.formats.stored import Source, StoredTensor
 from crossdock.layout.rules import Layout
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_PLACE = re.compile(r"\{[^}]*\}")
 _MOST = 12  # patterns that are shown
 _INTERLEAVED = re.compile(r"\.attention\.(wq|wk)\.weight\Z")
 
@@ -31,11 +30,11 @@ def unread_tensors(source: Source, rules: Layout, read: set[tuple[str, str]]) ->
             dropped.append(stored)
         else:
             unread[key[1]] = reason
-    return unread, _problems(dropped, rules)
+    return unread, _problems(dropped, {_NUMBER.sub("#", name) for _, name in read})
 
 
-def _problems(dropped: list[StoredTensor], rules: Layout) -> list[Problem]:
-    known = {_PLACE.sub("#", pattern.text.partition(" : ")[0].strip()) for r in rules.rules for pattern in r.patterns}
+def _problems(dropped: list[StoredTensor], known: set[str]) -> list[Problem]:
+    """known: the patterns of names of which others are read."""
     groups: dict[str, list[StoredTensor]] = {}
     beyond: list[StoredTensor] = []
     for stored in dropped:
