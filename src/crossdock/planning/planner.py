@@ -36,6 +36,7 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import EqualityCheck, Move, Plan, Product, TargetTensor
 from crossdock.planning.tensors.containers import unplaced, wanted_containers
+from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.extents import Extents, moves_for
 from crossdock.planning.tensors.resolve import Resolved, SourceSlice
 from crossdock.planning.tensors.training_scales import scales_of, shared
@@ -61,8 +62,12 @@ class _Filled:
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
-    """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
+    """The plan that writes `checkpoint` as `target`.
+
+    Raises PlanError, UsageError, TokenizerError with all problems, FormatError for encodings that are not decoded.
+    """
     config = checkpoint.config
+    demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
     rules = layout(target.layout, checkpoint.family)
     ranks = _ranks(rules, config, target, checkpoint.family, request)
     variables = _variables(rules, config, ranks)

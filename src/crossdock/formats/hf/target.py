@@ -68,7 +68,7 @@ class HfTarget:
     def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.
 
-        Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
+        Also float32, whatever was asked for: what the layout's [encoding] lists, where the source has it so.
         """
         scaled = fp8.encoding(tensor, request, rules)
         if scaled is not None:
@@ -88,8 +88,9 @@ class HfTarget:
         wanted = codecs.canonical_name(request.dtype)
         if wanted not in _DTYPES:
             raise UsageError(f"hf cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
-        wider = tensor.dtype == "float32" != request.source_dtype
-        if wider and any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+        if tensor.dtype == "float32" and any(
+            fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())
+        ):
             return Encoding("float32")
         return Encoding(wanted)
 
