@@ -144,7 +144,7 @@ def planted(fault: Fault, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             module,
             "read_toml",
-            lambda file, where, *part: read(Faulty(file) if where == fault.file else file, where, *part),
+            lambda file, where: read(Faulty(file) if where == fault.file else file, where),
         )
     fresh()
     rules.layout(fault.file[8:-5]) if fault.file.startswith("layouts/") else families.families()

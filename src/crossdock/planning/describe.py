@@ -16,7 +16,8 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
 from crossdock.model.expressions import Expression
-from crossdock.model.families import Family, family, files
+from crossdock.model.families import family, files
+from crossdock.model.family import Family
 from crossdock.planning.checked import build, of_kind
 from crossdock.planning.unread import classify, neutral, recognised, short
 from crossdock.wording import nearest

@@ -29,9 +29,9 @@ from crossdock.formats.target import (
     Wanted,
 )
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
-from crossdock.layout.rules import Layout, layout
+from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.config import ModelConfig
-from crossdock.model.families import Family, is_allowed
+from crossdock.model.family import Family, is_allowed
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
@@ -63,6 +63,9 @@ class _Filled:
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
     config = checkpoint.config
+    problem = unheld(target.layout, checkpoint.family)
+    if problem is not None:
+        raise PlanError(problem)
     rules = layout(target.layout, checkpoint.family)
     ranks = _ranks(rules, config, target, checkpoint.family, request)
     variables = _variables(rules, config, ranks)
@@ -252,6 +255,10 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
         for sentence, need in rules.needs.items()
         if not need.evaluate(values)
     ]
+    problems += family.uncovered(target.layout, config)
+    if rules.unset and not problems:
+        what = f"family {family.name} does not say what to write for {', '.join(rules.unset)}"
+        problems.append(Problem(what, where=family.where, fix=f"write it in [{target.layout}.write] of this file"))
     if problems:
         raise PlanError(problems)
     return ranks
