@@ -18,7 +18,8 @@ from crossdock.formats.stored import Source
 from crossdock.model.config import DEFAULTS, FIELDS, FREE, IDLE, ModelConfig
 from crossdock.model.expressions import expression
 from crossdock.model.families import families, family, files
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 
 KJV = Path(__file__).parents[2] / "examples/tiny-kjv"
 # Llama with one constant changed, as Granite, MiniCPM and Cohere are
@@ -69,9 +70,9 @@ def test_a_field_that_no_family_names_must_have_its_default(name: str) -> None:
 
 @pytest.mark.parametrize("name", HF)
 def test_a_sliding_window_of_a_gpt2_is_refused_with_its_origin(name: str) -> None:
-    assert describe(folder(HF[name]), Given()).family.name == name
+    assert describe(folder(HF[name]), Overrides()).family.name == name
     with pytest.raises(ConfigError, match=f"sliding_window: family {name} does not fit") as caught:
-        describe(folder(HF[name] | {"sliding_window": 7}), Given())
+        describe(folder(HF[name] | {"sliding_window": 7}), Overrides())
     (problem,) = caught.value.problems
     assert (problem.expected, problem.got) == ("None", "7")
     assert "sliding_window is from sliding_window in " in problem.cause
@@ -80,10 +81,10 @@ def test_a_sliding_window_of_a_gpt2_is_refused_with_its_origin(name: str) -> Non
 @pytest.mark.parametrize("name", families())
 def test_every_line_of_fits_changes_what_the_family_may_be(name: str) -> None:
     table = files()[name].table
-    parent = family(table["extends"]).fits if "extends" in table else {}
+    parent = family(table["extends"]).requires if "extends" in table else {}
     for field in table.get("fits", {}):
         before = parent.get(field, () if field in FREE else (DEFAULTS[field],))
-        assert family(name).fits.get(field) != before, field
+        assert family(name).requires.get(field) != before, field
 
 
 def test_free_and_idle_fields_are_fields_with_a_reason() -> None:

@@ -135,7 +135,7 @@ LAYOUTS = [
     ("[read]\nnorm = 1", "[read] norm is of the wrong type"),
     ("[fits]\ncolour = [1]", "[fits] colour: not a field of the configuration"),
     ("[neutral]\ncolour = 1", "[neutral] colour is of the wrong type"),
-    ("ignored = ['colour']", "[ignored] is no table"),
+    ("ignored = ['colour']", "[ignored] is not a table"),
 ]
 
 

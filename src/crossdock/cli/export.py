@@ -129,9 +129,9 @@ def _after(text: str, progress: Progress | None) -> Progress:
 
 
 def _header(plan: Plan, checkpoint: Checkpoint, output: Path) -> str:
-    from crossdock.cli import weigh
+    from crossdock.planning import estimate
 
-    parameters = show.about(weigh.parameters(checkpoint.family, checkpoint.config))
+    parameters = show.about(estimate.parameters(checkpoint.family, checkpoint.config))
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 

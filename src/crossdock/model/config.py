@@ -154,7 +154,7 @@ IDLE: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Described:
+class ResolvedConfig:
     """A configuration together with where each of its fields came from.
 
     config   the canonical configuration

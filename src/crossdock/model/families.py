@@ -60,7 +60,7 @@ class FamilyFile:
         return _family(self)
 
     @property
-    def fits(self) -> Mapping[str, tuple[Any, ...]]:
+    def requires(self) -> Mapping[str, tuple[Any, ...]]:
         """Field -> the values that it may have."""
         checked_tables(self.model, _MODEL, self.where)
         return {key: constants(allowed) for key, allowed in self.model.get("fits", {}).items()}
@@ -125,7 +125,7 @@ def _from_path(path: str, changed: int, size: int) -> Family:
 
 
 def _family(file: FamilyFile) -> Family:
-    where, table, fits = file.where, file.model, file.fits
+    where, table, requires = file.where, file.model, file.requires
     layers = {kind: expression(text, where) for kind, text in table.get("layers", {}).items()}
     axes = {axis: expression(text, where) for axis, text in table.get("axes", {}).items()}
     tensors = {key: _decl(key, value, where) for key, value in table.get("tensors", {}).items()}
@@ -136,7 +136,7 @@ def _family(file: FamilyFile) -> Family:
         if axis not in axes
     ]
     problems += [
-        Problem(f"[fits] names {key!r}, which is not a field", where=where) for key in fits if key not in FIELDS
+        Problem(f"[fits] names {key!r}, which is not a field", where=where) for key in requires if key not in FIELDS
     ]
     problems += [
         Problem(f"tensor {decl.name!r} is the same as {decl.same_as!r}, which [tensors] does not define", where=where)
@@ -171,7 +171,7 @@ def _family(file: FamilyFile) -> Family:
         axes=axes,
         layers=layers,
         tensors=tensors,
-        fits=fits,
+        requires=requires,
         sections={key: section.tables for key, section in sections.items()},
         like={key: section.like for key, section in sections.items() if section.like},
         limits={key: section.limits for key, section in sections.items()},
@@ -212,7 +212,7 @@ def _section(format_name: str, file: FamilyFile, chain: tuple[str, ...]) -> _Sec
     if not isinstance(other.table.get(format_name), Mapping):
         raise ConfigError(f"{key} {like!r}: {other.where} has no [{format_name}]", where=where)
     base = _section(format_name, other, (*chain, file.name))
-    limits = {**_limits(file.fits, other.fits), **base.limits}
+    limits = {**_limits(file.requires, other.requires), **base.limits}
     idle = [name for name in holds if name not in limits]
     if idle:
         what = f"[{format_name}] holds {', '.join(map(repr, idle))}: the family does not differ from {like} in it"

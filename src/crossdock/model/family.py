@@ -63,7 +63,7 @@ class Family:
     where     its file, for messages
     axes      axis -> its size; an expression that names `layer` gives the size in that layer
     layers    name of a set of layers -> their numbers
-    fits      field -> the values that it may have; a field that is not named here has its default
+    requires  field -> the values that it may have; a field that is not named here has its default
     sections  format -> the tables that are laid on the format's layout one after another; the last is the family's own
     like      format -> the family whose section of that format comes before the family's own
     limits    format -> field -> the values that the section of another family covers, where this family may be more
@@ -74,7 +74,7 @@ class Family:
     axes: Mapping[str, Expression]
     layers: Mapping[str, Expression]
     tensors: Mapping[str, TensorDecl]
-    fits: Mapping[str, tuple[Any, ...]]
+    requires: Mapping[str, tuple[Any, ...]]
     sections: Mapping[str, tuple[Table, ...]]
     like: Mapping[str, str]
     limits: Mapping[str, Mapping[str, tuple[Any, ...]]]
@@ -127,13 +127,13 @@ class Family:
             Problem(
                 f"family {self.name} does not fit",
                 where=field.name,
-                expected=_listed(self.fits.get(field.name, (_default(field),))),
+                expected=_listed(self.requires.get(field.name, (_default(field),))),
                 got=repr(values[field.name]),
             )
             for field in dataclasses.fields(config)
             if not (
-                is_allowed(values[field.name], self.fits[field.name])
-                if field.name in self.fits
+                is_allowed(values[field.name], self.requires[field.name])
+                if field.name in self.requires
                 else _rests(field, values)
             )
         ]

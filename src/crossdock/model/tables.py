@@ -73,10 +73,10 @@ def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: 
     for name, kinds in tables.items():
         content = table.get(name, {})
         if not isinstance(content, Mapping):
-            problems.append(Problem(f"[{name}] is no table", where=where, got=repr(content)))
+            problems.append(Problem(f"[{name}] is not a table", where=where, got=repr(content)))
             continue
         problems += [
-            Problem(f"[{name}] {key} is of the wrong type", where=where, expected=_spoken(kinds), got=repr(value))
+            Problem(f"[{name}] {key} is of the wrong type", where=where, expected=_kinds_text(kinds), got=repr(value))
             for key, value in content.items()
             if not isinstance(value, kinds)
         ]
@@ -84,6 +84,6 @@ def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: 
         raise ConfigError(problems)
 
 
-def _spoken(kinds: tuple[type, ...]) -> str:
+def _kinds_text(kinds: tuple[type, ...]) -> str:
     words: Mapping[type, str] = {str: "a text", list: "a list", dict: "a table", int: "a number"}
     return " or ".join(words.get(kind, kind.__name__) for kind in kinds)
