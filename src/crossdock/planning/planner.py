@@ -62,10 +62,9 @@ class _Filled:
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     """The plan that writes `checkpoint` as `target`. Raises PlanError, UsageError, TokenizerError with all problems."""
-    config = checkpoint.config
-    problem = unheld(target.layout, checkpoint.family)
+    config, problem = checkpoint.config, unheld(target.layout, checkpoint.family)
     if problem is not None:
-        raise PlanError(problem)
+        raise PlanError(_unmet(layout(target.layout), checkpoint.family, config) or problem)
     rules = layout(target.layout, checkpoint.family)
     ranks = _ranks(rules, config, target, checkpoint.family, request)
     variables = _variables(rules, config, ranks)
@@ -232,6 +231,16 @@ def _placed(
     )  # fmt: skip
 
 
+def _unmet(rules: Layout, family: Family, config: ModelConfig) -> list[Problem]:
+    """A problem for each sentence of the layout's [needs] that does not hold for this model."""
+    values = config.as_dict()
+    return [
+        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
+        for sentence, need in rules.requires_for_write.items()
+        if not need.evaluate(values)
+    ]
+
+
 def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, request: Request) -> Ranks:
     """The ranks of the target, when it can express this model and they can share it."""
     ranks = Ranks()
@@ -251,18 +260,13 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
         for name, allowed in rules.requires.items()
         if not is_allowed(getattr(config, name), allowed)
     ]
-    values = config.as_dict()
-    problems += [
-        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
-        for sentence, need in rules.requires_for_write.items()
-        if not need.evaluate(values)
-    ]
+    problems += _unmet(rules, family, config)
     problems += family.uncovered(target.layout, config)
-    if rules.unset and not problems:
-        what = f"family {family.name} does not say what to write for {', '.join(rules.unset)}"
-        problems.append(Problem(what, where=family.where, fix=f"write it in [{target.layout}.write] of this file"))
     if problems:
         raise PlanError(problems)
+    if rules.unset:
+        what = f"family {family.name} does not say what to write for {', '.join(rules.unset)}"
+        raise PlanError(what, where=family.where, fix=f"write it in [{target.layout}.write] of this file")
     return ranks
 
 
