@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from canonical_models import config_of
 from crossdock import delivery
 from crossdock.cli import main
 from crossdock.errors import ConfigError, CrossdockError, PlanError, UsageError
@@ -20,6 +19,7 @@ from crossdock.model.expressions import expression
 from crossdock.model.families import families, family, files
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides
+from support.canonical_models import config_of
 
 KJV = Path(__file__).parents[2] / "examples/tiny-kjv"
 # Llama with one constant changed, as Granite, MiniCPM and Cohere are

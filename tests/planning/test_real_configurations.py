@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from planning_args import Hf, Megatron
 
-import models
-from canonical_models import UNHELD
 from conftest import CHECKPOINTS
 from crossdock import delivery
 from crossdock.errors import ConfigError, InputError, PlanError, TokenizerError, UsageError
@@ -21,6 +19,8 @@ from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
 from crossdock.planning.config.overrides import Overrides
+from support import hf_models
+from support.canonical_models import UNHELD
 
 # ---- real checkpoints
 
@@ -35,7 +35,7 @@ def test_the_family_of_megatron_checkpoints(name: str, megatron_checkpoint: Mega
     assert delivery.open(megatron_checkpoint(name)).family.name == family_of(name)
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_the_family_of_hugging_face_models(recipe: str, hf_model: Hf) -> None:
     expected = "llama" if recipe == "llama3" else recipe.split("-")[0]
     assert delivery.open(hf_model(recipe)).family.name == expected
@@ -82,7 +82,7 @@ def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron
 
 
 @pytest.mark.parametrize("wrong", sorted(families()))
-@pytest.mark.parametrize("right", sorted(families().keys() & models.RECIPES))
+@pytest.mark.parametrize("right", sorted(families().keys() & hf_models.RECIPES))
 def test_a_wrong_family_is_refused_for_hugging_face(right: str, wrong: str, hf_model: Hf) -> None:
     source = registry.open_source(hf_model(right))
     if wrong == right or (right, wrong) in SAME:
@@ -125,7 +125,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
 
 def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> None:
     folder = hf_model("llama")
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     config["rms_norm_eps"] = 0.125
     (tmp_path / "config.json").write_text(json.dumps(config))
     opened = delivery.open(folder, config=tmp_path)
@@ -134,21 +134,21 @@ def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> No
     assert origin.startswith(f"rms_norm_eps in {tmp_path / 'config.json'}; overrides 1e-06 (rms_norm_eps in ")
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_both_generations_of_config_json_say_the_same(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     folder = shutil.copytree(hf_model(recipe), tmp_path / "old")
     new = delivery.open(folder).config
-    assert delivery.open(models.as_transformers4(folder)).config == new
+    assert delivery.open(hf_models.as_transformers4(folder)).config == new
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_what_is_written_reads_back(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> config.json -> configuration, all fields."""
     checkpoint = delivery.open(hf_model(recipe))
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
     again = delivery.open(tmp_path / "again")
     assert again.config == checkpoint.config
-    old = models.as_transformers4(tmp_path / "again")
+    old = hf_models.as_transformers4(tmp_path / "again")
     assert delivery.open(old).config == checkpoint.config
 
 
@@ -160,7 +160,7 @@ ALSO_NOT: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", [r for r in models.RECIPES if r not in models.NOT_IN_LLAMA_CPP])
+@pytest.mark.parametrize("recipe", [r for r in hf_models.RECIPES if r not in hf_models.NOT_IN_LLAMA_CPP])
 def test_gguf_carries_the_configuration(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> GGUF -> configuration: the fields are the same, and so is the GGUF made of it."""
     checkpoint = delivery.open(hf_model(recipe))
@@ -207,7 +207,7 @@ def test_making_a_plan_opens_no_weight_file(megatron_checkpoint: Megatron, monke
 
 def test_mixed_layer_types_are_refused(hf_model: Hf, tmp_path: Path) -> None:
     """qwen2 with a sliding window in some layers: its computation has no place in any target."""
-    config = models.read_config(hf_model("qwen2"))
+    config = hf_models.read_config(hf_model("qwen2"))
     assert set(config["layer_types"]) == {"full_attention"}
     mixed = {
         "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,

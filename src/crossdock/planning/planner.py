@@ -243,8 +243,7 @@ def _unmet(rules: Layout, family: Family, config: ModelConfig) -> list[Problem]:
 
 def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, request: Request) -> Ranks:
     """The ranks of the target, when it can express this model and they can share it."""
-    ranks = Ranks()
-    problems: list[Problem] = []
+    ranks, problems = Ranks(), list[Problem]()
     try:
         ranks = target.ranks(config, request)
     except PlanError as error:
