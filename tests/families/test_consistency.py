@@ -10,7 +10,7 @@ import pytest
 from crossdock.layout.rules import layout
 from crossdock.model.config import REQUIRED
 from crossdock.model.expressions import Expression
-from crossdock.model.families import families, family
+from crossdock.model.families import families, family, files
 from support.canonical_models import LACKING, UNHELD
 
 NAMES = sorted(families())
