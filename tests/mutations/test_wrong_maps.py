@@ -164,7 +164,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 
 def distances(root: Path, out: Path, engine: str) -> tuple[float, bool]:
-    """How far the logits of `engine` are from Megatron's, as a share of the largest; whether verify finds them equal."""
+    """How far the logits of `engine` are from Megatron's, as a share of the largest; whether they verify."""
     tokens, expected = np.load(root / "tokens.npy"), np.load(root / "logits.npy")
     delivery.export(root, out, "gguf" if engine == "llama.cpp" else "hf", dtype="float32")
     if engine == "forward":
