@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from legacy_files import random_file, write
+from support.ggml_training_files import random_file, write
 
 SRC = Path(__file__).parents[2] / "src"
 COMMAND = [sys.executable, "-m", "crossdock"]

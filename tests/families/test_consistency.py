@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from canonical_models import LACKING
 from crossdock.layout.rules import layout
 from crossdock.model.config import REQUIRED
 from crossdock.model.expressions import Expression
 from crossdock.model.families import families, family
+from support.canonical_models import LACKING
 
 NAMES = sorted(families())
 # a GGUF cannot tell a Mistral from a Llama, and a GPT leaves as the StarCoder that it then is
@@ -107,7 +107,7 @@ def test_every_format_gives_what_a_configuration_needs(name: str) -> None:
 @pytest.mark.parametrize(("format_name", "name"), sorted(LACKING))
 def test_a_format_without_the_model_says_so(format_name: str, name: str) -> None:
     rules = layout(format_name, family(name))
-    assert [need.text for need in rules.needs.values() if need.text == "False"] == ["False"]
+    assert [need.text for need in rules.requires_for_write.values() if need.text == "False"] == ["False"]
     assert "when" not in family(name).sections[format_name]
 
 

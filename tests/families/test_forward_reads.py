@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from canonical_models import FAMILIES, config_of
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.model.families import Sizes, family, is_allowed
 from crossdock.model.forward import forward
 from crossdock.model.layers.layer import Array
+from support.canonical_models import FAMILIES, config_of
 
 # fields that say how a model is stored or used, not what it computes
 NOT_COMPUTED = {"family", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "lora_ranks", "tie_word_embeddings"}

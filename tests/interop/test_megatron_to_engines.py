@@ -14,7 +14,7 @@ from oracles.files import hf_hashes, hf_state, read_gguf
 from oracles.llama_engine import llama_logits
 from oracles.megatron_state import megatron_state
 from oracles.transformers_engine import transformers_logits
-from reference import FLOAT32, STORED, relative
+from support.reference_logits import FLOAT32, STORED, relative
 
 ALL = (*CHECKPOINTS, "tiny-kjv")
 TOKENIZER = Path(__file__).parents[2] / "examples/tiny-kjv-tokenizer"
