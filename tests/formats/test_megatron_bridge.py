@@ -150,7 +150,8 @@ def test_what_would_be_another_model_is_refused(change: dict[str, Any], said: st
 
 @pytest.mark.parametrize("text", [
     "train:\n  a: 1\n", "model: 3\n", "model:\n", "model:\n  a: 1\n   b: 2\n", "model:\n  a: [1, 2\n",
-    "model:\n  a: !!python/object/apply:os.system [x]\n", "model:\n  b: &b {x: 1}\n  a: {<<: *b}\n", "model:\n  a: 1\nmodel:\n  a: 2\n",
+    "model:\n  a: !!python/object/apply:os.system [x]\n",
+    "model:\n  b: &b {x: 1}\n  a: {<<: *b}\n", "model:\n  a: 1\nmodel:\n  a: 2\n",
     "model:\n  a: 1\n  a: 2\n",
     "model:\n  a: 'x\n", "model:\n  a: *b\n", "model:\n" + "".join("  " * n + "  a:\n" for n in range(60)),
     "model:\n  a\n", "model:\n  a: &a [*a]\n  b: 2020-13-45\n", b"model:\n  a: \xff\n",
