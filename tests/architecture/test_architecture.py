@@ -1,7 +1,8 @@
-"""ARCHITECTURE.md against the source: the direction of imports, the table of folders, and what each layer must not know."""
+"""ARCHITECTURE.md against the source: the direction of imports, the table of folders, what a layer must not know."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from graphlib import CycleError, TopologicalSorter
 
@@ -49,7 +50,7 @@ def test_imports_run_one_way() -> None:
 def test_no_two_modules_need_each_other() -> None:
     needed: dict[str, set[str]] = {module: set() for module in modules()}
     for found in imports():
-        if not found.typing and not modules()[found.target].name == "__init__.py":
+        if not found.typing and modules()[found.target].name != "__init__.py":
             needed[found.module].add(found.target)
     try:
         TopologicalSorter(needed).prepare()
@@ -62,7 +63,7 @@ def test_the_document_says_the_direction_of_imports() -> None:
     assert sentence
     steps = [re.findall(r"`([\w.]+)`", step) for step in sentence[1].split("→")]
     ranks = [[LEVEL[name] for name in step] for step in steps]
-    assert all(min(upper) > max(lower) for upper, lower in zip(ranks, ranks[1:], strict=False))
+    assert all(min(upper) > max(lower) for upper, lower in itertools.pairwise(ranks))
     assert folders() <= {name for step in steps for name in step}
 
 
