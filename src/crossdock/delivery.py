@@ -21,6 +21,7 @@ from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import LAYOUT_OF, Overrides, with_user_config
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
+from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
@@ -48,7 +49,8 @@ def open(
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run; family: instead of the derived one
+    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
+               or the path of a family file
     config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
@@ -133,7 +135,7 @@ def plan(
     allow_overflow  let values become inf where the target minds
     keep_order  leave an optimizer's vectors in the order in which they are stored (gguf-checkpoint)
 
-    Raises UsageError, PlanError, TokenizerError.
+    Raises UsageError, PlanError, TokenizerError, FormatError for encodings that are not decoded.
     """
     target = registry.target(to)
     request = Request(
@@ -148,6 +150,7 @@ def plan(
         keep_order=keep_order,
         fp8_kv_cache=fp8_kv_cache,
     )
+    demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
     return make_plan(checkpoint, target, request)
 
 
