@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from crossdock.codecs import fast, registry
+from crossdock.codecs import compiled_encoders, registry
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.conversion import convert
 from oracles.ggml_reference import awkward_values
@@ -63,11 +63,11 @@ def test_q8_0_and_all_k_types_are_compiled() -> None:
 
 
 def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(fast.OFF, raising=False)
-    assert fast.available(registry.get("q8_0"))
-    assert not fast.available(registry.get("q5_1"))
-    monkeypatch.setenv(fast.OFF, "1")
-    assert not fast.available(registry.get("q8_0"))
+    monkeypatch.delenv(compiled_encoders.OFF, raising=False)
+    assert compiled_encoders.available(registry.get("q8_0"))
+    assert not compiled_encoders.available(registry.get("q5_1"))
+    monkeypatch.setenv(compiled_encoders.OFF, "1")
+    assert not compiled_encoders.available(registry.get("q8_0"))
 
 
 @pytest.mark.parametrize(("target", "off", "imported"), [("q8_0", "", True), ("q8_0", "1", False), ("bf16", "", False)])
@@ -81,6 +81,6 @@ def test_numba_is_imported_only_when_it_is_used(target: str, off: str, imported:
         "convert(np.zeros(128, np.uint8), np.zeros(size, np.uint8))\n"
         "print('numba' in sys.modules)"
     )
-    env = {"PYTHONPATH": ":".join(sys.path), fast.OFF: off, "HOME": "/nonexistent"}
+    env = {"PYTHONPATH": ":".join(sys.path), compiled_encoders.OFF: off, "HOME": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == str(imported)

@@ -107,7 +107,7 @@ def test_every_format_gives_what_a_configuration_needs(name: str) -> None:
 @pytest.mark.parametrize(("format_name", "name"), sorted(LACKING))
 def test_a_format_without_the_model_says_so(format_name: str, name: str) -> None:
     rules = layout(format_name, family(name))
-    assert [need.text for need in rules.needs.values() if need.text == "False"] == ["False"]
+    assert [need.text for need in rules.requires_for_write.values() if need.text == "False"] == ["False"]
     assert "when" not in family(name).sections[format_name]
 
 

@@ -18,7 +18,8 @@ from crossdock.formats.hf.config import config_json, flattened, generation_confi
 from crossdock.formats.hf.source import open_source, read_config, sniff
 from crossdock.formats.stored import Source
 from crossdock.model.config import ModelConfig
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 from oracles.files import hf_state
 
 Made = Callable[[str], Path]
@@ -54,7 +55,7 @@ def stored_values(source: Source) -> dict[str, Any]:
 
 def configured(source: Source) -> ModelConfig:
     """The canonical configuration."""
-    return describe(source, Given()).described.config
+    return describe(source, Overrides()).described.config
 
 
 @pytest.mark.parametrize("recipe", models.RECIPES)
@@ -111,9 +112,9 @@ def test_weights_without_config(hf_model: Made, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     source = open_source(folder)
     with pytest.raises(ConfigError, match="carries no configuration"):
-        describe(source, Given())
+        describe(source, Overrides())
     keys, where = read_config(hf_model("llama"))
-    said = describe(source, Given(config=keys, config_at=where)).described.config
+    said = describe(source, Overrides(config=keys, config_at=where)).described.config
     assert said == configured(open_source(hf_model("llama")))
 
 
@@ -126,7 +127,7 @@ def test_sniff(hf_model: Made, tmp_path: Path) -> None:
 
 def test_what_travels(hf_model: Made, tmp_path: Path) -> None:
     folder = copied(hf_model("llama"), tmp_path / "m")
-    assert [f.name for f in open_source(folder).travels] == ["generation_config.json"]
+    assert [f.name for f in open_source(folder).companion_files] == ["generation_config.json"]
 
 
 @pytest.mark.parametrize("number", [61, 62])

@@ -19,7 +19,7 @@ from crossdock.errors import ConfigError, InputError, PlanError, TokenizerError,
 from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
-from crossdock.planning.describe import Given
+from crossdock.planning.config.overrides import Overrides
 
 # ---- real checkpoints
 
@@ -62,14 +62,14 @@ NEARLY = {("qwen2", "llama")}
 def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron_checkpoint: Megatron) -> None:
     source = registry.open_source(megatron_checkpoint(BY_FAMILY[right]))
     if wrong == right or (right, wrong) in SAME_IN_MEGATRON | NEARLY:
-        checkpoint = delivery.interpret(source, Given(family=wrong))
+        checkpoint = delivery.interpret(source, Overrides(family=wrong))
         assert checkpoint.family.name == wrong
         if (right, wrong) in NEARLY:
             with pytest.raises(PlanError, match="attention_bias means all four matrices"):
                 delivery.plan(checkpoint, "hf")
         return
     with pytest.raises(ConfigError) as caught:
-        delivery.interpret(source, Given(family=wrong))
+        delivery.interpret(source, Overrides(family=wrong))
     fields = {p.where for p in caught.value.problems if p.what == f"family {wrong} does not fit"}
     assert fields
     assert fields <= set(FIELDS)
@@ -82,10 +82,10 @@ def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron
 def test_a_wrong_family_is_refused_for_hugging_face(right: str, wrong: str, hf_model: Hf) -> None:
     source = registry.open_source(hf_model(right))
     if wrong == right or (right, wrong) in SAME:
-        assert delivery.interpret(source, Given(family=wrong)).family.name == wrong
+        assert delivery.interpret(source, Overrides(family=wrong)).family.name == wrong
         return
     with pytest.raises((ConfigError, PlanError)) as caught:
-        delivery.interpret(source, Given(family=wrong))
+        delivery.interpret(source, Overrides(family=wrong))
     assert all(p.where or p.expected for p in caught.value.problems)
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_size_is_explained_by_the_fields_and_their_origins(megatron_chec
     source = registry.open_source(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"))
     groups = source.metadata["num_query_groups"]
     with pytest.raises(PlanError) as caught:
-        delivery.interpret(source, Given(settings={"num_query_groups": str(groups * 2)}))
+        delivery.interpret(source, Overrides(settings={"num_query_groups": str(groups * 2)}))
     problem = next(p for p in caught.value.problems if "linear_qkv" in p.where)
     assert (
         problem.what == "the shape does not fit attn_q and attn_k and attn_v = "
@@ -111,7 +111,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf")
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
     with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
-        delivery.interpret(bare, Given())
+        delivery.interpret(bare, Overrides())
     said = delivery.given(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)
     assert again.config == checkpoint.config
@@ -255,7 +255,7 @@ def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None
     source = registry.open_source(megatron_checkpoint("tiny-kjv"))
     stored = source.tensors["", "embedding.word_embeddings.weight"].shape[0]
     lacking = dataclasses.replace(source, metadata={**source.metadata, "vocab_size": None, "padded_vocab_size": stored})
-    checkpoint = delivery.interpret(lacking, Given())
+    checkpoint = delivery.interpret(lacking, Overrides())
     plan = delivery.plan(checkpoint, "gguf", tokenizer=TOKENIZER)
     tokens, types = plan.facts["tokenizer.ggml.tokens"], plan.facts["tokenizer.ggml.token_type"]
     size = source.metadata["vocab_size"]
@@ -300,7 +300,9 @@ def test_any_values_give_a_configuration_or_an_error(
     for _ in range(60):
         changed = {key: rng.choice(ODD) for key in rng.sample(keys, rng.choice([1, 1, 2, 5]))}
         try:
-            opened = delivery.interpret(dataclasses.replace(source, metadata={**source.metadata, **changed}), Given())
+            opened = delivery.interpret(
+                dataclasses.replace(source, metadata={**source.metadata, **changed}), Overrides()
+            )
             for target in ("hf", "gguf"):
                 delivery.plan(opened, target)
         except (InputError, UsageError):

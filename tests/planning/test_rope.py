@@ -14,7 +14,8 @@ import models
 from crossdock import delivery
 from crossdock.errors import ConfigError, PlanError
 from crossdock.formats.stored import Source
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 from reference import reference_logits
@@ -146,7 +147,7 @@ MEGATRON: dict[str, Any] = {
 )
 def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | None) -> None:
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
-    config = describe(source, Given()).described.config
+    config = describe(source, Overrides()).described.config
     assert (config.rope_type, config.rope_scaling.get("factor")) == (kind, factor)
 
 
@@ -167,7 +168,7 @@ def test_a_factor_that_megatrons_own_script_does_not_use(
 ) -> None:
     """gpt_builders.py of core_v0.19.0: rope_scaling=args.use_rope_scaling, and no rope_scaling_factor."""
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
-    found = describe(source, Given(settings=settings)).described
+    found = describe(source, Overrides(settings=settings)).described
     assert any("trains with factor 8" in sentence for sentence in found.notices) is said
     if changes["use_rope_scaling"]:
         wanted = float(settings.get("rope_scaling_factor", changes.get("rope_scaling_factor", 8.0)))
@@ -195,7 +196,7 @@ def test_megatrons_yarn_magnitude(mscale: float, all_dim: float, magnitude: floa
         "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True,
         "moe_router_load_balancing_type": "none", "moe_router_num_groups": None, "moe_router_group_topk": None,
     }  # fmt: skip
-    config = describe(Source("megatron", Path("/run"), (), {}, MEGATRON | mla, "args"), Given()).described.config
+    config = describe(Source("megatron", Path("/run"), (), {}, MEGATRON | mla, "args"), Overrides()).described.config
     assert (config.family, config.rope_type) == ("deepseek_v3", "yarn")
     assert config.rope_scaling["mscale"] == mscale
     assert config.rope_scaling.get("attention_factor") == (None if magnitude is None else pytest.approx(magnitude))

@@ -10,7 +10,7 @@ from llama_files import contents, tensors, write_llama
 import crossdock
 import killing
 from crossdock.errors import UsageError
-from crossdock.running.placing import MANIFEST
+from crossdock.running.publish import MANIFEST
 from killing import ALL
 
 PLACING = "replace,rename,unlink,fsync,rmdir"

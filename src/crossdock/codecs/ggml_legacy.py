@@ -40,7 +40,7 @@ class Q8_0:
     cost: int = 1
     is_scaled: bool = False
     file_type: int = 7
-    compiled: str = "crossdock.codecs.ggml_numba:encoder"
+    compiled: str = "crossdock.codecs.ggml_legacy_numba:encoder"
 
     def encode(self, values: Values, out: Bytes) -> None:
         """Scale = largest magnitude / 127; quotients are rounded half away from zero."""

@@ -22,7 +22,7 @@ from crossdock.plugins import folders
 # what a layout may hold, and the types of the values in it
 _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
-    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
+    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "requires_reason": (str,),
     "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
     "spelled": (str, list), "model_types": (list,), "renames": (list,),
 })  # fmt: skip
@@ -72,11 +72,11 @@ class Notice:
 class Layout:
     """A format's rules for one family.
 
-    needs    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
+    requires_for_write    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
     sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
     notices  sentences to show about keys of the format
-    omitted  canonical tensors (globs) that the format has no place for, and the sentence to say so
-    spelled  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
+    unsupported  canonical tensors (globs) that the format has no place for, and the sentence to say so
+    aliases  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
     """
 
     format: str
@@ -86,17 +86,17 @@ class Layout:
     read: Mapping[str, tuple[Expression, ...]]
     write: tuple[Written, ...]
     ignored: Mapping[str, str]
-    neutral: Mapping[str, tuple[Any, ...]]
+    only_values: Mapping[str, tuple[Any, ...]]
     variables: Mapping[str, Expression]
-    fits: Mapping[str, tuple[Any, ...]]
-    fits_reason: Mapping[str, str]
+    requires: Mapping[str, tuple[Any, ...]]
+    requires_reason: Mapping[str, str]
     encoding: Mapping[str, tuple[str, ...]]
-    needs: Mapping[str, Expression]
+    requires_for_write: Mapping[str, Expression]
     warn: Mapping[str, Expression]
     notices: tuple[Notice, ...]
     sum_as_stored: Expression
-    omitted: Mapping[str, str]
-    spelled: Mapping[str, tuple[Expression, ...]]
+    unsupported: Mapping[str, str]
+    aliases: Mapping[str, tuple[Expression, ...]]
     model_types: Mapping[str, tuple[str, ...]]
 
 
@@ -171,17 +171,17 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         read={key: _expressions(value, f"{where} [read] {key}") for key, value in texts("read").items()},
         write=tuple(_written(key, value, f"{where} [write] {key}") for key, value in texts("write").items()),
         ignored=texts("ignored"),
-        neutral={key: tuple(value) for key, value in texts("neutral").items()},
+        only_values={key: tuple(value) for key, value in texts("neutral").items()},
         variables={key: expression(str(value), where) for key, value in texts("variables").items()},
-        fits={key: constants(value) for key, value in texts("fits").items()},
-        fits_reason=texts("fits_reason"),
+        requires={key: constants(value) for key, value in texts("fits").items()},
+        requires_reason=texts("requires_reason"),
         encoding={key: tuple(value) for key, value in texts("encoding").items()},
-        needs={key: expression(value, where) for key, value in texts("needs").items()},
+        requires_for_write={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
         notices=tuple(_notice(key, value, f"{where} [notices] {key}") for key, value in texts("notices").items()),
         sum_as_stored=expression(str(table.get("sum_as_stored", "False")), where),
-        omitted=texts("omitted"),
-        spelled={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
+        unsupported=texts("omitted"),
+        aliases={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
         model_types={key: tuple(value) for key, value in texts("model_types").items()},
     )
 

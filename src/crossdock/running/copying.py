@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
+from crossdock.codecs.value_counts import ValueCounts
 from crossdock.planning.plan import Plan
-from crossdock.running import hashing, twins
-from crossdock.running.blocks import Share, blocks
+from crossdock.running import hashing
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.engines.engine import Watch
 from crossdock.running.journal import Done
 from crossdock.running.output import OutputFile
 from crossdock.running.reader import Reader
 from crossdock.running.scaling import distance
 
-TWINS = -1  # the task of comparing what is stored twice; all others are numbers of tensors
+EQUALITY = -1  # the task of comparing what is stored twice; all others are numbers of tensors
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Copying:
 
     def __init__(self, job: CopyJob, reader: Reader, files: Sequence[OutputFile]) -> None:
         self.job, self.reader, self.files = job, reader, files
-        self._turn = threading.Lock()
+        self._gil_lock = threading.Lock()
 
     def worker(self) -> Copier:
         """One thread's."""
-        return Copier(self, Share(self.job.share, self._turn))
+        return Copier(self, WorkerBuffers(self.job.share, self._gil_lock))
 
     def settle(self, results: Sequence[Done]) -> None:
         """Flush the files that hold these tensors."""
@@ -78,21 +78,21 @@ class Copying:
 class Copier:
     """One thread of it."""
 
-    def __init__(self, copying: Copying, share: Share) -> None:
+    def __init__(self, copying: Copying, share: WorkerBuffers) -> None:
         self._copying, self._share = copying, share
 
     def __call__(self, task: int, watch: Watch) -> Done | None:
         """Copy tensor `task`, or compare what is stored twice."""
         job, reader, share = self._copying.job, self._copying.reader, self._share
-        if task == TWINS:
-            twins.check(job.plan, reader, job.share, watch.stopped)
+        if task == EQUALITY:
+            equality.check(job.plan, reader, job.share, watch.stopped)
             return None
         tensor = job.plan.tensors[task]
         target, out = codecs.get(tensor.dtype), self._copying.files[tensor.file]
         digest = hashing.new(job.hash)
         experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
-        census = Census()
-        figures = ErrorFigures() if tensor.scaled else None
+        census = ValueCounts()
+        figures = ErrorStats() if tensor.scaled else None
         for block in blocks(job.plan, tensor, reader, share, job.compiled, counting=True):
             if watch.stopped():
                 return None
@@ -102,7 +102,7 @@ class Copier:
             out.write(block.encoded, tensor.offset + block.offset)
             census += block.census
             if figures is not None:
-                with share.turn:
+                with share.gil_lock:
                     figures += distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
             watch.reached(block.offset + block.encoded.size)
         return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)

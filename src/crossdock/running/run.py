@@ -20,14 +20,14 @@ import numpy as np
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
-from crossdock.running import products
-from crossdock.running.copying import TWINS, CopyJob, opened_files
+from crossdock.running import low_rank
+from crossdock.running.copying import EQUALITY, CopyJob, opened_files
 from crossdock.running.engines.registry import engine
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.memory import compiled_for, share_of, workers_for
 from crossdock.running.options import WriteOptions
-from crossdock.running.placing import end_placement, put_in_place
+from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
 
@@ -99,12 +99,12 @@ def _written(
             else:
                 out.write(np.frombuffer(file.header, np.uint8), 0)
     with Reader(plan) as reader:
-        products.check(plan, reader)
+        low_rank.check(plan, reader)
     tasks: Sequence[int] = [i for i in range(len(plan.tensors)) if i not in finished]
     if order is not None:
         tasks = order(tasks)
-    if plan.twins:
-        tasks = [TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
+    if plan.equality_checks:
+        tasks = [EQUALITY, *tasks]  # compared while others copy: the disk is mostly waited for
     before = sum(f.size for f in plan.files if f.copy_of) + sum(plan.tensors[i].nbytes for i in finished)
     total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
     report = options.progress or (lambda done, total, what: None)
@@ -210,7 +210,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
                 )
             )
         # what a stale scale cuts off stays a number
-        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.known)
+        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.static_scales)
         if minds and census.overflow:
             what = f"{census.overflow} values overflow {tensor.dtype}"
             problems.append(Problem(what, where=plan.shown(planned), fix=fix))

@@ -21,12 +21,12 @@ import numpy as np
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
 from crossdock.errors import FormatError, Problem
 from crossdock.formats.stored import Source
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan
-from crossdock.running.blocks import Share, blocks
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.engines.engine import Watch
 from crossdock.running.engines.registry import engine
@@ -52,7 +52,7 @@ class TensorCheck:
     nbytes: int
     status: Status
     different: int = 0
-    figures: ErrorFigures | None = None
+    figures: ErrorStats | None = None
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,22 @@ class _Verifying:
 
     def __init__(self, job: VerifyJob, reader: Reader) -> None:
         self.job, self.reader = job, reader
-        self._turn = threading.Lock()
+        self._gil_lock = threading.Lock()
 
     def worker(self) -> Callable[[int, Watch], TensorCheck | None]:
         """One thread's."""
-        share = Share(self.job.share, self._turn)
+        share = WorkerBuffers(self.job.share, self._gil_lock)
         return lambda task, watch: _compare(self, task, share, watch)
 
     def settle(self, results: Sequence[TensorCheck]) -> None:
         """Nothing was written."""
 
 
-def _compare(verifying: _Verifying, task: int, share: Share, watch: Watch) -> TensorCheck | None:
+def _compare(verifying: _Verifying, task: int, share: WorkerBuffers, watch: Watch) -> TensorCheck | None:
     job, plan = verifying.job, verifying.job.plan
     tensor, (path, offset) = plan.tensors[task], job.places[task]
     target = codecs.get(tensor.dtype)
-    figures = ErrorFigures()
+    figures = ErrorStats()
     measured = False
     different = 0
     with contextlib.closing(WrittenFile(path)) as written:
@@ -160,7 +160,7 @@ def _compare(verifying: _Verifying, task: int, share: Share, watch: Watch) -> Te
                 different += int(np.count_nonzero(rows.any(axis=1))) * target.block
             if not equal or block.source.name != target.name:
                 measured = True
-                with share.turn:
+                with share.gil_lock:
                     figures += distance(block.raw, block.source, mine, target, block.scales)
             watch.reached(block.offset + block.encoded.size)
     lossy = measured and (different or figures.max_abs or figures.nonfinite)

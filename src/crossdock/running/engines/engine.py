@@ -41,10 +41,10 @@ class Worker(Protocol[TaskIn, ResultOut]):
         ...
 
 
-class Opened(Protocol[Task, Result]):
+class Opened(Protocol[TaskIn, Result]):
     """A job in one process: its open files, which the threads share."""
 
-    def worker(self) -> Worker[Task, Result]:
+    def worker(self) -> Worker[TaskIn, Result]:
         """A worker for one thread; allocates its buffers."""
         ...
 
@@ -54,10 +54,10 @@ class Opened(Protocol[Task, Result]):
         ...
 
 
-class Job(Protocol[Task, Result]):
-    """Tasks of one kind as data, which can be pickled. See `running.run` for the one that copies."""
+class Job(Protocol[TaskIn, Result]):
+    """Tasks of one kind as data, which can be pickled. See `running.copying` for the one that copies."""
 
-    def open(self) -> AbstractContextManager[Opened[Task, Result]]:
+    def open(self) -> AbstractContextManager[Opened[TaskIn, Result]]:
         """Open it in this process."""
         ...
 

@@ -79,9 +79,7 @@ class Threads:
                 _hand_over(opened, waiting, done)
 
 
-def _loop(
-    opened: Opened[Task, Result], todo: queue.SimpleQueue[Task], answers: Answers[Result], watch: _Watch
-) -> None:
+def _loop(opened: Opened[Task, Result], todo: queue.SimpleQueue[Task], answers: Answers[Result], watch: _Watch) -> None:
     try:
         worker = opened.worker()
         while not watch.stopped():
