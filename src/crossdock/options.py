@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from crossdock.errors import Problem, UsageError
+from crossdock.wording import nearest
 
 Read = Callable[[Any], Any]
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Option:
     default   the default, as the help text shows it; "": the help says it itself
     choices   all values, where there is a list that can be shown ("list" instead of a value shows it)
     many      the command line takes it any number of times
+    replayed  an output does not show it, so `verify` has it too
     """
 
     name: str
@@ -48,6 +50,7 @@ class Option:
     default: str
     choices: Callable[[], Sequence[str]] | None
     many: bool
+    replayed: bool
 
     @property
     def flag(self) -> str:
@@ -65,9 +68,9 @@ def option(
     also: tuple[str, ...] = (),
     **more: Any,
 ) -> Any:
-    """A field of a dataclass of options. `default` may be a text for `read`; more: `choices` and `many`."""
+    """A field of a dataclass of options. `default` may be a text for `read`; more: `choices`, `many`, `replayed`."""
     shown = default if isinstance(default, str) else ""
-    known = {"default": shown, "choices": None, "many": False, **more}
+    known = {"default": shown, "choices": None, "many": False, "replayed": False, **more}
     value = read(default) if isinstance(default, str) else default
     about = {"help": help, "read": read, "metavar": metavar, "also": also, "heading": heading, **known}
     return field(default=value, metadata={"option": about})
@@ -81,6 +84,9 @@ def options_of(kind: type[Any]) -> dict[str, Option]:
 def made(kind: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass `kind` from texts or values of its fields. Raises UsageError with every value that is wrong."""
     known, read, problems = options_of(kind), {}, []
+    takes = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    for name in values.keys() - set(takes):
+        problems.append(Problem(f"unknown option {name}", expected=" or ".join(nearest(name, takes))))
     for name, value in values.items():
         try:
             read[name] = value if name not in known or value is None else known[name].read(value)

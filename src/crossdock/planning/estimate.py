@@ -15,12 +15,10 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.registry import get
 from crossdock.layout.lenses import containers, geometry_of
 from crossdock.layout.rules import layout
-from crossdock.model.families import family
 
 if TYPE_CHECKING:
     from crossdock.model.config import ModelConfig
     from crossdock.model.families import Family
-    from crossdock.planning.plan import Plan
 
 TYPES: Final = (
     ("hf", "float32"),
@@ -52,12 +50,6 @@ def parameters(family: Family, config: ModelConfig) -> int:
     """How many numbers the model's tensors hold."""
     sizes = family.sizes(config)
     return sum(sizes.elements(decl.axes, family.layers_of(decl, config)) for decl in family.present(config).values())
-
-
-def planned(plan: Plan) -> int:
-    """How many numbers the model of a plan has, however many copies of them the target holds."""
-    config = plan.described.config
-    return parameters(family(config.family), config)
 
 
 def weights(tensors: Mapping[Shape, int]) -> list[tuple[str, str, int]]:

@@ -15,7 +15,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.error_stats import ErrorStats
 from crossdock.codecs.value_counts import ValueCounts
 from crossdock.planning.plan import Plan
-from crossdock.running import hashing
+from crossdock.running import equality, hashing
 from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.engines.engine import Watch
 from crossdock.running.journal import Done

@@ -37,9 +37,9 @@ def _equal(
     buffers: tuple[WorkerBuffers, WorkerBuffers],
     stopped: Callable[[], bool],
 ) -> bool:
-    sides = zip((checked.one, checked.other), buffers, strict=True)
-    pairs = zip(*(blocks(plan, _imaginary(moves, checked.elements), reader, room) for moves, room in sides), strict=True)
-    for mine, like in pairs:
+    sides = (_imaginary(moves, checked.elements) for moves in (checked.one, checked.other))
+    read = (blocks(plan, tensor, reader, room) for tensor, room in zip(sides, buffers, strict=True))
+    for mine, like in zip(*read, strict=True):
         if stopped():
             return True
         if not np.array_equal(mine.encoded, like.encoded):
