@@ -119,7 +119,7 @@ def test_a_target_that_cannot_hold_the_model_says_so(kind: str) -> None:
     for target in ("hf", "gguf", "trtllm"):
         unmet = [
             said
-            for said, need in layout(target, family(config.family)).needs.items()
+            for said, need in layout(target, family(config.family)).requires_for_write.items()
             if not need.evaluate(config.as_dict())
         ]
         assert any(sentence in said for said in unmet) == (target in targets), (target, unmet)

@@ -22,7 +22,7 @@ from crossdock.plugins import folders
 # what a layout may hold, and the types of the values in it
 _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
-    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "requires_reason": (str,),
+    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
     "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
     "spelled": (str, list), "model_types": (list,), "renames": (list,),
 })  # fmt: skip
@@ -174,7 +174,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         only_values={key: tuple(value) for key, value in texts("neutral").items()},
         variables={key: expression(str(value), where) for key, value in texts("variables").items()},
         requires={key: constants(value) for key, value in texts("fits").items()},
-        requires_reason=texts("requires_reason"),
+        requires_reason=texts("fits_reason"),
         encoding={key: tuple(value) for key, value in texts("encoding").items()},
         requires_for_write={key: expression(value, where) for key, value in texts("needs").items()},
         warn={key: expression(value, where) for key, value in texts("warn").items()},
