@@ -11,7 +11,7 @@ SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename"
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow"}  # fmt: skip
-RUNNING = {"--memory", "--workers"}
+RUNNING = {"--memory", "--workers", "--engine"}
 
 SURFACE = {
     "inspect": (["path"], SOURCE | {"--tensors", "--json"}),
@@ -28,8 +28,8 @@ SURFACE = {
         ["out"],
         SOURCE
         | RUNNING
-        | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--logits", "--engine"}
-        | {"--report", "--json", "--no-progress"},
+        | {"--against", "--tokenizer", "--pre-tokenizer", "--keep-order", "--model", "--tokens", "--logits"}
+        | {"--logits-engine", "--report", "--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (

@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from crossdock.planning.describe import Given, describe, spoken
 from golden_cases import ABSENT, Case
 from golden_files import PARTS
 
@@ -23,7 +24,6 @@ from crossdock.formats import registry
 from crossdock.formats.stored import Source
 from crossdock.model.config import DEFAULTS, Described
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.describe import Given, describe, spoken
 from crossdock.planning.plan import Plan
 
 Record = dict[str, Any]

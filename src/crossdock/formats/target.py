@@ -20,6 +20,7 @@ from crossdock.formats.options import Options
 from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
 from crossdock.layout.partitions import Partitions
 from crossdock.model.config import ModelConfig
+from crossdock.wording import nearest
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 PLAIN = ("float32", "float16", "bfloat16")  # what every engine reads
@@ -266,13 +267,14 @@ class Target(ABC, Generic[OptionsT]):
     def _quantization(self, name: str) -> str:
         own = name.strip().lower().replace("-", "_")
         known = self.quantizations()
-        if own in known:
-            return own
-        found = codecs.canonical_name(name, known)
-        if found not in known:
-            expected = f"-q {', '.join(known)}" if known else "no -q"
-            raise UsageError(f"{self.name} has no quantisation {own}", expected=expected, fix=self.instead)
-        return found
+        if own not in known:
+            expected = " or ".join(nearest(own, known, 3) or known)
+            raise UsageError(
+                f"{self.name} has no quantisation {own}",
+                expected=f"-q {expected}" if known else "no -q",
+                fix=self.instead,
+            )
+        return own
 
 
 def each_once(problems: Sequence[Problem]) -> list[Problem]:

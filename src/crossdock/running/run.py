@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +36,8 @@ def run(
     plan: Plan,
     output: Path,
     options: WriteOptions | None = None,
-    order: Callable[[Sequence[int]], Sequence[int]] | None = None,
 ) -> RunReport:
-    """Write `plan` to `output`. order: of the tasks, for tests.
+    """Write `plan` to `output`.
 
     Raises UsageError (output exists, unfinished output of another plan), MemoryPlanError, EnvironmentProblem (disk),
     PlanError (what is stored twice differs), FormatError (a blob is not what its index said), CheckFailed (`fail_on`),
@@ -60,7 +59,7 @@ def run(
         return _report(plan, output, placed, len(plan.tensors), started)
     journal = Journal.open(partial, plan, options.hash, options.force)
     try:
-        finished = _written(plan, journal, options, order)
+        finished = _written(plan, journal, options)
         _check_sources(plan)
         report = _report(plan, output, finished, len(journal.finished), started)
         _check_findings(plan, report.tensors, options.fail_on)
@@ -88,7 +87,6 @@ def _written(
     plan: Plan,
     journal: Journal,
     options: WriteOptions,
-    order: Callable[[Sequence[int]], Sequence[int]] | None,
 ) -> Mapping[int, Done]:
     """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled."""
     finished = dict(journal.finished)
@@ -101,8 +99,6 @@ def _written(
     with Reader(plan) as reader:
         low_rank.check(plan, reader)
     tasks: Sequence[int] = [i for i in range(len(plan.tensors)) if i not in finished]
-    if order is not None:
-        tasks = order(tasks)
     if plan.equality_checks:
         tasks = [EQUALITY, *tasks]  # compared while others copy: the disk is mostly waited for
     before = sum(f.size for f in plan.files if f.copy_of) + sum(plan.tensors[i].nbytes for i in finished)

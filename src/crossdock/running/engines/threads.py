@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from crossdock.running.engines.engine import Job, Opened, Result, Task
 
 PATIENCE = 0.1  # seconds between two reports
-_SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 1.0  # at least, between two calls of `settle`
 
 Answers = queue.SimpleQueue[tuple[Result | None, BaseException | None]]
 
@@ -65,7 +65,7 @@ class Threads:
             settled = time.monotonic()
             try:
                 for _ in _arrivals(answers, len(tasks), waiting):
-                    if waiting and time.monotonic() - settled > _SETTLE_SECONDS:
+                    if waiting and time.monotonic() - settled > SETTLE_SECONDS:
                         _hand_over(opened, waiting, done)
                         settled = time.monotonic()
                     progress(sum(watch.units for watch in watches))
