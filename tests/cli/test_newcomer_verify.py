@@ -28,10 +28,12 @@ MISTAKES = {
     "text without tokenizer": (("verify", "mute.gguf", "--against", KJV, "--logits", "a b"), 3, "has no tokenizer"),
     "ids without tokenizer": (("verify", "mute.gguf", "--against", KJV, "--tokenizer", TOKENIZER, "--tokens"), 3,
                               "has no tokenizer"),
-    "an engine without text": (("verify", "mute.gguf", "--against", KJV, "--logits-engine", "llama.cpp"), 2, "--logits"),
+    "an engine without text": (("verify", "mute.gguf", "--against", KJV, "--logits-engine", "llama.cpp"), 2,
+                               "--logits"),
     "no such engine": (("verify", "mute.gguf", "--against", KJV, "--logits", "1,2", "--logits-engine", "llama"), 2,
                        "expected llama.cpp, transformers, onnxruntime"),
-    "another engine's format": (("verify", "hf", "--against", KJV, "--logits", "1,2", "--logits-engine", "llama.cpp"), 2,
+    "another engine's format": (("verify", "hf", "--against", KJV, "--logits", "1,2", "--logits-engine", "llama.cpp"),
+                                2,
                                 "expected *.gguf"),
 }  # fmt: skip
 
@@ -61,9 +63,9 @@ def test_mistakes(mistake: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_text_that_another_model_reads(tmp_path: Path) -> None:
     """Ids beyond the vocabulary name the tokenizer that gave them."""
-    import models
+    from support import hf_models
 
-    folder = models.make_hf("llama", tmp_path / "hf")
+    folder = hf_models.make_hf("llama", tmp_path / "hf")
     words = ("verify", folder, "--against", folder, "--tokenizer", TOKENIZER, "--logits", "In the beginning")
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 2

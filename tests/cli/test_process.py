@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from legacy_files import random_file, write
+from support.ggml_training_files import random_file, write
 
 SRC = Path(__file__).parents[2] / "src"
 COMMAND = [sys.executable, "-m", "crossdock"]
@@ -19,7 +19,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SRC)}
 # what a plan of llama.cpp's old checkpoint has no use for: nobody shall wait for it
 UNUSED = (
     "ml_dtypes", "rich", "xxhash", "email", "shutil", "difflib", "importlib.metadata", "importlib.resources",
-    "crossdock.tokenizers", "crossdock.formats.hf", "crossdock.formats.trtllm", "crossdock.formats.megatron",
+    "crossdock.tokenizers", "crossdock.formats.hf.target", "crossdock.formats.hf.source",
+    "crossdock.formats.trtllm.target", "crossdock.formats.megatron",
     "crossdock.unpickle", "crossdock.formats.safetensors", "crossdock.codecs.ggml_legacy",
     "crossdock.codecs.ggml_k", "crossdock.running.run", "crossdock.running.verify", "crossdock.cli.inspect",
 )  # fmt: skip

@@ -62,7 +62,7 @@ def reference(root: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_data_are_all_here() -> None:
     assert len(ALL) == 12
-    assert [len(equality_checks) for equality_checks in TWINS] == [3, 2]
+    assert [len(twins) for twins in TWINS] == [3, 2]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -98,15 +98,13 @@ def test_llama_cpp_computes_megatrons_logits(
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("twins", TWINS, ids=lambda equality_checks: equality_checks[0].split("-")[0])
-def test_every_layout_of_the_same_weights_gives_the_same_bytes(
-    equality_checks: tuple[str, ...], exported: Export
-) -> None:
-    hashes = {name: hf_hashes(exported(name, "hf")) for name in equality_checks}
-    first = hashes[equality_checks[0]]
+@pytest.mark.parametrize("twins", TWINS, ids=lambda twins: twins[0].split("-")[0])
+def test_every_layout_of_the_same_weights_gives_the_same_bytes(twins: tuple[str, ...], exported: Export) -> None:
+    hashes = {name: hf_hashes(exported(name, "hf")) for name in twins}
+    first = hashes[twins[0]]
     assert all(one == first for one in hashes.values())
-    stored = {name: read_gguf(exported(name, "gguf")).tensors for name in equality_checks}
-    assert all(one == stored[equality_checks[0]] for one in stored.values())
+    stored = {name: read_gguf(exported(name, "gguf")).tensors for name in twins}
+    assert all(one == stored[twins[0]] for one in stored.values())
 
 
 @pytest.mark.parametrize("name", ["llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "tiny-kjv"])

@@ -22,7 +22,7 @@ from crossdock.layout import rules
 from crossdock.model import families
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
-from reference import reference_logits
+from support.reference_logits import reference_logits
 
 GPT2, LLAMA, QWEN2 = "gpt2-v019-dist-tp2-fp32", "llama-v019-dist-tp2pp2-bf16", "qwen2-v019-legacy-tp2-fp32"
 QWEN3, MIXTRAL = "qwen3-v019-dist-tp2pp2-fp32", "mixtral-v019-dist-tp2ep2pp2-bf16"

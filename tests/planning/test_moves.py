@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from canonical_models import FAMILIES, LACKING, NUMBERS, Array, canonical, config_of, filled, laid_out
 from crossdock.formats import registry
 from crossdock.formats.stored import Extent, Source, StoredTensor
 from crossdock.layout.rules import layout
@@ -20,6 +19,7 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.resolve import resolve
+from support.canonical_models import FAMILIES, LACKING, NUMBERS, Array, canonical, config_of, filled, laid_out
 
 PADDING = -7
 LAYOUTS: list[tuple[str, dict[str, int]]] = [

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from planning_args import Hf, Megatron
 
-import models
 from conftest import CHECKPOINTS
 from crossdock import delivery
 from crossdock.errors import ConfigError, InputError, PlanError, TokenizerError, UsageError
@@ -20,6 +19,7 @@ from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
 from crossdock.planning.config.overrides import Overrides
+from support import hf_models
 
 # ---- real checkpoints
 
@@ -34,7 +34,7 @@ def test_the_family_of_megatron_checkpoints(name: str, megatron_checkpoint: Mega
     assert delivery.open(megatron_checkpoint(name)).family.name == family_of(name)
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_the_family_of_hugging_face_models(recipe: str, hf_model: Hf) -> None:
     expected = "llama" if recipe == "llama3" else recipe.split("-")[0]
     assert delivery.open(hf_model(recipe)).family.name == expected
@@ -78,7 +78,7 @@ def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron
 
 
 @pytest.mark.parametrize("wrong", sorted(families()))
-@pytest.mark.parametrize("right", sorted(families().keys() & models.RECIPES))
+@pytest.mark.parametrize("right", sorted(families().keys() & hf_models.RECIPES))
 def test_a_wrong_family_is_refused_for_hugging_face(right: str, wrong: str, hf_model: Hf) -> None:
     source = registry.open_source(hf_model(right))
     if wrong == right or (right, wrong) in SAME:
@@ -112,7 +112,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
     with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
         delivery.interpret(bare, Overrides())
-    said = delivery.given(config=tmp_path / "hf")
+    said = delivery.overrides_from(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)
     assert again.config == checkpoint.config
     assert again.described.origins["hidden_size"] == f"hidden_size in {tmp_path / 'hf' / 'config.json'}"
@@ -121,7 +121,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
 
 def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> None:
     folder = hf_model("llama")
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     config["rms_norm_eps"] = 0.125
     (tmp_path / "config.json").write_text(json.dumps(config))
     opened = delivery.open(folder, config=tmp_path)
@@ -130,21 +130,21 @@ def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> No
     assert origin.startswith(f"rms_norm_eps in {tmp_path / 'config.json'}; overrides 1e-06 (rms_norm_eps in ")
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_both_generations_of_config_json_say_the_same(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     folder = shutil.copytree(hf_model(recipe), tmp_path / "old")
     new = delivery.open(folder).config
-    assert delivery.open(models.as_transformers4(folder)).config == new
+    assert delivery.open(hf_models.as_transformers4(folder)).config == new
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_what_is_written_reads_back(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> config.json -> configuration, all fields."""
     checkpoint = delivery.open(hf_model(recipe))
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
     again = delivery.open(tmp_path / "again")
     assert again.config == checkpoint.config
-    old = models.as_transformers4(tmp_path / "again")
+    old = hf_models.as_transformers4(tmp_path / "again")
     assert delivery.open(old).config == checkpoint.config
 
 
@@ -156,7 +156,7 @@ ALSO_NOT: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", [r for r in models.RECIPES if r not in models.NOT_IN_LLAMA_CPP])
+@pytest.mark.parametrize("recipe", [r for r in hf_models.RECIPES if r not in hf_models.NOT_IN_LLAMA_CPP])
 def test_gguf_carries_the_configuration(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> GGUF -> configuration: the fields are the same, and so is the GGUF made of it."""
     checkpoint = delivery.open(hf_model(recipe))
@@ -203,7 +203,7 @@ def test_making_a_plan_opens_no_weight_file(megatron_checkpoint: Megatron, monke
 
 def test_mixed_layer_types_are_refused(hf_model: Hf, tmp_path: Path) -> None:
     """qwen2 with a sliding window in some layers: its computation has no place in any target."""
-    config = models.read_config(hf_model("qwen2"))
+    config = hf_models.read_config(hf_model("qwen2"))
     assert set(config["layer_types"]) == {"full_attention"}
     mixed = {
         "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
@@ -291,7 +291,7 @@ def test_any_values_give_a_configuration_or_an_error(
         source = registry.open_source(roots[format_name]())
     rng = random.Random(f"{format_name}{seed}")
     reads = delivery.interpret(
-        source, delivery.given(config=roots["hf"]() if format_name == "gguf" else None)
+        source, delivery.overrides_from(config=roots["hf"]() if format_name == "gguf" else None)
     ).rules.read
     known = {name for group in reads.values() for one in group for name in one.names}
     keys = sorted(key for key in source.metadata if key in known)

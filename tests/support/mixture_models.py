@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from decilm import PLAIN, make_decilm
-from models import make_hf
+from support.decilm_model import PLAIN, make_decilm
+from support.hf_models import make_hf
 
 # rows of 256 everywhere; 17 layers, of which an eighth and a sixteenth are no whole numbers
 LLAMA: dict[str, Any] = {
@@ -22,7 +22,7 @@ FALCON: dict[str, Any] = {
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 4}
 WIDE = {"intermediate_size": 512, "num_key_value_heads": 4}  # two super-blocks a row; fewer heads that share a KV head
 
-# name -> recipe of tests/models.py and what is different
+# name -> recipe of tests/support/hf_models.py and what is different
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA),
     "llama-wide": ("llama", LLAMA | WIDE | {"num_hidden_layers": 4}),
