@@ -57,7 +57,7 @@ _TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "trtllm": ("trtllm.options:TrtllmOptions", "trtllm.target:TrtllmTarget"),
         "gguf-lora": ("options:Options", "gguf.adapter:GgufLoraTarget"),
         "peft": ("options:Options", "hf.peft:PeftTarget"),
-        "gguf-checkpoint": ("ggml_training.options:GgufCheckpointOptions", "ggml_training.target:GgufCheckpointTarget"),
+        "gguf-checkpoint": ("gguf.options:GgufCheckpointOptions", "ggml_training.target:GgufCheckpointTarget"),
     }
 )
 

@@ -48,11 +48,11 @@ class CopyJob:
             yield Copying(self, reader, opened_files(stack, self.plan, self.folder))
 
 
-def opened_files(stack: contextlib.ExitStack, plan: Plan, folder: Path) -> list[OutputFile]:
-    """Every file of the plan in `folder`, at its full size; `stack` closes them."""
+def opened_files(stack: contextlib.ExitStack, plan: Plan, folder: Path, *, make: bool = False) -> list[OutputFile]:
+    """Every file of the plan in `folder`, at its full size, made if wanted; `stack` closes them."""
     files = []
     for file in plan.files:
-        out = OutputFile(folder / file.name, file.size)
+        out = OutputFile(folder / file.name, file.size, make=make)
         stack.callback(out.close)
         files.append(out)
     return files

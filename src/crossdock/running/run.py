@@ -91,7 +91,7 @@ def _written(
     """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled."""
     finished = dict(journal.finished)
     with contextlib.ExitStack() as stack:
-        for out, file in zip(opened_files(stack, plan, journal.folder), plan.files, strict=True):
+        for out, file in zip(opened_files(stack, plan, journal.folder, make=True), plan.files, strict=True):
             if file.copy_of is not None:
                 out.copy(file.copy_of)
             else:

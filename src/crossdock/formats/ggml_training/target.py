@@ -14,9 +14,9 @@ from typing import Any
 from crossdock.errors import PlanError
 from crossdock.formats.ggml_training import FORMAT, stored_name
 from crossdock.formats.ggml_training.optimizer import NAMES
-from crossdock.formats.ggml_training.options import GgufCheckpointOptions
 from crossdock.formats.ggml_training.order import Pieces, pieces, recovered_order, trainers_order
 from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.gguf.options import GgufCheckpointOptions
 from crossdock.formats.gguf.source import as_source
 from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_of
 from crossdock.formats.stored import Source, StoredTensor

@@ -1,4 +1,4 @@
-"""What can be asked of a GGUF file."""
+"""What can be asked of a GGUF file, and of a training checkpoint in GGUF."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossdock.formats.options import TokenizerOptions
-from crossdock.options import option, text
+from crossdock.options import flag, option, text
 
 
 def _pre_tokenizers() -> Sequence[str]:
@@ -27,3 +27,10 @@ class GgufOptions(TokenizerOptions):
         choices=_pre_tokenizers,
         replayed=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufCheckpointOptions(TokenizerOptions):
+    """keep_order: leave the optimizer's vectors in the order in which the source has them."""
+
+    keep_order: bool = option(False, flag, "Leave the optimizer's vectors in their order.", replayed=True)
