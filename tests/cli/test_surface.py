@@ -52,7 +52,8 @@ def test_commands_in_the_order_of_use() -> None:
 @pytest.mark.parametrize("name", SURFACE)
 def test_options(name: str) -> None:
     arguments, options = SURFACE[name]
-    params = main.commands[name].params
+    command = main.commands[name]
+    params = [p for p in command.get_params(click.Context(command)) if "--help" not in p.opts]
     assert [p.name for p in params if isinstance(p, click.Argument)] == arguments
     found = [o for p in params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
     assert set(found) == options

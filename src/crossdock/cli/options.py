@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ import click
 
 from crossdock.errors import UsageError
 from crossdock.formats import registry
-from crossdock.options import Option, options_of, positive, size, whole
+from crossdock.options import Option, made, options_of, positive, size, whole
 from crossdock.running.options import RunOptions, WriteOptions
 from crossdock.wording import nearest
 
@@ -153,8 +153,8 @@ class TargetFlags:
 
     def words(self) -> list[str]:
         """The options that an output does not show, for a command to be shown that reads it."""
-        again = {name: value for name, value in self.options.items() if name in REPLAYED}
-        return [word for n, v in again.items() for word in (REPLAYED[n].flag, *([] if v is True else [str(v)]))]
+        again = {name: value for name, value in self.options.items() if name in replayed()}
+        return [word for n, v in again.items() for word in (replayed()[n].flag, *([] if v is True else [str(v)]))]
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What follows an export to `output`."""
@@ -210,25 +210,51 @@ progress_option = click.option("--no-progress", is_flag=True, help="Show no prog
 
 def source_options(function: Function) -> Function:
     """Options on reading the source, passed to the command as `source: SourceFlags`."""
-    return _packed(function, _SOURCE, "source", lambda values: SourceFlags(**values))
+    for option in reversed(_SOURCE):
+        function = option(function)
+
+    @wraps(function)
+    def call(**values: Any) -> Any:
+        flags = {field: values.pop(field) for field in SourceFlags.__dataclass_fields__}
+        return function(**values, source=SourceFlags(**flags))
+
+    return call  # type: ignore[return-value]
 
 
 def target_options(function: Function) -> Function:
     """`--to` and the options of all targets, passed to the command as `target: TargetFlags`."""
-    to = click.option(
-        "--to", cls=HeadedOption, heading="Target", required=True, type=target_format, metavar="FORMAT",
-        help=f"{', '.join(registry.targets())}.",
-    )  # fmt: skip
-    made = [_option(about, _owners(name)) for name, about in _OF_TARGETS.items()]
-    return _packed(function, [to, *made], "target", _target)
+    return _packed(function, _target_options, "target", _target)
 
 
 def replay_options(function: Function) -> Function:
     """The options of targets that an output does not show, passed to the command as `replay`."""
-    made = [_option(about, _owners(name)) for name, about in REPLAYED.items()]
-    return _packed(function, made, "replay", _chosen)
+    return _packed(function, lambda: _options(replayed()), "replay", _chosen)
 
 
+def running_options(function: Function) -> Function:
+    """Options of running a plan, passed to the command as `running`: those that are not left at their defaults."""
+    return _packed(function, lambda: _options(options_of(RunOptions)), "running", _chosen)
+
+
+def writing_options(function: Function) -> Function:
+    """Options of writing an output, passed to the command as `running`."""
+    return _packed(function, lambda: _options(options_of(WriteOptions)), "running", _chosen)
+
+
+def options_for(kind: type[Any], name: str) -> Callable[[Function], Function]:
+    """Adds the options of a dataclass to a command, which gets it as `name`."""
+    return lambda function: _packed(
+        function, lambda: _options(options_of(kind)), name, lambda values: made(kind, _chosen(values))
+    )
+
+
+@cache
+def replayed() -> Mapping[str, Option]:
+    """The options of targets that an output does not show."""
+    return {name: about for name, about in _of_targets().items() if about.replayed}
+
+
+@cache
 def _of_targets() -> Mapping[str, Option]:
     """The options of all targets by name; one that several have is the same in all."""
     known: dict[str, Option] = {}
@@ -238,14 +264,12 @@ def _of_targets() -> Mapping[str, Option]:
     return MappingProxyType(known)
 
 
-def _owners(option: str) -> Sequence[str]:
-    """The targets that have an option; none where all do."""
-    owners = registry.with_option(option)
-    return () if len(owners) == len(registry.targets()) else owners
-
-
-def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _target_options() -> Sequence[click.Option]:
+    to = HeadedOption(
+        ["--to"], heading="Target", required=True, type=target_format, metavar="FORMAT",
+        help=f"{', '.join(registry.targets())}.",
+    )  # fmt: skip
+    return [to, *_options(_of_targets())]
 
 
 def _target(values: Mapping[str, Any]) -> TargetFlags:
@@ -254,18 +278,22 @@ def _target(values: Mapping[str, Any]) -> TargetFlags:
     return TargetFlags(to, chosen)
 
 
-def options_for(kind: type[Any], name: str) -> Callable[[Function], Function]:
-    """Adds the options of a dataclass to a command, which gets those that are not left at their defaults as `name`."""
-    made = [_option(about) for about in options_of(kind).values()]
-
-    def add(function: Function) -> Function:
-        return _packed(function, made, name, _chosen)
-
-    return add
+def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _option(about: Option, owners: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """The command line's option for a field of a dataclass; `owners`: the targets that have it, where not all do."""
+def _options(known: Mapping[str, Option]) -> list[click.Option]:
+    """The command line's options for fields of dataclasses."""
+    return [_option(about, _owners(name)) for name, about in known.items()]
+
+
+def _owners(option: str) -> Sequence[str]:
+    """The targets that have an option; none where all do, and where none does."""
+    owners = registry.with_option(option)
+    return () if len(owners) == len(registry.targets()) else owners
+
+
+def _option(about: Option, owners: Sequence[str]) -> click.Option:
     whose = f" ({', '.join(owners)})" if owners else ""
     default = f"  [default: {about.default}]" if about.default else ""
     text, bracket, rest = about.help.partition("  [")
@@ -275,7 +303,7 @@ def _option(about: Option, owners: Sequence[str] = ()) -> Callable[[Any], Any]:
         more = {"type": Parsed(about.read), "metavar": about.metavar, "default": None, "multiple": about.many}
         more["callback"] = _listing(about)
     names = sorted((about.flag, *about.also), key=lambda name: name.startswith("--"))  # -q, --quantize; --tp, --tensor…
-    return click.option(*names, cls=HeadedOption, heading=about.heading, help=help, **more)
+    return HeadedOption(names, heading=about.heading, help=help, **more)
 
 
 def _listing(about: Option) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -291,25 +319,18 @@ def _listing(about: Option) -> Callable[[click.Context, click.Parameter, Any], A
 
 
 def _packed(
-    function: Function, options: Sequence[Callable[[Any], Any]], name: str, pack: Callable[[Mapping[str, Any]], Any]
+    function: Function,
+    options: Callable[[], Sequence[click.Option]],
+    name: str,
+    pack: Callable[[Mapping[str, Any]], Any],
 ) -> Function:
-    """`function` with `options`, whose values it gets as one argument."""
-    names: list[str] = []
+    """`function` with `options`, whose values it gets as one argument. They are made when the command is used."""
+    late = cache(options)
 
     @wraps(function)
     def call(**values: Any) -> Any:
-        values[name] = pack({option: values.pop(option) for option in names})
-        return function(**values)
+        own = [str(option.name) for option in late()]
+        return function(**{**values, name: pack({option: values.pop(option) for option in own})})
 
-    out: Any = call
-    before = len(getattr(out, "__click_params__", ()))
-    for option in reversed(options):
-        out = option(out)
-    names += [str(param.name) for param in out.__click_params__[before:]]
-    return out  # type: ignore[no-any-return]
-
-
-_OF_TARGETS = _of_targets()
-REPLAYED = MappingProxyType({name: about for name, about in _OF_TARGETS.items() if about.replayed})
-running_options = options_for(RunOptions, "running")
-writing_options = options_for(WriteOptions, "running")
+    call.late_options = (late, *getattr(function, "late_options", ()))  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]

@@ -27,7 +27,15 @@ class WithExamples(click.Command):
 
 
 class Sectioned(WithExamples):
-    """A command whose help lists its options under `HEADINGS`, in aligned columns."""
+    """A command whose help lists its options under `HEADINGS`, in aligned columns.
+
+    Options that `cli.options` makes of dataclasses come first, and are made when the command is used.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its arguments and options."""
+        late = getattr(self.callback, "late_options", ())
+        return [*(option for options in late for option in options()), *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
