@@ -53,7 +53,11 @@ def test_commands_in_the_order_of_use() -> None:
 def test_options(name: str) -> None:
     arguments, options = SURFACE[name]
     command = main.commands[name]
-    params = [p for p in command.get_params(click.Context(command)) if "--help" not in p.opts]
+    params = [
+        p
+        for p in command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
+        if "--help" not in p.opts
+    ]
     assert [p.name for p in params if isinstance(p, click.Argument)] == arguments
     found = [o for p in params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
     assert set(found) == options

@@ -329,8 +329,8 @@ def _packed(
 
     @wraps(function)
     def call(**values: Any) -> Any:
-        own = [str(option.name) for option in late()]
-        return function(**{**values, name: pack({option: values.pop(option) for option in own})})
+        own = {str(option.name): values.pop(str(option.name)) for option in late()}
+        return function(**values, **{name: pack(own)})
 
     call.late_options = (late, *getattr(function, "late_options", ()))  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
