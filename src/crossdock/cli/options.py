@@ -173,7 +173,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 
 
 family_option = click.option(
-    "--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"
+    "--family", metavar="NAME", help="Model family, such as llama, or a file of one.  [default: from the config]"
 )
 set_option = click.option(
     "--set",

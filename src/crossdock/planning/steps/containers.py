@@ -9,8 +9,9 @@ from typing import Any
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.target import Ranks, Target
 from crossdock.layout.lenses import Container, geometry_of
-from crossdock.layout.rules import Layout, layout
-from crossdock.model.families import is_allowed
+from crossdock.layout.rules import Layout, layout, unheld
+from crossdock.model.config import ModelConfig
+from crossdock.model.family import Family, is_allowed
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.tensors.containers import unplaced, wanted_containers
 
@@ -34,6 +35,9 @@ class TargetContainers:
 def containers(checkpoint: Checkpoint, target: Target[Any]) -> TargetContainers:
     """The containers of `target`. Raises PlanError with every reason for which it cannot hold the model."""
     family, config = checkpoint.family, checkpoint.config
+    problem = unheld(target.layout, family)
+    if problem is not None:
+        raise PlanError(_unmet(layout(target.layout), family, config) or problem)
     rules = layout(target.layout, family)
     ranks = _ranks(checkpoint, target, rules)
     variables = {**config.as_dict(), **ranks.settings}
@@ -64,12 +68,21 @@ def _ranks(checkpoint: Checkpoint, target: Target[Any], rules: Layout) -> Ranks:
         for name, allowed in rules.requires.items()
         if not is_allowed(getattr(config, name), allowed)
     ]
+    problems += _unmet(rules, family, config)
+    problems += family.uncovered(target.layout, config)
+    if problems:
+        raise PlanError(problems)
+    if rules.unset:
+        what = f"family {family.name} does not say what to write for {', '.join(rules.unset)}"
+        raise PlanError(what, where=family.where, fix=f"write it in [{target.layout}.write] of this file")
+    return ranks
+
+
+def _unmet(rules: Layout, family: Family, config: ModelConfig) -> list[Problem]:
+    """A problem for each sentence of the layout's [needs] that does not hold for this model."""
     values = config.as_dict()
-    problems += [
+    return [
         Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
         for sentence, need in rules.requires_for_write.items()
         if not need.evaluate(values)
     ]
-    if problems:
-        raise PlanError(problems)
-    return ranks
