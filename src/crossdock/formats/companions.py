@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from crossdock.errors import InputError, TokenizerError
 from crossdock.formats.gguf.vocabulary import is_gguf, tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
-from crossdock.formats.target import Request, TargetFile
-from crossdock.model.config import ModelConfig
+from crossdock.formats.target import Findings, TargetFile
 
 if TYPE_CHECKING:  # most sources bring none along
     from crossdock.tokenizers import Tokenizer
@@ -43,11 +42,11 @@ def found_in(folder: Path) -> Iterator[Path]:
         yield folder / GENERATION
 
 
-def tokenizer_at(request: Request) -> Path | None:
+def tokenizer_at(chosen: Path | None, findings: Findings) -> Path | None:
     """Where the tokenizer lies: as `--tokenizer` says, else the source's own folder, where it brings one along."""
-    if request.tokenizer is not None:
-        return request.tokenizer
-    own = (path for path in request.companion_files if path.name != GENERATION and not is_gguf(path))
+    if chosen is not None:
+        return chosen
+    own = (path for path in findings.companions if path.name != GENERATION and not is_gguf(path))
     return next((path.parent.parent if path.suffix == ".jinja" and path.parent.name in _FOLDERS else path.parent
                  for path in own), None)  # fmt: skip
 
@@ -61,18 +60,18 @@ class CompanionFiles:
     warnings: tuple[str, ...]
 
 
-def companion_files_for(request: Request, config: ModelConfig) -> CompanionFiles:
+def companion_files_for(chosen: Path | None, findings: Findings) -> CompanionFiles:
     """Files that go along, and a warning when there is no tokenizer among them, or when no end of text is known.
 
     A tokenizer that was given replaces the source's. Where transformers could not load its files, those that it can
     load are made; of a GGUF file the vocabulary is taken and made into files.
     Raises FormatError for a damaged tokenizer, TokenizerError for one of another model; OSError.
     """
-    generation = tuple(_copied(path.name, path) for path in request.companion_files if path.name == GENERATION)
-    vocabulary = vocabulary_in(request.tokenizer, request.companion_files)
+    generation = tuple(_copied(path.name, path) for path in findings.companions if path.name == GENERATION)
+    vocabulary = vocabulary_in(chosen, findings.companions)
     if vocabulary is not None:
-        return _made(vocabulary, generation, request, config)
-    home = tokenizer_at(request)
+        return _made(vocabulary, generation, chosen, findings)
+    home = tokenizer_at(chosen, findings)
     if home is None:
         return CompanionFiles(generation, None, (NO_TOKENIZER,))
     from crossdock.tokenizers import find, hf_folder, no_end, read, too_few
@@ -86,11 +85,11 @@ def companion_files_for(request: Request, config: ModelConfig) -> CompanionFiles
         kept = tuple(_copied(name, path) for name, path in files.companion_files)
         what = f"the tokenizer goes along as it is and was not compared with the model: {problem.what}"
         return CompanionFiles((*generation, *kept), None, (f"{what} ({problem.got})" if problem.got else what,))
-    _demand_rows(len(tokenizer.tokens), request, config, home)
+    _demand_rows(len(tokenizer.tokens), findings, home)
     contents = [TargetFile(name, len(content), content) for name, content in made.items()]
     along = (*generation, *(_copied(name, path) for name, path in copied.items()), *contents)
-    lacking = no_end(tokenizer) if config.eos_token_id is None else ()
-    return CompanionFiles(along, tokenizer, (*too_few(tokenizer, config.vocab_size), *warnings, *lacking))
+    lacking = no_end(tokenizer) if findings.config.eos_token_id is None else ()
+    return CompanionFiles(along, tokenizer, (*too_few(tokenizer, findings.config.vocab_size), *warnings, *lacking))
 
 
 def _copied(name: str, path: Path) -> TargetFile:
@@ -98,11 +97,11 @@ def _copied(name: str, path: Path) -> TargetFile:
     return TargetFile(name, source.size, b"", source)
 
 
-def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, config: ModelConfig) -> CompanionFiles:
+def _made(vocabulary: Path, files: tuple[TargetFile, ...], chosen: Path | None, findings: Findings) -> CompanionFiles:
     try:
-        tokenizer = tokenizer_of(vocabulary, config.vocab_size, request.vocab_from)
+        tokenizer = tokenizer_of(vocabulary, findings.config.vocab_size, findings.vocab_from)
     except TokenizerError as error:
-        if request.tokenizer is not None:
+        if chosen is not None:
             raise
         return CompanionFiles(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
     from crossdock.tokenizers import hf_differences, hf_files, no_end
@@ -111,15 +110,16 @@ def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, con
     return CompanionFiles((*files, *made), tokenizer, (*hf_differences(tokenizer), *no_end(tokenizer)))
 
 
-def _demand_rows(size: int, request: Request, config: ModelConfig, home: Path) -> None:
+def _demand_rows(size: int, findings: Findings, home: Path) -> None:
     """Every token has a row in the embedding."""
-    if size <= config.vocab_size:
+    rows = findings.config.vocab_size
+    if size <= rows:
         return
     raise TokenizerError(
-        f"the tokenizer has {size - config.vocab_size} tokens beyond the model's embedding",
+        f"the tokenizer has {size - rows} tokens beyond the model's embedding",
         where=str(home),
-        expected=f"ids below {config.vocab_size}, the rows of the embedding"
-        + (f" ({request.vocab_from})" if request.vocab_from else ""),
+        expected=f"ids below {rows}, the rows of the embedding"
+        + (f" ({findings.vocab_from})" if findings.vocab_from else ""),
         got=f"{size} tokens",
         cause="the tokenizer of another model, tokens added after training, or a vocabulary clipped too far",
         fix="--tokenizer with the files the model was trained with",

@@ -73,6 +73,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         skipped=training_state(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
         notes=notes,
+        layout_of="hf",
     )
 
 
