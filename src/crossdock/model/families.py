@@ -216,7 +216,7 @@ def merged(base: Table, over: Table, *, keep_removals: bool = False) -> dict[str
 
 def _mergeable(value: Any) -> bool:
     """Whether a table is merged key by key: rules and tensors are replaced whole."""
-    return isinstance(value, Mapping) and "at" not in value and "axes" not in value
+    return isinstance(value, Mapping) and not {"at", "axes", "value"} & value.keys()
 
 
 def read_toml(file: Any, where: str, section: str | None = None) -> Table:

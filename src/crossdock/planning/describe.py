@@ -18,7 +18,7 @@ from crossdock.model.config import FIELDS, REQUIRED, Described, ModelConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, family, files
 from crossdock.planning.checked import build, of_kind
-from crossdock.planning.unread import classify, neutral, recognised, short
+from crossdock.planning.unread import classify, readable_keys, recognised, refused, short
 from crossdock.wording import nearest
 
 LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
@@ -77,19 +77,11 @@ def spoken(source: Source, given: Given) -> tuple[Source, Given]:
         "shapes": {name: tensor.shape for name, tensor in stored.items()},
         "dtypes": {name: tensor.dtype for name, tensor in stored.items()},
     }
-    for key, alternatives in layout(format_name).spelled.items():
-        for expr in alternatives:
-            default = expr.names <= facts.keys()
-            if (
-                key in keys
-                or (default and source.metadata and not source.spelled)
-                or not expr.names <= keys.keys() | facts.keys()
-            ):
-                continue
-            try:
-                keys[key] = expr.evaluate({**keys, **facts})
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
-                continue
+    defaults = not source.metadata or source.spelled
+    for key, value in layout(format_name).reading.aliases.items():
+        found = None if key in keys else value.read({**keys, **facts}, nulls=True)
+        if found is not None and (defaults or not found[1] <= facts.keys()):
+            keys[key] = found[0]
     source = replace(source, metadata={**source.metadata, **keys})
     if theirs is None:
         return source, given
@@ -108,11 +100,12 @@ def describe(source: Source, given: Given) -> Reading:
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, _keys(source), rules)
     ignored, unknown = classify(rules, source, settings)
-    told = _read(rules, keys, source.metadata_at, settings)
+    keys, roots = completed(rules, keys, absent=bool(source.metadata))
+    told = _read(rules, keys, roots, source.metadata_at, settings)
     if given.config is not None:
         told = _overridden(told, _from_config(given, chosen))
     told = _set(told, canonical)
-    config = _checked(told, chosen, rules, source, [*neutral(rules, keys | settings, source.metadata_at), *unknown])
+    config = _checked(told, chosen, rules, source, [*refused(rules, keys | settings, source.metadata_at), *unknown])
     described = Described(config, _origins(told, source, given), ignored, _notices(told, rules, keys, settings, source))
     variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
     return Reading(chosen, described, {**config.as_dict(), **variables})
@@ -149,7 +142,7 @@ def _notices(
     read = set(told.origins.values())
     return tuple(
         notice.sentence
-        for notice in rules.notices
+        for notice in rules.reading.notices
         if notice.key not in settings
         and (
             f"{notice.key} in {source.metadata_at}" in read
@@ -204,7 +197,7 @@ class _Lenient(dict[str, Any]):
 
 
 def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given) -> Family:
-    allowed = () if given.family is None else layout(format_name).model_types.get(given.family, ())
+    allowed = () if given.family is None else layout(format_name).reading.model_types.get(given.family, ())
     if given.family is not None and not allowed:
         return family(given.family)
     if given.config is not None:
@@ -240,15 +233,14 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], given: Given
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
-        raise ConfigError([unfit, *neutral(layout(format_name), keys, where)])
+        raise ConfigError([unfit, *refused(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
 
 
 def _split_settings(
     settings: Mapping[str, Any], keys: dict[str, Any], rules: Layout
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    readable = {name for group in rules.read.values() for expr in group for name in expr.names}
-    readable |= {name for expr in rules.variables.values() for name in expr.names}
+    readable = readable_keys(rules)
     canonical, problems = {}, []
     for key, value in settings.items():
         if key in FIELDS and key != "family":
@@ -265,38 +257,61 @@ def _split_settings(
     return keys, canonical
 
 
-def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _Told:
+def completed(
+    rules: Layout, keys: Mapping[str, Any], *, absent: bool
+) -> tuple[dict[str, Any], dict[str, frozenset[str]]]:
+    """`keys` with what a missing key means and with derived values; and from which keys of `keys` each of these is.
+
+    absent  whether the source has a configuration that may lack keys
+    """
+    out, roots = dict(keys), {}
+    stated = [*(rules.reading.absent.items() if absent else ()), *rules.reading.derived.items()]
+    for key, value in stated:
+        found = value.read(out, nulls=True) if key not in keys else None
+        if found is not None:
+            out[key] = found[0]
+            roots[key] = frozenset(root for name in found[1] for root in roots.get(name, {name})) or frozenset({key})
+    return out, roots
+
+
+def _read(
+    rules: Layout,
+    keys: Mapping[str, Any],
+    roots: Mapping[str, frozenset[str]],
+    where: str,
+    settings: Mapping[str, Any],
+) -> _Told:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for name, alternatives in rules.read.items():
-        for expr in alternatives:
-            if not expr.names <= keys.keys():
-                continue
-            try:
-                value = expr.evaluate(keys)
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
-                continue
-            if value is None:
-                continue
-            values[name] = value
-            named = ", ".join(sorted(expr.names - {"keys", "tensors", "shapes"}))
-            if not named:
-                origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
-            elif expr.names & settings.keys():
-                rest = ", ".join(sorted(expr.names - settings.keys() - {"keys", "tensors", "shapes"}))
-                said = ", ".join(sorted(expr.names & settings.keys()))
-                origins[name] = f"--set {said}" + (f", with {rest} in {where}" if rest else "")
-            else:
-                origins[name] = f"{named} in {where}"
-            break
+    for field_name, value in rules.reading.fields.items():
+        found = value.read(keys)
+        if found is None:
+            continue
+        values[field_name] = found[0]
+        names = {root for name in found[1] for root in roots.get(name, {name})}
+        origins[field_name] = _origin(rules, names - roots.keys(), names & roots.keys(), where, settings)
     return _Told(values, origins)
+
+
+def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, settings: Mapping[str, Any]) -> str:
+    """Where a value is from that was made of the keys `names`, and of what the keys `lacking` mean when absent."""
+    named = ", ".join(sorted(names - {"keys", "tensors", "shapes"}))
+    if not named and names:
+        return "the stored tensors"
+    if not named:
+        return f"{', '.join(sorted(lacking))} absent from {where}" if lacking else f"the format ({rules.format})"
+    if not names & settings.keys():
+        return f"{named} in {where}"
+    rest = ", ".join(sorted(names - settings.keys() - {"keys", "tensors", "shapes"}))
+    return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
 def _from_config(given: Given, chosen: Family) -> _Told:
     assert given.config is not None
     rules = layout("hf", chosen)
     keys = {**given.config, "keys": given.config, "tensors": frozenset(), "shapes": {}}
-    return _read(rules, keys, given.config_at, {})
+    keys, roots = completed(rules, keys, absent=True)
+    return _read(rules, keys, roots, given.config_at, {})
 
 
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
@@ -304,7 +319,7 @@ def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[P
         Problem(
             f"{name} is not known",
             where=source.metadata_at or str(source.root),
-            expected=" or ".join(expr.text for expr in rules.read.get(name, ())) or "a value",
+            expected=rules.reading.fields[name].text if name in rules.reading.fields else "a value",
             fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
         )
         for name in REQUIRED

@@ -102,7 +102,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
             *checkpoint.resolved.notices,
             *ranks.warnings,
             *(f"no scales of fp8 training: {sentence}" for sentence in (scales.unreadable[:3] if scales else ())),
-            *(sentence for sentence, when in rules.warn.items() if when.evaluate(variables)),
+            *(warn.sentence for warn in rules.writing.warn if warn.condition.evaluate(variables)),
             *(f"NOT carried over: {', '.join(names)}; {sentence}" for sentence, names in omitted.items()),
             *_grouped(notices),
             *state.warnings,
@@ -125,7 +125,7 @@ def _ignored(checkpoint: Checkpoint, state: State, omitted: Mapping[str, Sequenc
 def _omitted(checkpoint: Checkpoint, rules: Layout) -> dict[str, tuple[str, ...]]:
     """Sentence -> the stored names of what the target's layout has no place for and says so."""
     out: dict[str, tuple[str, ...]] = {}
-    for glob, sentence in rules.omitted.items():
+    for glob, sentence in rules.unsupported.items():
         provisions = [
             provision
             for name, by_key in checkpoint.resolved.provisions.items() if fnmatch.fnmatchcase(name, glob)
@@ -160,7 +160,7 @@ def _filled(
 ) -> list[_Filled]:
     """Every container of the target with what fills it. Raises PlanError for all that has no place or no source."""
     family, config = checkpoint.family, checkpoint.config
-    geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
+    geometry = geometry_of(family, config, ranks.sizes, ranks.partitions, rules.numbering(variables))
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
     fills = [_fill(extents, checkpoint, one, rules, variables, problems, scales) for one in wanted]
@@ -241,16 +241,18 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
             where=name,
             expected=" or ".join(map(repr, allowed)),
             got=repr(getattr(config, name)),
-            cause=rules.fits_reason.get(name, ""),
+            cause=rules.writing.fits_reason.get(name, ""),
         )
-        for name, allowed in rules.fits.items()
+        for name, allowed in rules.writing.fits.items()
         if not is_allowed(getattr(config, name), allowed)
     ]
     values = config.as_dict()
     problems += [
-        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
-        for sentence, need in rules.needs.items()
-        if not need.evaluate(values)
+        Problem(
+            need.sentence, where=family.name, expected="" if need.condition.text == "False" else need.condition.text
+        )
+        for need in rules.writing.needs
+        if not need.condition.evaluate(values)
     ]
     if problems:
         raise PlanError(problems)
@@ -336,14 +338,15 @@ def _main_dtype(tensors: Sequence[Wanted]) -> str:
 def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Wanted]) -> dict[str, tuple[str, Any]]:
     values = {**variables, "dtype": _main_dtype(tensors)}
     out: dict[str, tuple[str, Any]] = {}
-    for entry in rules.write:
+    for entry in rules.writing.keys:
         try:
-            if entry.when is None or entry.when.evaluate(values):
-                out[entry.key] = (entry.kind, entry.value.evaluate(values))
+            found = entry.value.written(values)
         except (KeyError, TypeError, ArithmeticError) as error:
             raise UsageError(
                 f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
             ) from None
+        if found is not None:
+            out[entry.key] = (entry.kind, found[0])
     return out
 
 

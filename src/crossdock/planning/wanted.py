@@ -72,7 +72,7 @@ def unplaced(
     problems = []
     sizes = family.sizes(config)
     for name, decl in family.present(config).items():
-        if name not in boxes and any(fnmatch.fnmatchcase(name, glob) for glob in rules.omitted):
+        if name not in boxes and any(fnmatch.fnmatchcase(name, glob) for glob in rules.unsupported):
             continue
         want = sizes.elements(decl.axes, family.layers_of(decl, config))
         placed = sum(
