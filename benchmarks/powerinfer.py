@@ -33,11 +33,11 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdock.formats.gpuidx import of_buckets
-from crossdock.powerinfer.bounds import upper_bound
-from crossdock.powerinfer.choose import best
-from crossdock.powerinfer.rank import Counts, hottest
-from crossdock.powerinfer.statistics import of_arrays
+from crossdock_powerinfer.bounds import upper_bound
+from crossdock_powerinfer.choose import best
+from crossdock_powerinfer.gpuidx import of_buckets
+from crossdock_powerinfer.rank import Counts, hottest
+from crossdock_powerinfer.statistics import of_arrays
 
 GRAIN = 256
 LIMIT_MS = 30_000

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import models
+from support import hf_models
 
 # test processes share the machine: one thread each, and no look at the network from transformers
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -106,12 +106,12 @@ def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @pytest.fixture(scope="session")
 def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Recipe of tests/models.py -> a bfloat16 folder, made once a session; do not write there."""
+    """Recipe of tests/support/hf_models.py -> a bfloat16 folder, made once a session; do not write there."""
     base = tmp_path_factory.mktemp("hf")
 
     def made(recipe: str) -> Path:
         folder = base / recipe
-        return folder if folder.exists() else models.make_hf(recipe, folder)
+        return folder if folder.exists() else hf_models.make_hf(recipe, folder)
 
     return made
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crossdock.errors import CrossdockError, PlanError
-from crossdock.formats import gpuidx
-from crossdock.powerinfer.split import Split, split
-from crossdock.powerinfer.statistics import Statistics, read_statistics
-from crossdock.powerinfer.weights import ModelWeights, read_weights
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.split import Split, split
+from crossdock_powerinfer.statistics import Statistics, read_statistics
+from crossdock_powerinfer.weights import ModelWeights, read_weights
 
 SUFFIX = ".generated.gpuidx"
 PATHS = ("--activation", "--output")

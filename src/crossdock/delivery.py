@@ -17,11 +17,12 @@ from crossdock.formats.stored import Source
 from crossdock.formats.target import Parallel, Request, Target
 from crossdock.layout.rules import layout
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.describe import LAYOUT_OF, Given, describe, spoken
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import LAYOUT_OF, Overrides, with_user_config
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
-from crossdock.planning.renames import renamed
-from crossdock.planning.resolve import resolve
+from crossdock.planning.tensors.renames import renamed
+from crossdock.planning.tensors.resolve import resolve
 from crossdock.running.memory import workers_for
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
@@ -56,43 +57,44 @@ def open(
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    said = given(family=family, config=config, set=set, rename=rename)
-    return interpret(source, said, None if base is None else Path(base))
+    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
+    return interpret(source, overrides, None if base is None else Path(base))
 
 
-def given(
+def overrides_from(
     *,
     family: str | None = None,
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
-) -> Given:
+) -> Overrides:
     """What the user says about the model, with the `--config` file read."""
     if config is None:
-        return Given(family, dict(set or {}), renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
     from crossdock.formats.hf.config import flattened
     from crossdock.formats.hf.source import read_json
-    from crossdock.formats.megatron.args import spoken_args
+    from crossdock.formats.megatron.args import args_of_config
 
     keys, where = read_json(Path(config))
-    args = spoken_args(keys)
+    args = args_of_config(keys)
     if args is not None:
-        return Given(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
-    return Given(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
+    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
 
 
-def interpret(source: Source, said: Given, base: Path | None = None) -> Checkpoint:
+def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
     """Give a source its meaning: family, configuration, and where every canonical tensor lies.
 
-    base  the model that `source` is an adapter of: the result is that model with the adapter added; `said` is about it
+    base  the model that `source` is an adapter of: the result is that model with the adapter added;
+          `overrides` are about it
     """
     if base is not None:
         from crossdock.planning.merge import merged
 
-        return merged(interpret(registry.open_source(base), said), interpret(source, Given()))
-    source, notices = renamed(source, said.renames, LAYOUT_OF.get(source.format, source.format))
-    source, said = spoken(source, said)
-    reading = describe(source, said)
+        return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+    source, notices = renamed(source, overrides.renames, LAYOUT_OF.get(source.format, source.format))
+    source, overrides = with_user_config(source, overrides)
+    reading = describe(source, overrides)
     reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))
     rules = layout(LAYOUT_OF.get(source.format, source.format), reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
@@ -135,7 +137,7 @@ def plan(
         tokenizer=None if tokenizer is None else Path(tokenizer),
         pre_tokenizer=pre_tokenizer,
         max_shard_size=max_shard_size,
-        travels=checkpoint.source.travels,
+        companion_files=checkpoint.source.companion_files,
         parallel=Parallel(tp, pp, moe_tp, moe_ep, use_parallel_embedding, embedding_sharding_dim),
         allow_overflow=allow_overflow,
         keep_order=keep_order,
@@ -147,12 +149,14 @@ def plan(
 def _quantisation(name: str, target: Target) -> str:
     """A codec's one name, or what the target alone knows under this name ("w8a16", "fp8_static")."""
     own = name.lower().replace("-", "_")
-    if own not in target.algorithms and any(own in registry.target(other).algorithms for other in registry.targets()):
+    if own not in target.quantizations and any(
+        own in registry.target(other).quantizations for other in registry.targets()
+    ):
         with contextlib.suppress(UsageError):
             return codecs.canonical_name(name)
-        known = f"-q {' or '.join(target.algorithms)}" if target.algorithms else ""
+        known = f"-q {' or '.join(target.quantizations)}" if target.quantizations else ""
         raise UsageError(f"{target.name} has no quantisation {own}", expected=known)
-    return own if own in target.algorithms else codecs.canonical_name(name)
+    return own if own in target.quantizations else codecs.canonical_name(name)
 
 
 def run(
@@ -202,7 +206,7 @@ def verify(
 
     checkpoint = against if isinstance(against, Checkpoint) else open(against)
     path, named = Path(output), None if tokenizer is None else Path(tokenizer)
-    request = Request(tokenizer=named, travels=checkpoint.source.travels, keep_order=keep_order)
+    request = Request(tokenizer=named, companion_files=checkpoint.source.companion_files, keep_order=keep_order)
     if report is not None:
         from crossdock.proof.report.page import Evidence, place, write
 
@@ -260,7 +264,7 @@ def _verify_files(
         )
     target = registry.target(theirs.format)
     request = replace(request, encodings={name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})
-    replay = make_plan(checkpoint, target, target.settled(request, theirs))
+    replay = make_plan(checkpoint, target, target.request_from_output(request, theirs))
     workers = workers or workers_for(memory)
     facts = target.facts(output)
     return verify_plan(replay, theirs, facts, memory=memory, workers=workers, progress=progress), replay

@@ -11,16 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+from crossdock import torchfile, unpickle
 from crossdock.errors import CrossdockError
-from crossdock.formats import dcp, pickles, torchfile
-from crossdock.formats.pickles.scan import scan
+from crossdock.formats.dcp import metadata as dcp
+from crossdock.scan import scan
 
 
 def attempt(what: str, file: Path) -> str:
     """Read `file` in one of the ways there are; the kind of error, or what came out."""
     try:
         if what == "load":
-            return f"value {pickles.describe(pickles.load(file.read_bytes(), where=file.name))}"
+            return f"value {unpickle.describe(unpickle.load(file.read_bytes(), where=file.name))}"
         if what == "open":
             root = torchfile.open_torch(file).root
             return f"value {len(list(torchfile.state_tensors(root)))}"

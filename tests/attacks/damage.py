@@ -22,7 +22,7 @@ import crossdock
 from crossdock import delivery
 from crossdock.errors import CrossdockError
 from crossdock.formats import registry
-from crossdock.planning.describe import Given
+from crossdock.planning.config.overrides import Overrides
 
 Rng = random.Random
 VALUES: tuple[Any, ...] = (
@@ -209,4 +209,4 @@ def open_changed_keys(path: Path, rng: Rng) -> Callable[[], crossdock.Checkpoint
     source = registry.open_source(path)
     metadata = changed_value(dict(source.metadata), rng)
     changed = dataclasses.replace(source, metadata=metadata if isinstance(metadata, dict) else {})
-    return lambda: delivery.interpret(changed, Given(None, {}))
+    return lambda: delivery.interpret(changed, Overrides(None, {}))

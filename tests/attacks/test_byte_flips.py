@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from crossdock import torchfile, unpickle
 from crossdock.errors import CrossdockError
-from crossdock.formats import dcp, pickles, torchfile
-from crossdock.formats.pickles.opcodes import ARGUMENTS
-from crossdock.formats.pickles.scan import scan
-from crossdock.formats.pickles.walk import walk
+from crossdock.formats.dcp import metadata as dcp
+from crossdock.scan import scan
+from crossdock.unpickle.opcodes import ARGUMENTS
+from crossdock.unpickle.walk import walk
 
 ROUNDS = 400
 
@@ -91,7 +92,7 @@ def test_random_programs() -> None:
     names += [b"argparse\nNamespace\n", b"torch._tensor\n_rebuild_from_type_v2\n", b"__builtin__\nset\n"]
     names += [b"copyreg\n_reconstructor\n", b"torch._utils\n_rebuild_parameter\n", b"os\nsystem\n"]
     texts = [b"", b"a", b"latin1", b"torch", b"Size", b"storage"]
-    storage = pickles.StorageRef("0", "float32", 0, 64)
+    storage = unpickle.StorageRef("0", "float32", 0, 64)
     opcodes = list(b")]}(\x94hhqNKKM\x88\x89\x85\x86\x87tRRRb\x81sauecc\x93\x8cX\x8f\x90\x91\x92Q0C") * 4
     opcodes += list(ARGUMENTS)
     survived = 0
@@ -111,6 +112,6 @@ def test_random_programs() -> None:
             elif kind:
                 program += bytes([rng.randrange(6)]) + bytes(int(kind) - 1)
         data = bytes(program) + b"."
-        survived += survive(lambda data=data: pickles.load(data, where="x", persistent=lambda pid: storage))
+        survived += survive(lambda data=data: unpickle.load(data, where="x", persistent=lambda pid: storage))
         walk(data)
     assert survived > 100

@@ -12,7 +12,7 @@ import pytest
 from damage import damage, export_both, open_changed_keys, restored, survive, watched
 
 import crossdock
-from crossdock.formats.pickles.scan import scan
+from crossdock.scan import scan
 
 ROUNDS = 30
 CUTS = 6

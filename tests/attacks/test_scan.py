@@ -16,8 +16,8 @@ from pickle_corpus import call
 from safetensors.torch import save_file
 
 from crossdock.errors import NotACheckpointError
-from crossdock.formats.dcp import read_metadata
-from crossdock.formats.pickles.scan import Finding, looked_at, scan
+from crossdock.formats.dcp.metadata import read_metadata
+from crossdock.scan import Finding, looked_at, scan
 
 ROOT = Path(__file__).parents[2]
 REAL = sorted(file.name.removesuffix(".tar.xz") for file in (ROOT / "tests/data/checkpoints").glob("*.tar.xz"))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from bounded import run_bounded
 
+from crossdock import torchfile
 from crossdock.errors import CrossdockError, FormatError
-from crossdock.formats import torchfile
-from crossdock.formats.pickles.scan import scan
+from crossdock.scan import scan
 
 CENTRAL = b"PK\1\2"
 END64 = b"PK\6\6"

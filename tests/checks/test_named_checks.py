@@ -20,7 +20,7 @@ import crossdock
 from conftest import Answer
 from crossdock.errors import EnvironmentProblem
 from crossdock.running import run
-from models import make_hf
+from support.hf_models import make_hf
 
 Crossdock = Callable[..., Answer]
 

@@ -61,9 +61,9 @@ def test_mistakes(mistake: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_text_that_another_model_reads(tmp_path: Path) -> None:
     """Ids beyond the vocabulary name the tokenizer that gave them."""
-    import models
+    from support import hf_models
 
-    folder = models.make_hf("llama", tmp_path / "hf")
+    folder = hf_models.make_hf("llama", tmp_path / "hf")
     words = ("verify", folder, "--against", folder, "--tokenizer", TOKENIZER, "--logits", "In the beginning")
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 2

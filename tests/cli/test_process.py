@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from legacy_files import random_file, write
+from support.ggml_training_files import random_file, write
 
 SRC = Path(__file__).parents[2] / "src"
 COMMAND = [sys.executable, "-m", "crossdock"]
@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SRC)}
 UNUSED = (
     "ml_dtypes", "rich", "xxhash", "email", "shutil", "difflib", "importlib.metadata", "importlib.resources",
     "crossdock.tokenizers", "crossdock.formats.hf", "crossdock.formats.trtllm", "crossdock.formats.megatron",
-    "crossdock.formats.pickles", "crossdock.formats.safetensors", "crossdock.codecs.ggml_legacy",
+    "crossdock.unpickle", "crossdock.formats.safetensors", "crossdock.codecs.ggml_legacy",
     "crossdock.codecs.ggml_k", "crossdock.running.run", "crossdock.running.verify", "crossdock.cli.inspect",
 )  # fmt: skip
 HEAVY = ("numpy", "ml_dtypes", "rich", "numba", "xxhash", "importlib.metadata", "json.decoder")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from crossdock.codecs import registry
-from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.conversion import convert
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorStats, compare
+from crossdock.codecs.value_counts import ValueCounts, count
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
-def by_hand(raw: np.ndarray, source: str, target: str) -> Census:
+def by_hand(raw: np.ndarray, source: str, target: str) -> ValueCounts:
     a, b, wide = (registry.get(name) for name in (source, target, "float64"))
     n = raw.size // a.block_bytes
     before, after, out = np.zeros(8 * n, np.uint8), np.zeros(8 * n, np.uint8), None
@@ -25,7 +25,7 @@ def by_hand(raw: np.ndarray, source: str, target: str) -> Census:
     x, y = before.view(np.float64), after.view(np.float64)
     with np.errstate(all="ignore"):
         lost = ~np.isfinite(y) | ((np.abs(y) == 448) & (np.abs(x) > 464) & (target == "float8_e4m3fn"))
-    return Census(
+    return ValueCounts(
         int(np.isnan(x).sum()),
         int(np.isinf(x).sum()),
         not (x != 0).any(),
@@ -49,12 +49,12 @@ def test_census_of_ordinary_weights_and_of_each_planted_value(source: str) -> No
     clean = (np.random.default_rng(7).standard_normal(70_000) * 0.02).astype(np.float32)
     clean[np.abs(clean) < 1e-6] = 0
 
-    def counted(values: np.ndarray) -> Census:
+    def counted(values: np.ndarray) -> ValueCounts:
         raw = np.zeros(encoded_size(codec, values.size), np.uint8)
         codec.encode(values.astype(np.float32), raw)
         return count(raw, codec, half)
 
-    assert counted(clean) == Census(0, 0, False, 70_000, 0, 0)
+    assert counted(clean) == ValueCounts(0, 0, False, 70_000, 0, 0)
     for value, field in (
         (np.nan, "nan"),
         (-np.nan, "nan"),
@@ -78,7 +78,7 @@ def test_census_of_ordinary_weights_and_of_each_planted_value(source: str) -> No
 
 def test_zeros_of_both_signs_are_all_zero() -> None:
     zeros = np.where(np.arange(100) % 3, np.float32(-0.0), np.float32(0)).view(np.uint8)
-    assert count(zeros, registry.get("float32")) == Census(elements=100)
+    assert count(zeros, registry.get("float32")) == ValueCounts(elements=100)
     one = zeros.copy()
     one[0] = 1
     assert not count(one, registry.get("float32")).all_zero
@@ -90,15 +90,15 @@ def test_block_codecs_are_counted_by_value() -> None:
     values = np.ones(32 * 5000, np.float32)
     raw = np.zeros(encoded_size(codec, values.size), np.uint8)
     codec.encode(values, raw)
-    assert count(raw, codec) == Census(all_zero=False, elements=values.size)
+    assert count(raw, codec) == ValueCounts(all_zero=False, elements=values.size)
     raw[34 * 4999 : 34 * 4999 + 2] = (0x00, 0x7C)  # a scale of inf
     assert count(raw, codec).inf == 32
 
 
 def test_integers_are_only_tested_for_zero() -> None:
     codec = registry.get("int32")
-    assert count(np.zeros(16, np.uint8), codec) == Census(elements=4)
-    assert count(np.full(16, 255, np.uint8), codec) == Census(all_zero=False, elements=4)
+    assert count(np.zeros(16, np.uint8), codec) == ValueCounts(elements=4)
+    assert count(np.full(16, 255, np.uint8), codec) == ValueCounts(all_zero=False, elements=4)
 
 
 def test_figures_of_parts_add_up_to_those_of_the_whole() -> None:
@@ -113,7 +113,7 @@ def test_figures_of_parts_add_up_to_those_of_the_whole() -> None:
     assert whole.rms == pytest.approx(np.sqrt(np.mean(difference**2)), rel=1e-6)
     assert parts.rms == pytest.approx(whole.rms, rel=1e-6)
     assert whole.relative_rms == pytest.approx(np.linalg.norm(difference) / np.linalg.norm(reference), rel=1e-6)
-    assert whole + ErrorFigures() == whole
+    assert whole + ErrorStats() == whole
 
 
 def test_nonfinite_values_count_only_where_they_differ() -> None:

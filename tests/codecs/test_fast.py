@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from crossdock.codecs import fast, registry
+from crossdock.codecs import compiled_encoders, registry
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.conversion import convert
 from oracles.ggml_reference import awkward_values
@@ -24,14 +24,14 @@ def converted(source: str, target: str, raw: np.ndarray, compiled: bool) -> np.n
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", fast.NAMES)
+@pytest.mark.parametrize("name", compiled_encoders.NAMES)
 def test_compiled_equals_numpy(name: str, values: str) -> None:
     raw = VALUES[values].view(np.uint8)
     ours = converted("float32", name, raw, True)
     assert np.array_equal(ours, converted("float32", name, raw, False))
 
 
-@pytest.mark.parametrize("name", fast.NAMES)
+@pytest.mark.parametrize("name", compiled_encoders.NAMES)
 @pytest.mark.parametrize("source", ["float32", "bfloat16", "float16"])
 def test_compiled_equals_numpy_on_any_bytes(name: str, source: str) -> None:
     """Random patterns with nan and inf among them, and blocks with one such value each."""
@@ -45,7 +45,7 @@ def test_compiled_equals_numpy_on_any_bytes(name: str, source: str) -> None:
     assert np.array_equal(converted("float32", name, raw, True), converted("float32", name, raw, False))
 
 
-@pytest.mark.parametrize("name", fast.NAMES)
+@pytest.mark.parametrize("name", compiled_encoders.NAMES)
 def test_scales_of_every_float16_exponent(name: str) -> None:
     """Block maxima around every float16 rounding boundary, denormal and overflowing ones included."""
     halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -58,11 +58,11 @@ def test_scales_of_every_float16_exponent(name: str) -> None:
 
 
 def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(fast.OFF, raising=False)
-    assert fast.available("q8_0")
-    assert not fast.available("q5_1")
-    monkeypatch.setenv(fast.OFF, "1")
-    assert not fast.available("q8_0")
+    monkeypatch.delenv(compiled_encoders.OFF, raising=False)
+    assert compiled_encoders.available("q8_0")
+    assert not compiled_encoders.available("q5_1")
+    monkeypatch.setenv(compiled_encoders.OFF, "1")
+    assert not compiled_encoders.available("q8_0")
 
 
 @pytest.mark.parametrize(("target", "off", "imported"), [("q8_0", "", True), ("q8_0", "1", False), ("bf16", "", False)])
@@ -76,6 +76,6 @@ def test_numba_is_imported_only_when_it_is_used(target: str, off: str, imported:
         "convert(np.zeros(128, np.uint8), np.zeros(size, np.uint8))\n"
         "print('numba' in sys.modules)"
     )
-    env = {"PYTHONPATH": ":".join(sys.path), fast.OFF: off, "HOME": "/nonexistent"}
+    env = {"PYTHONPATH": ":".join(sys.path), compiled_encoders.OFF: off, "HOME": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == str(imported)

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crossdock.codecs.statistics import RUN, ErrorFigures, compare
+from crossdock.codecs.error_stats import RUN, ErrorStats, compare
 
 Floats = NDArray[np.float32]
 
 
-def plain(reference: Floats, values: Floats) -> ErrorFigures:
+def plain(reference: Floats, values: Floats) -> ErrorStats:
     """The definition, without regard for speed."""
     wide, other = reference.astype(np.float64), values.astype(np.float64)
     finite = np.isfinite(wide) & np.isfinite(other)
     same = (wide == other) | (np.isnan(wide) & np.isnan(other))
     difference, wide = (other - np.where(finite, wide, 0))[finite], wide[finite]
-    return ErrorFigures(
+    return ErrorStats(
         reference.size,
         float(np.abs(difference).max(initial=0)),
         math.fsum(difference**2),
@@ -31,7 +31,7 @@ def plain(reference: Floats, values: Floats) -> ErrorFigures:
     )
 
 
-def same(one: ErrorFigures, other: ErrorFigures) -> None:
+def same(one: ErrorStats, other: ErrorStats) -> None:
     assert (one.elements, one.nonfinite) == (other.elements, other.nonfinite)
     assert one.max_reference == other.max_reference
     assert one.max_abs == pytest.approx(other.max_abs, rel=1e-6, abs=0)
@@ -70,4 +70,4 @@ def test_a_difference_beyond_float32() -> None:
 
 def test_equal_infinities_are_no_error() -> None:
     both = np.array([math.inf, -math.inf, math.nan, 2], np.float32)
-    assert compare(both, both.copy()) == ErrorFigures(4, 0.0, 0.0, 2.0, 4.0, 0)
+    assert compare(both, both.copy()) == ErrorStats(4, 0.0, 0.0, 2.0, 4.0, 0)

@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from canonical_models import LACKING
 from crossdock.layout.rules import layout
 from crossdock.model.config import REQUIRED
 from crossdock.model.expressions import Expression
 from crossdock.model.families import families, family
+from support.canonical_models import LACKING
 
 NAMES = sorted(families())
 # a GGUF cannot tell a Mistral from a Llama, and a GPT leaves as the StarCoder that it then is

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from canonical_models import UNPLACED
 from crossdock import plugins
 from crossdock.errors import ConfigError, UsageError
 from crossdock.layout.rules import layout
 from crossdock.model import families
+from support.canonical_models import UNPLACED
 
 Add = Callable[[str, str], None]
 FAMILY = """

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.formats import torchfile
-from crossdock.formats.files import reading
+from crossdock import torchfile
 from crossdock.formats.stored import Source
+from crossdock.io.files import reading
 
 Checkpoint = Callable[[str], Path]
 LLAMA, MIXTRAL, VPP, REAL = (

@@ -25,11 +25,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from crossdock import torchfile, unpickle
 from crossdock.errors import FormatError, NotACheckpointError, UnsafePickleError
-from crossdock.formats import dcp, pickles, torchfile
+from crossdock.formats.dcp import metadata as dcp
+from crossdock.formats.dcp.tiling import tiling_error
 from crossdock.formats.safetensors import read_header
 from crossdock.formats.stored import Extent
-from crossdock.formats.tiling import tiling_error
 
 CHECKPOINTS = [
     "gpt2-v019-dist-tp2-fp32/iter_0000010",
@@ -63,7 +64,7 @@ def state() -> dict[str, Any]:
 def content(folder: Path, name: str, stored: dcp.DcpStored) -> np.ndarray[Any, Any]:
     """A tensor's bytes, one row of uint8 per element, gathered from its extents."""
     tensor = stored.tensors[name]
-    size = pickles.ITEM_SIZES[tensor.dtype]
+    size = unpickle.ITEM_SIZES[tensor.dtype]
     out = np.zeros((*tensor.shape, size), np.uint8)
     for extent in tensor.extents:
         file = stored.files[extent.file].path

@@ -13,7 +13,8 @@ from megatron_sources import LLAMA, Checkpoint, copied, read_array
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
 
 from crossdock.errors import NotACheckpointError, UsageError
-from crossdock.formats import dcp_folder, megatron
+from crossdock.formats import megatron
+from crossdock.formats.dcp import source as dcp_folder
 
 STATE = {
     "model.embed_tokens.weight": torch.arange(12.0).reshape(4, 3),

@@ -12,23 +12,24 @@ import numpy as np
 import pytest
 
 import crossdock
-import models
 from crossdock.errors import ConfigError, CrossdockError, FormatError, NotACheckpointError, PlanError
 from crossdock.formats.hf.config import config_json, flattened, generation_config_json
 from crossdock.formats.hf.source import open_source, read_config, sniff
 from crossdock.formats.stored import Source
 from crossdock.model.config import ModelConfig
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 from oracles.files import hf_state
+from support import hf_models
 
 Made = Callable[[str], Path]
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.float32, "bfloat16": np.uint16}
 FORMS: dict[str, Callable[[Path], Path]] = {
-    "transformers4": models.as_transformers4,
-    "bin": models.as_bin,
-    "legacy": lambda folder: models.as_bin(folder, legacy=True),
-    "bin-shards": lambda folder: models.as_bin(folder, shards=3),
+    "transformers4": hf_models.as_transformers4,
+    "bin": hf_models.as_bin,
+    "legacy": lambda folder: hf_models.as_bin(folder, legacy=True),
+    "bin-shards": lambda folder: hf_models.as_bin(folder, shards=3),
 }
 
 
@@ -54,15 +55,15 @@ def stored_values(source: Source) -> dict[str, Any]:
 
 def configured(source: Source) -> ModelConfig:
     """The canonical configuration."""
-    return describe(source, Given()).described.config
+    return describe(source, Overrides()).described.config
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_both_generations_of_config_say_the_same(recipe: str, hf_model: Made, tmp_path: Path) -> None:
     newer = configured(open_source(hf_model(recipe)))
-    older = configured(open_source(models.as_transformers4(copied(hf_model(recipe), tmp_path / "older"))))
+    older = configured(open_source(hf_models.as_transformers4(copied(hf_model(recipe), tmp_path / "older"))))
     assert newer == older
-    arguments = models.RECIPES[recipe][1]
+    arguments = hf_models.RECIPES[recipe][1]
     assert newer.vocab_size == arguments["vocab_size"]
     assert newer.num_attention_heads == arguments.get("num_attention_heads", arguments.get("n_head"))
     assert newer.dtype == "bfloat16"
@@ -87,7 +88,7 @@ def test_every_form_holds_the_same_tensors(form: str, hf_model: Made, tmp_path: 
 
 
 def test_shards(hf_model: Made, tmp_path: Path) -> None:
-    folder = models.make_hf("llama", tmp_path / "m", shard="100KB")
+    folder = hf_models.make_hf("llama", tmp_path / "m", shard="100KB")
     source = open_source(folder)
     assert len(source.files) > 1
     got, expected = stored_values(source), hf_state(hf_model("llama"))
@@ -111,9 +112,9 @@ def test_weights_without_config(hf_model: Made, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     source = open_source(folder)
     with pytest.raises(ConfigError, match="carries no configuration"):
-        describe(source, Given())
+        describe(source, Overrides())
     keys, where = read_config(hf_model("llama"))
-    said = describe(source, Given(config=keys, config_at=where)).described.config
+    said = describe(source, Overrides(config=keys, config_at=where)).described.config
     assert said == configured(open_source(hf_model("llama")))
 
 
@@ -126,7 +127,7 @@ def test_sniff(hf_model: Made, tmp_path: Path) -> None:
 
 def test_what_travels(hf_model: Made, tmp_path: Path) -> None:
     folder = copied(hf_model("llama"), tmp_path / "m")
-    assert [f.name for f in open_source(folder).travels] == ["generation_config.json"]
+    assert [f.name for f in open_source(folder).companion_files] == ["generation_config.json"]
 
 
 @pytest.mark.parametrize("number", [61, 62])
@@ -134,7 +135,7 @@ def test_the_layer_for_multi_token_prediction_is_left_out(number: int, tmp_path:
     """Layer 61 of DeepSeek-V3 is beyond its 61 layers and ignored by transformers; any other would be lost."""
     from safetensors.numpy import save_file
 
-    folder = models.make_hf(
+    folder = hf_models.make_hf(
         "deepseek_v3", tmp_path / "m", num_hidden_layers=61, n_routed_experts=4, n_group=2, num_experts_per_tok=2
     )
     extra = {f"model.layers.{number}.{name}": np.zeros(64, np.float32) for name in ("enorm.weight", "x")}
@@ -155,7 +156,7 @@ def test_experts_stacked_as_transformers_has_them_in_memory(kind: str, form: str
     import torch.distributed.checkpoint as dcp
     from transformers import AutoModelForCausalLM
 
-    folder = models.make_hf(kind, tmp_path / "m")
+    folder = hf_models.make_hf(kind, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.save_pretrained(tmp_path / "published")
     stacked, config = tmp_path / "stacked", None
@@ -288,7 +289,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of several shards with their index; not to be written."""
-    return models.make_hf("llama", tmp_path_factory.mktemp("shards") / "m", shard="100KB")
+    return hf_models.make_hf("llama", tmp_path_factory.mktemp("shards") / "m", shard="100KB")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -324,7 +325,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "default": {"rope_theta": 10000.0, "rope_type": "default", "rope_scaling": {}},
     "llama3": {
         "rope_theta": 5e5, "rope_type": "llama3",
-        "rope_scaling": {k: v for k, v in models.ROPE_LLAMA3.items() if not k.startswith("rope_")},
+        "rope_scaling": {k: v for k, v in hf_models.ROPE_LLAMA3.items() if not k.startswith("rope_")},
     },
     "linear": {"rope_theta": 10000.0, "rope_type": "linear", "rope_scaling": {"factor": 4.0}},
     "partial": {"rope_theta": 10000.0, "rope_type": "default", "rope_scaling": {}, "partial_rotary_factor": 0.5},
@@ -381,7 +382,7 @@ def test_special_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
     """transformers cannot build an embedding of 203 rows whose row 203 is padding."""
     import transformers
 
-    model = models.make_hf("llama", tmp_path / "m", eos_token_id=[2, 203], bos_token_id=202)
+    model = hf_models.make_hf("llama", tmp_path / "m", eos_token_id=[2, 203], bos_token_id=202)
     config = json.loads((model / "config.json").read_text()) | {"pad_token_id": 203}
     (model / "config.json").write_text(json.dumps(config))
     (model / "generation_config.json").unlink()

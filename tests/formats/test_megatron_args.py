@@ -13,8 +13,8 @@ from crossdock.formats import megatron
 from crossdock.formats.megatron.stages import layer_counts, layer_ranges
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import layout
-from crossdock.planning.describe import completed
-from crossdock.planning.unread import refused
+from crossdock.planning.config.describe import completed
+from crossdock.planning.config.unknown_keys import refused
 
 
 def config_of(source: Source) -> dict[str, Any]:

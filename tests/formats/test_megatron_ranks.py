@@ -13,11 +13,11 @@ import pytest
 import torch
 from megatron_sources import LLAMA, MIXTRAL, VPP, Checkpoint, copied, read_array
 
-import megatron_writers
 from crossdock.errors import ConfigError, CrossdockError, FormatError, NotACheckpointError, UsageError
 from crossdock.formats import megatron
-from megatron_writers import Ranks
 from oracles.megatron_state import global_state
+from support import megatron_writers
+from support.megatron_writers import Ranks
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from megatron_sources import LLAMA, Checkpoint, copied
 
 from conftest import CHECKPOINTS
 from crossdock.errors import FormatError, InputError, NotACheckpointError, UsageError
-from crossdock.formats import dcp_folder, megatron
+from crossdock.formats import megatron
+from crossdock.formats.dcp import source as dcp_folder
 from crossdock.formats.megatron.dist import without_prefix
 from oracles.megatron_state import global_state
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from crossdock import torchfile, unpickle
 from crossdock.errors import FormatError, NotACheckpointError, UnsafePickleError
-from crossdock.formats import pickles, torchfile
-from crossdock.formats.pickles import TensorRef
+from crossdock.unpickle import TensorRef
 
 DTYPES = [
     torch.float64,
@@ -129,10 +129,10 @@ def test_a_training_checkpoint(modern: bool, tmp_path: Path) -> None:
     file = save(saved, tmp_path / "a.pt", modern)
     root = torchfile.open_torch(file).root
     assert isinstance(root, dict)
-    assert pickles.attributes(root["model"])["_metadata"]
-    args = pickles.attributes(root["args"])
+    assert unpickle.attributes(root["model"])["_metadata"]
+    args = unpickle.attributes(root["args"])
     assert args["hidden_size"] == 4
-    assert pickles.dtype_of(args["params_dtype"]) == "bfloat16"
+    assert unpickle.dtype_of(args["params_dtype"]) == "bfloat16"
     assert root["size"] == (1, 2)
     assert root["rng"][0]["torch"].dtype == "uint8"
     refs = tensors(file)

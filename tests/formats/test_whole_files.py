@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crossdock.errors import EnvironmentProblem, UsageError
-from crossdock.formats.whole import write_whole
+from crossdock.io.atomic import write_whole
 from crossdock.proof.report import page
 
 STATISTICS = Path(__file__).parents[1] / "data" / "powerinfer" / "u4x1024_i64"

@@ -17,20 +17,20 @@ from safetensors.numpy import load_file, save_file
 
 import crossdock.delivery as delivery
 import crossdock.model.forward as module
-import models
 from conftest import CHECKPOINTS
 from crossdock.errors import UsageError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
-from reference import MEMORY, Doubled, reference_logits
+from support import hf_models
+from support.reference_logits import MEMORY, Doubled, reference_logits
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
 
 
 def some_tokens(folder: Path, n: int = 90) -> np.ndarray:
-    vocab = int(models.read_config(folder)["vocab_size"])
+    vocab = int(hf_models.read_config(folder)["vocab_size"])
     return np.random.default_rng(0).integers(0, vocab, (1, n))
 
 
@@ -70,11 +70,11 @@ def test_the_processor_changes_nothing(megatron_checkpoint: Callable[[str], Path
     np.testing.assert_array_equal(np.load(got), np.load(root / "logits.npy"))
 
 
-@pytest.mark.parametrize("recipe", [*models.RECIPES, "deepseek_v3 without q_lora"])
+@pytest.mark.parametrize("recipe", [*hf_models.RECIPES, "deepseek_v3 without q_lora"])
 def test_forward_computes_transformers_logits(recipe: str, tmp_path: Path) -> None:
     recipe, _, without = recipe.partition(" without ")
     more: dict[str, Any] = {f"{without}_rank": None} if without else {}
-    folder = models.make_hf(recipe, tmp_path / recipe, dtype="float32", **more)
+    folder = hf_models.make_hf(recipe, tmp_path / recipe, dtype="float32", **more)
     tokens = some_tokens(folder)
     assert np.abs(reference_logits(folder, tokens) - transformers_logits(folder, tokens)).max() <= 1e-5
 
@@ -90,7 +90,7 @@ def test_far_positions_have_the_angles_of_training(recipe: str, tmp_path: Path) 
         "num_key_value_heads": 1,
     }
     recipe = recipe.removesuffix("-yarn")
-    folder = models.make_hf(recipe, tmp_path / recipe, dtype="float32", **sizes, **more)
+    folder = hf_models.make_hf(recipe, tmp_path / recipe, dtype="float32", **sizes, **more)
     (file,) = folder.glob("*.safetensors")
     tensors = {n: t * 3 if n.endswith(("q_proj.weight", "k_proj.weight")) else t for n, t in load_file(file).items()}
     save_file(tensors, file, {"format": "pt"})
@@ -117,7 +117,7 @@ def test_a_token_outside_the_vocabulary_is_refused(megatron_checkpoint: Callable
 
 @pytest.mark.parametrize("recipe", ["llama", "gpt2", "mixtral"])
 def test_a_model_that_diverged_gives_nan_without_a_warning(recipe: str, tmp_path: Path) -> None:
-    folder = models.make_hf(recipe, tmp_path / recipe, dtype="float32")
+    folder = hf_models.make_hf(recipe, tmp_path / recipe, dtype="float32")
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
     for name, tensor in tensors.items():
@@ -131,7 +131,9 @@ def test_a_model_that_diverged_gives_nan_without_a_warning(recipe: str, tmp_path
 
 
 def test_memory_does_not_grow_with_the_matrices(tmp_path: Path) -> None:
-    folder = models.make_hf("llama", tmp_path / "wide", dtype="bfloat16", vocab_size=400_000)  # 2 x 102 MB as float32
+    folder = hf_models.make_hf(
+        "llama", tmp_path / "wide", dtype="bfloat16", vocab_size=400_000
+    )  # 2 x 102 MB as float32
     checkpoint = delivery.open(folder)
     tracemalloc.start()
     try:

@@ -18,13 +18,13 @@ from torch.nn import functional
 
 import crossdock.delivery as delivery
 import crossdock.model.forward as module
-import models
 from crossdock.model import mlp, rounding, sums, tensors
 from crossdock.model.rounding import Array
 from crossdock.model.work import multiply_adds
 from crossdock.running.weights import CheckpointWeights
-from decilm import ALL, make_decilm
-from reference import MEMORY
+from support import hf_models
+from support.decilm_model import ALL, make_decilm
+from support.reference_logits import MEMORY
 
 ROWS = 32
 SIZES = (
@@ -175,7 +175,7 @@ def test_products_of_any_width_are_of_the_same_sums() -> None:
     np.testing.assert_array_equal(sums.product(a, b), sums.product(a, b[:, :ROWS])[:, np.arange(2000) % ROWS])
 
 
-@pytest.mark.parametrize("recipe", [*models.RECIPES, "deepseek_v3 without q_lora", "decilm"])
+@pytest.mark.parametrize("recipe", [*hf_models.RECIPES, "deepseek_v3 without q_lora", "decilm"])
 def test_multiply_adds_are_those_of_the_forward(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
 
@@ -189,7 +189,7 @@ def test_multiply_adds_are_those_of_the_forward(recipe: str, tmp_path: Path, mon
         folder = make_decilm(tmp_path / recipe, ALL)
     else:
         more = {f"{without}_rank": None} if without else {}
-        folder = models.make_hf(recipe, tmp_path / recipe, dtype="float32", **more)
+        folder = hf_models.make_hf(recipe, tmp_path / recipe, dtype="float32", **more)
     monkeypatch.setattr(module, "product", product)
     checkpoint = delivery.open(folder)
     with CheckpointWeights(checkpoint, MEMORY) as weights:
@@ -199,7 +199,7 @@ def test_multiply_adds_are_those_of_the_forward(recipe: str, tmp_path: Path, mon
 
 def test_large_forwards_multiply_with_blas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One rule for a whole forward, also where the logits of a few positions are asked for."""
-    checkpoint = delivery.open(models.make_hf("llama", tmp_path / "llama", dtype="float32"))
+    checkpoint = delivery.open(hf_models.make_hf("llama", tmp_path / "llama", dtype="float32"))
     ids = range(19)
     with CheckpointWeights(checkpoint, MEMORY) as weights:
         small = module.forward(checkpoint.config, weights, ids)

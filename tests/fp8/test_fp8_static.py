@@ -19,10 +19,10 @@ from test_fp8 import CASE, FORMS, state_dict
 
 from crossdock import delivery
 from crossdock.errors import PlanError
-from megatron_writers import Ranks, Scales, write_ranks, write_torch_dist
 from oracles import fp8_rules
 from oracles.megatron_state import _Unpickler, global_state
 from oracles.trtllm_files import rank_files, what_the_loader_reads
+from support.megatron_writers import Ranks, Scales, write_ranks, write_torch_dist
 
 # a module of Megatron -> what it becomes in Hugging Face's names
 MODULES = {

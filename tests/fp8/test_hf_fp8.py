@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import models
 from crossdock import delivery
 from crossdock.errors import CheckFailed, UsageError
 from crossdock.formats import registry
 from oracles import fp8_rules
 from oracles.transformers_engine import transformers_logits
-from reference import reference_logits
+from support import hf_models
+from support.reference_logits import reference_logits
 
 TOKENS = np.random.default_rng(5).integers(0, 200, (1, 12))
 # modules that are no linear layers, or that no loader takes in fp8 by row
@@ -30,7 +30,7 @@ def made(source: Path, out: Path, quantize: str = "fp8", **said: object) -> Path
     return out
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_every_family(recipe: str, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
     source = hf_model(recipe)
     out = made(source, tmp_path / "fp8")
@@ -128,7 +128,7 @@ def test_an_fp8_cache_is_said_with_scales_of_one(hf_model: Callable[[str], Path]
 
 def odd(tmp_path: Path, row: torch.Tensor) -> Path:
     """A float32 llama whose first row of a matrix is `row` (64 numbers)."""
-    folder = models.make_hf("llama", tmp_path / "odd", dtype="float32")
+    folder = hf_models.make_hf("llama", tmp_path / "odd", dtype="float32")
     tensors = fp8_rules.tensors_of(folder)
     tensors["model.layers.1.mlp.up_proj.weight"][0] = row
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -162,7 +162,7 @@ def test_what_is_no_number_is_refused(value: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory", [1 << 20, 64 << 20])
 def test_bytes_do_not_depend_on_the_memory(memory: int, tmp_path: Path) -> None:
     """Rows that fit no block (70,000 values) are gone through twice; the bytes are the same."""
-    folder = models.make_hf("llama", tmp_path / "wide", intermediate_size=70_000, num_hidden_layers=1)
+    folder = hf_models.make_hf("llama", tmp_path / "wide", intermediate_size=70_000, num_hidden_layers=1)
     plan = delivery.plan(delivery.open(folder), "hf", quantize="fp8")
     delivery.run(plan, tmp_path / "fp8", memory=memory, workers=1)
     name = "model.layers.0.mlp.down_proj.weight"

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 import crossdock
 from crossdock.errors import PlanError, TokenizerError, UsageError
 from crossdock.formats.gguf.container import read_header
-from legacy_files import Floats, forward, log_softmax, read
 from oracles.llama_engine import llama_logits
+from support.ggml_training_files import Floats, forward, log_softmax, read
 
 TOKENS = [1, 250, 17, 99, 40, 41, 3, 200, 5, 6, 280, 12]
 OLD = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"}

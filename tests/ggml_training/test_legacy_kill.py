@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import crossdock
-from killing import ALL, killed_at
+from support.killed_runs import ALL, killed_at
 
 
 @pytest.mark.parametrize(

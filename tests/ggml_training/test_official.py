@@ -55,7 +55,7 @@ def test_the_official_result(name: str, legacy: Path, tmp_path: Path) -> None:
     samples = wanted["kv"]["training.sample_count"][1]
     context = wanted["kv"]["training.token_count"][1] // samples if samples else 0
     assert more == ({"llama.context_length": context} if context else {})
-    assert plan.twins == ()
+    assert plan.equality_checks == ()
 
 
 @pytest.mark.parametrize("name", WITH_RESULT)
@@ -66,7 +66,7 @@ def test_only_the_moments_differ_from_it(name: str, legacy: Path, tmp_path: Path
     reordered = known.get(Path(name).stem, {})
     plan, _, hashes = exported(legacy / name, tmp_path / "out.gguf")
     assert hashes == wanted | reordered
-    assert len(plan.twins) == bool(reordered)
+    assert len(plan.equality_checks) == bool(reordered)
     said = " ".join(plan.warnings)
     assert ("are rearranged" in said) == bool(reordered)
     unknown = ("adam" in name and not reordered) or name.startswith("generated/") or "l1" in name or "n1" in name

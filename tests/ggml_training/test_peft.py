@@ -9,7 +9,7 @@ import pytest
 from test_engines import TOKENS, distance, gguf_weights, with_delta
 
 import crossdock
-from legacy_files import Floats, forward, random_file, read, write
+from support.ggml_training_files import Floats, forward, random_file, read, write
 
 
 def logits_of(base: Path, adapter: Path, tokens: list[int], *, merged: bool) -> Floats:

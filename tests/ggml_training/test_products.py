@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from crossdock.formats.stored import Extent, SourceFile
-from crossdock.model.config import Described
+from crossdock.model.config import ResolvedConfig
 from crossdock.planning.plan import Move, Plan, PlannedExtent, Product, TargetTensor
-from crossdock.running.blocks import Share, blocks
-from crossdock.running.products import Adder
+from crossdock.running.blocks import WorkerBuffers, blocks
+from crossdock.running.low_rank import Adder
 from crossdock.running.reader import Reader
 
 
@@ -29,7 +29,7 @@ def planned(folder: Path, rows: int, columns: int, rank: int) -> tuple[Plan, np.
     product = Product(rank, rows, columns, moves[1], moves[2])
     tensor = TargetTensor("t", 0, 0, parts[0].nbytes, (rows, columns), "float32", moves[0], product=product)
     files = (SourceFile.of(folder / "data"),)
-    described = Described(None, {})  # type: ignore[arg-type]
+    described = ResolvedConfig(None, {})  # type: ignore[arg-type]
     plan = Plan("", folder, "", True, files, tuple(extents), (), (tensor,), described)
     base, left, right = (part.astype(np.float64) for part in parts)
     return plan, base + left @ right.T
@@ -43,7 +43,9 @@ def test_blocks_of_any_size(rows: int, columns: int, rank: int, tmp_path: Path) 
     found = set()
     for memory, most in ((1 << 19, None), (1 << 24, None), (1 << 20, 1000), (1 << 20, 77)):
         with Reader(plan) as reader:
-            out = b"".join(bytes(b.encoded) for b in blocks(plan, plan.tensors[0], reader, Share(memory), most=most))
+            out = b"".join(
+                bytes(b.encoded) for b in blocks(plan, plan.tensors[0], reader, WorkerBuffers(memory), most=most)
+            )
         found.add(out)
     (data,) = found
     got = np.frombuffer(data, np.float32).reshape(rows, columns)

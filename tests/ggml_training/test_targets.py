@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 import crossdock
 from crossdock.formats.gguf.container import read_header
-from legacy_files import random_file, read, write
 from oracles.llama_engine import llama_logits
+from support.ggml_training_files import random_file, read, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizers"))
 import llama_vocab

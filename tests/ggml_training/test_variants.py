@@ -17,7 +17,7 @@ import pytest
 import crossdock
 from crossdock.errors import CrossdockError
 from crossdock.formats.gguf.container import read_header
-from legacy_files import LAYER, OLD_ADAM, Floats, Legacy, random_file, write
+from support.ggml_training_files import LAYER, OLD_ADAM, Floats, Legacy, random_file, write
 
 VARIANTS = [
     ("ggcp", "", "adam", True), ("ggcp", "0", "adam", True), ("ggcp", "0", "lbfgs", True), ("ggcp", "1", "adam", True),

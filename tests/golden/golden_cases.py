@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models import as_transformers4
+from support.hf_models import as_transformers4
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data"

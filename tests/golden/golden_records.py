@@ -21,9 +21,10 @@ from crossdock import delivery
 from crossdock.errors import CrossdockError
 from crossdock.formats import registry
 from crossdock.formats.stored import Source
-from crossdock.model.config import DEFAULTS, Described
+from crossdock.model.config import DEFAULTS, ResolvedConfig
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.describe import Given, describe, spoken
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides, with_user_config
 from crossdock.planning.plan import Plan
 
 Record = dict[str, Any]
@@ -41,7 +42,7 @@ def recorded(case: Case) -> Record:
     plans     target -> digests of the plan
     notices, warnings, left out, refused   sentence -> where it is shown: targets, or "reading" or "opening"
     """
-    given = Given(family=case.family, settings=case.settings)
+    given = Overrides(family=case.family, settings=case.settings)
     out: Record = {part: {} for part in PARTS}
     try:
         source = registry.open_source(case.path)
@@ -62,17 +63,17 @@ def recorded(case: Case) -> Record:
     return out
 
 
-def _refused(error: CrossdockError, source: Source, given: Given, path: Path) -> Record:
+def _refused(error: CrossdockError, source: Source, given: Overrides, path: Path) -> Record:
     """What is kept of a source that is refused: how its configuration is read, if it is the tensors that do not fit."""
     out: Record = {part: {} for part in ("fields", "ignored", "origins", "notices")}
     place = "reading"
     with contextlib.suppress(CrossdockError):
-        _add_reading(out, describe(*spoken(source, given)).described, path)
+        _add_reading(out, describe(*with_user_config(source, given)).described, path)
         place = "opening"
     return out | {"refused": dict.fromkeys(_problems(error, path), place)}
 
 
-def _add_reading(out: Record, described: Described, path: Path) -> None:
+def _add_reading(out: Record, described: ResolvedConfig, path: Path) -> None:
     for name, value in described.config.as_dict().items():
         if described.origins[name] == "default" and name in DEFAULTS and value == DEFAULTS[name]:
             continue

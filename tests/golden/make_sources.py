@@ -21,11 +21,10 @@ import numpy as np
 import yaml
 from test_megatron_bridge import model_section
 
-import megatron_writers
-import models
 from crossdock import delivery
 from crossdock.errors import CrossdockError
 from oracles import megatron_names, megatron_state
+from support import hf_models, megatron_writers
 
 HERE = Path(__file__).parent
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -80,9 +79,9 @@ def zeroed(folder: Path) -> None:
 
 
 def hugging_face(root: Path) -> None:
-    """Every recipe of tests/models.py and MORE, and the families of FROM_MEGATRON."""
-    for name, (recipe, changes) in ({recipe: (recipe, {}) for recipe in models.RECIPES} | MORE).items():
-        zeroed(models.make_hf(recipe, root / "hf" / name, **changes))
+    """Every recipe of tests/support/hf_models.py and MORE, and the families of FROM_MEGATRON."""
+    for name, (recipe, changes) in ({recipe: (recipe, {}) for recipe in hf_models.RECIPES} | MORE).items():
+        zeroed(hf_models.make_hf(recipe, root / "hf" / name, **changes))
         (root / "hf" / name / "generation_config.json").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in FROM_MEGATRON:
@@ -111,7 +110,7 @@ def megatron(root: Path) -> None:
     """The families that tests/data has no checkpoint of: in stacked torch_dist keys, and in rank files."""
     for recipe in ("falcon", "falcon-new", "falcon-one-norm", "gemma", "gemma2"):
         with tempfile.TemporaryDirectory() as folder:
-            hf = models.make_hf(recipe, Path(folder) / "hf", dtype="float32", vocab_size=204)
+            hf = hf_models.make_hf(recipe, Path(folder) / "hf", dtype="float32", vocab_size=204)
             zeroed(hf)
             state, args = megatron_names.falcon(hf) if recipe.startswith("falcon") else megatron_names.gemma(hf)
         megatron_writers.write_torch_dist(root / "megatron" / recipe, state, args)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.conftest import Answer
-from tests.models import make_hf
+
+from support.hf_models import make_hf
 
 
 def save(folder: Path, state: dict[str, Any], serialization: str) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import crossdock
-import models
 from crossdock.errors import ConfigError
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
+from support import hf_models
 
 TOKENS = np.random.default_rng(6).integers(0, 203, (2, 24))
 YARN = {
@@ -34,17 +34,17 @@ PUBLISHED: dict[str, Any] = {
 def lite(folder: Path, **more: Any) -> Path:
     """V2-Lite but for its sizes: llama.cpp knows it by its 27 layers."""
     sizes = {"num_hidden_layers": 27, "q_lora_rank": None, "hidden_size": 32, "intermediate_size": 48}
-    return models.make_hf("deepseek_v2", folder, rope_parameters=YARN, **sizes, **more)
+    return hf_models.make_hf("deepseek_v2", folder, rope_parameters=YARN, **sizes, **more)
 
 
 def test_the_lite_model_as_it_is_published(tmp_path: Path) -> None:
     """Its configuration means what transformers' own does; logits in llama.cpp are those of transformers."""
     model = lite(tmp_path / "m")
-    config = models.read_config(model)
+    config = hf_models.read_config(model)
     expected = transformers_logits(model, TOKENS)
     ours = crossdock.open(model).config
     kept = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "head_dim")}
-    models.write_config(model, kept | PUBLISHED)
+    hf_models.write_config(model, kept | PUBLISHED)
     checkpoint = crossdock.open(model)
     assert checkpoint.config == ours
     crossdock.run(crossdock.plan(checkpoint, "gguf", dtype="float32"), tmp_path / "m.gguf")
@@ -64,7 +64,7 @@ def test_the_lite_model_as_it_is_published(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_such_model(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    model = models.make_hf("deepseek_v2", tmp_path / "m")
-    models.write_config(model, models.read_config(model) | change)
+    model = hf_models.make_hf("deepseek_v2", tmp_path / "m")
+    hf_models.write_config(model, hf_models.read_config(model) | change)
     with pytest.raises(ConfigError, match=said):
         crossdock.open(model)

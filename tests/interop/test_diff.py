@@ -14,10 +14,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import crossdock
-import models
 from crossdock.cli import main
 from crossdock.running.diff import DiffReport, TensorDiff
 from oracles.rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf
+from support import hf_models
 
 ROOT = Path(__file__).parents[2]
 Models = Callable[[str], Path]
@@ -139,7 +139,7 @@ def test_what_is_found_through_another_layout(hf_model: Models, tmp_path: Path) 
 
 def test_half_types_are_cast_both_ways(hf_model: Models, tmp_path: Path) -> None:
     """Between bfloat16 and float16 neither is the wider."""
-    source = models.make_hf("qwen2", tmp_path / "f32", dtype="float32")
+    source = hf_models.make_hf("qwen2", tmp_path / "f32", dtype="float32")
     half = exported(source, tmp_path / "half.gguf", "gguf", dtype="float16")
     rough = exported(half, tmp_path / "rough", "hf", dtype="bfloat16")
     for pair in ((half, rough), (rough, half)):
@@ -195,7 +195,7 @@ def test_two_families_share_what_they_share(hf_model: Models) -> None:
 
 
 def test_sizes_that_differ(hf_model: Models, tmp_path: Path) -> None:
-    wide = models.make_hf("llama", tmp_path / "wide", vocab_size=208, num_hidden_layers=2)
+    wide = hf_models.make_hf("llama", tmp_path / "wide", vocab_size=208, num_hidden_layers=2)
     report = crossdock.diff(hf_model("llama"), wide)
     found = by_name(report)
     assert (found["embed"].status, found["embed"].shape_a, found["embed"].shape_b) == (
@@ -247,7 +247,7 @@ def _row(text: str, name: str) -> list[str]:
 
 
 def _other_eps(source: Path, folder: Path) -> Path:
-    config = models.read_config(source)
+    config = hf_models.read_config(source)
     config["rms_norm_eps"] = 0.25
     path = folder / "config.json"
     path.write_text(json.dumps(config))

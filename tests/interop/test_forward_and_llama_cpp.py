@@ -17,13 +17,13 @@ import pytest
 from test_hf_to_gguf import APPROXIMATE, LISTED, LISTED_MORE, RECIPES
 
 import crossdock.delivery as delivery
-import models
 from crossdock.codecs import registry as codecs
 from crossdock.model.rounding import Array
 from oracles.ggml_reference import ggml_quantize
 from oracles.llama_engine import llama_logits
 from oracles.rewriting import Gguf, rewrite_gguf
-from reference import reference_logits
+from support import hf_models
+from support.reference_logits import reference_logits
 
 TITLE = "quantised files: Kullback-Leibler divergence at the median position"
 HALF = 1e-6  # what activations in half precision cost, where no row is whole blocks
@@ -157,7 +157,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def made(recipe: str) -> Path:
         out = base / f"{recipe}.gguf"
         if not out.exists():
-            models.make_hf(recipe, base / recipe, dtype="float32", **SIZES[recipe])
+            hf_models.make_hf(recipe, base / recipe, dtype="float32", **SIZES[recipe])
             delivery.export(base / recipe, out, "gguf", dtype="f32")
         return out
 

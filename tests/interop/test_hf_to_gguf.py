@@ -16,12 +16,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import models
 from conftest import Answer
 from oracles import gguf_key_rules, gguf_rules
 from oracles.files import GgufFile, hf_hashes, hf_state, read_gguf
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
+from support import hf_models
 
 LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/gguf_layouts.json").read_text())
 APPROXIMATE = (
@@ -32,7 +32,7 @@ APPROXIMATE = (
     "gemma",
     "gpt_neox",
 )  # gelu by a table of half precision, relu squared
-RECIPES = tuple(name for name in models.RECIPES if name not in models.NOT_IN_LLAMA_CPP)
+RECIPES = tuple(name for name in hf_models.RECIPES if name not in hf_models.NOT_IN_LLAMA_CPP)
 TOKENS = np.random.default_rng(5).integers(0, 203, (2, 24))
 Recipe = Callable[[str], Path]
 # the sizes of the models behind tests/data/gguf_layouts.json
@@ -47,14 +47,14 @@ LISTED = {
     "rms_norm_eps": 1e-6,
 }
 LISTED_MORE: dict[str, dict[str, Any]] = {
-    "qwen2": {"rope_parameters": models.ROPE},
+    "qwen2": {"rope_parameters": hf_models.ROPE},
     "qwen3": {"head_dim": 64, "tie_word_embeddings": False},
     "qwen3moe": {"head_dim": 64, "num_experts": 4, "moe_intermediate_size": 128},
-    "llama3rope": {"rope_parameters": models.ROPE_LLAMA3 | {"original_max_position_embeddings": 128}},
+    "llama3rope": {"rope_parameters": hf_models.ROPE_LLAMA3 | {"original_max_position_embeddings": 128}},
     "mixtral": {
         "num_local_experts": 4,
         "rms_norm_eps": 1e-5,
-        "rope_parameters": models.ROPE | {"rope_theta": 1000000.0},
+        "rope_parameters": hf_models.ROPE | {"rope_theta": 1000000.0},
     },
     "nemotron": {"head_dim": 64, "norm_eps": 1e-5},
     "deepseek3": {
@@ -109,7 +109,7 @@ def same_keys(got: dict[str, tuple[str, Any]], expected: dict[str, tuple[str, An
 def test_tensors_and_keys_are_the_converters(
     recipe: str, exported: Callable[[str, str], Path], hf_model: Recipe
 ) -> None:
-    file, config = read_gguf(exported(recipe, "f32")), models.read_config(hf_model(recipe))
+    file, config = read_gguf(exported(recipe, "f32")), hf_models.read_config(hf_model(recipe))
     expected = gguf_rules.gguf_tensors(hf_state(hf_model(recipe)), config)
     assert {name: t.shape for name, t in file.tensors.items()} == {name: t.shape for name, t in expected.items()}
     assert {t.type for t in file.tensors.values()} == {"F32"}
@@ -128,7 +128,7 @@ def test_a_model_of_the_listed_sizes_has_the_listed_keys_and_tensors(
     sizes = GPT2_LISTED if kind == "gpt2" else LISTED | LISTED_MORE.get(kind, {})
     if kind == "nemotron":
         sizes = {key: value for key, value in sizes.items() if key != "rms_norm_eps"}
-    models.make_hf(layout["recipe"], tmp_path / "hf", **sizes)
+    hf_models.make_hf(layout["recipe"], tmp_path / "hf", **sizes)
     crossdock("export", tmp_path / "hf", "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32").ok()
     file = read_gguf(tmp_path / "m.gguf")
     listed = {key: (entry[0], entry[1]) for key, entry in layout["kv"].items()}
@@ -149,7 +149,7 @@ def test_a_model_of_the_listed_sizes_has_the_listed_keys_and_tensors(
 def test_bytes_are_those_of_the_reference_quantisers(
     recipe: str, kind: str, exported: Callable[[str, str], Path], hf_model: Recipe
 ) -> None:
-    file, config = read_gguf(exported(recipe, kind)), models.read_config(hf_model(recipe))
+    file, config = read_gguf(exported(recipe, kind)), hf_models.read_config(hf_model(recipe))
     expected = gguf_rules.gguf_tensors(hf_state(hf_model(recipe)), config)
     block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]][0]
     types = {name: gguf_rules.expected_type(name, t, kind.upper(), block) for name, t in expected.items()}
@@ -162,7 +162,7 @@ def test_bytes_are_those_of_the_reference_quantisers(
 
 def test_the_oracle_sees_rows_that_do_not_divide(hf_model: Recipe) -> None:
     expected = gguf_rules.gguf_tensors(
-        hf_state(hf_model("llama-unaligned")), models.read_config(hf_model("llama-unaligned"))
+        hf_state(hf_model("llama-unaligned")), hf_models.read_config(hf_model("llama-unaligned"))
     )
     types = {gguf_rules.expected_type(name, t, "Q8_0", 32) for name, t in expected.items()}
     assert types == {"F32", "F16"}
@@ -185,13 +185,13 @@ def test_llama_cpp_computes_transformers_logits(
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("recipe", models.NOT_IN_LLAMA_CPP)
+@pytest.mark.parametrize("recipe", hf_models.NOT_IN_LLAMA_CPP)
 def test_what_llama_cpp_has_no_place_for_is_refused(
     recipe: str, tmp_path: Path, crossdock: Callable[..., Answer], hf_model: Recipe
 ) -> None:
     answer = crossdock("export", hf_model(recipe), "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32")
     assert answer.code == 3
-    assert models.NOT_IN_LLAMA_CPP[recipe] in answer.stderr
+    assert hf_models.NOT_IN_LLAMA_CPP[recipe] in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,21 +199,21 @@ def test_expert_weights_that_llama_cpp_would_normalise_are_refused(
     tmp_path: Path, crossdock: Callable[..., Answer]
 ) -> None:
     """llama.cpp's qwen3moe always normalises the weights of the chosen experts; false would run wrongly."""
-    models.make_hf("qwen3_moe", tmp_path / "hf", norm_topk_prob=False)
+    hf_models.make_hf("qwen3_moe", tmp_path / "hf", norm_topk_prob=False)
     answer = crossdock("export", tmp_path / "hf", "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32")
     assert answer.code == 3
     assert "norm_topk_prob" in answer.stderr
     assert not (tmp_path / "m.gguf").exists()
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 @pytest.mark.parametrize("generation", [4, 5])
 def test_hf_to_hf_keeps_tensors_and_logits(
     recipe: str, generation: int, tmp_path: Path, crossdock: Callable[..., Answer], hf_model: Recipe
 ) -> None:
     source = hf_model(recipe)
     if generation == 4:
-        source = models.as_transformers4(models.make_hf(recipe, tmp_path / "four"))
+        source = hf_models.as_transformers4(hf_models.make_hf(recipe, tmp_path / "four"))
     crossdock("export", source, "--to", "hf", "-o", tmp_path / "out").ok()
     assert hf_hashes(tmp_path / "out") == hf_hashes(hf_model(recipe))
     np.testing.assert_array_equal(
@@ -225,7 +225,7 @@ def test_hf_to_hf_keeps_tensors_and_logits(
 def test_both_generations_of_config_give_the_same_gguf(
     recipe: str, tmp_path: Path, exported: Callable[[str, str], Path], crossdock: Callable[..., Answer]
 ) -> None:
-    old = models.as_transformers4(models.make_hf(recipe, tmp_path / recipe))
+    old = hf_models.as_transformers4(hf_models.make_hf(recipe, tmp_path / recipe))
     crossdock("export", old, "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32").ok()
     got, expected = read_gguf(tmp_path / "m.gguf"), read_gguf(exported(recipe, "f32"))
     assert got.tensors == expected.tensors
@@ -241,11 +241,11 @@ def test_every_form_of_weight_files_is_the_same_model(
     exported: Callable[[str, str], Path],
     crossdock: Callable[..., Answer],
 ) -> None:
-    folder = models.make_hf(recipe, tmp_path / "hf", shard="60KB" if form == "safetensors-shards" else "5GB")
+    folder = hf_models.make_hf(recipe, tmp_path / "hf", shard="60KB" if form == "safetensors-shards" else "5GB")
     if form == "safetensors-shards":
         assert len(list(folder.glob("*.safetensors"))) > 2
     else:
-        models.as_bin(folder, legacy=form == "legacy", shards=3 if form == "bin-shards" else 1)
+        hf_models.as_bin(folder, legacy=form == "legacy", shards=3 if form == "bin-shards" else 1)
     crossdock("export", folder, "--to", "gguf", "-o", tmp_path / "m.gguf", "--dtype", "f32").ok()
     assert read_gguf(tmp_path / "m.gguf").tensors == read_gguf(exported(recipe, "f32")).tensors
 

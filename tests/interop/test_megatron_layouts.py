@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-import megatron_writers
 from conftest import Answer
-from megatron_writers import Ranks
 from oracles.files import hf_hashes
 from oracles.megatron_state import global_state
+from support import megatron_writers
+from support.megatron_writers import Ranks
 
 LLAMA, TIED, EXPERTS = (
     "llama-v019-dist-tp2pp2-bf16",

@@ -16,11 +16,11 @@ import crossdock
 import crossdock.running.run as running
 from crossdock.errors import UsageError
 from crossdock.formats.gguf.mixtures import mixtures
-from mixture_models import LLAMA, MODELS, make
-from models import make_hf
 from oracles.files import read_gguf
 from oracles.ggml_reference import ggml_quantize
 from oracles.llama_quantize import NUMBERS, RECORD, summary
+from support.hf_models import make_hf
+from support.mixture_models import LLAMA, MODELS, make
 
 RECORDED = json.loads(RECORD.read_text())
 EIGHT = LLAMA | {"num_hidden_layers": 2, "num_local_experts": 8}

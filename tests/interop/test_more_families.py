@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import crossdock.delivery as delivery
-import models
 from crossdock.errors import PlanError
-from decilm import decilm_logits
-from megatron_writers import Ranks, write_ranks, write_torch_dist
 from oracles import megatron_names
 from oracles.files import hf_hashes
 from oracles.llama_engine import llama_logits
 from oracles.megatron_state import global_state
 from oracles.transformers_engine import transformers_logits
-from reference import reference_logits
+from support import hf_models
+from support.decilm_model import decilm_logits
+from support.megatron_writers import Ranks, write_ranks, write_torch_dist
+from support.reference_logits import reference_logits
 
 DATA = Path(__file__).parents[1] / "data/families"
 UNEVEN = (("decoder_first_pipeline_num_layers", 1),)
@@ -118,7 +118,7 @@ def test_one_kv_head_over_several_ranks(tp: int, tmp_path: Path, checkpoint: Cal
 @pytest.mark.parametrize("form", ["dist", "stacked", "ranks"])
 def test_in_megatrons_names(recipe: str, form: str, tmp_path: Path) -> None:
     """Megatron's args have no words for parallel attention, gated gelu and scaled embeddings: --family says it."""
-    folder = models.make_hf(recipe, tmp_path / "hf", dtype="float32", vocab_size=204)
+    folder = hf_models.make_hf(recipe, tmp_path / "hf", dtype="float32", vocab_size=204)
     state, args = megatron_names.falcon(folder) if recipe.startswith("falcon") else megatron_names.gemma(folder)
     root = tmp_path / "root"
     if form == "ranks":

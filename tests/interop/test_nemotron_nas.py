@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import crossdock.delivery as delivery
-import models
 from crossdock.errors import ConfigError, PlanError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
-from decilm import ALL, PLAIN, block, decilm_logits, make_decilm
 from oracles.files import hf_hashes, hf_state, read_gguf
 from oracles.gguf_rules import llama3_divisors, rope_pairs
 from oracles.llama_engine import llama_logits
+from support import hf_models
+from support.decilm_model import ALL, PLAIN, block, decilm_logits, make_decilm
 
 TOKENS = np.random.default_rng(2).integers(0, 203, (2, 40))
 
@@ -50,7 +50,7 @@ def test_the_reference_forward_is_that_of_llama_layers(name: str, decilm: Callab
 def test_hf_to_hf(name: str, tmp_path: Path, decilm: Callable[[str], Path]) -> None:
     delivery.export(decilm(name), tmp_path / "hf", "hf")
     assert hf_hashes(tmp_path / "hf") == hf_hashes(decilm(name))
-    before, after = models.read_config(decilm(name)), models.read_config(tmp_path / "hf")
+    before, after = hf_models.read_config(decilm(name)), hf_models.read_config(tmp_path / "hf")
     lost = {"auto_map"}  # names remote code, which is never run
     assert {key: after.get(key) for key in before.keys() - lost - {"rope_scaling"}} == {
         key: before[key] for key in before.keys() - lost - {"rope_scaling"}
@@ -62,7 +62,7 @@ def test_gguf_holds_what_the_converter_writes(tmp_path: Path, decilm: Callable[[
     """Names, order of rows and arrays as in llama.cpp's conversion/deci.py."""
     delivery.export(decilm("plain"), tmp_path / "m.gguf", "gguf", dtype="float32")
     file, state = read_gguf(tmp_path / "m.gguf"), hf_state(decilm("plain"))
-    config = models.read_config(decilm("plain"))
+    config = hf_models.read_config(decilm("plain"))
     rope = config["rope_scaling"] | {"rope_theta": config["rope_theta"]}
     names = {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.linear_attn": "attn_output",
@@ -102,7 +102,10 @@ def test_llama_cpp_computes_it_and_it_comes_back(name: str, tmp_path: Path, deci
     opened = delivery.open(tmp_path / "m.gguf", config=decilm(name) if name == "plain" else None)
     delivery.run(delivery.plan(opened, "hf", dtype="bfloat16"), tmp_path / "back")
     assert hf_hashes(tmp_path / "back") == hf_hashes(decilm(name))
-    assert models.read_config(tmp_path / "back")["block_configs"] == models.read_config(decilm(name))["block_configs"]
+    assert (
+        hf_models.read_config(tmp_path / "back")["block_configs"]
+        == hf_models.read_config(decilm(name))["block_configs"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,9 +124,9 @@ def test_what_llama_cpp_would_compute_wrongly_is_refused(last: list[Any], said: 
 
 def test_blocks_of_another_kind_are_refused(tmp_path: Path) -> None:
     folder = make_decilm(tmp_path / "hf", [block(4, 256)])
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     config["block_configs"][0]["attention"]["window_length"] = 8
-    models.write_config(folder, config)
+    hf_models.write_config(folder, config)
     with pytest.raises(ConfigError, match="windows, sinks, experts or other blocks"):
         delivery.open(folder)
 
@@ -131,8 +134,8 @@ def test_blocks_of_another_kind_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_as_many_blocks_as_layers(count: int, tmp_path: Path) -> None:
     folder = make_decilm(tmp_path / "hf", [block(4, 256), block(2, 256)])
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     config["block_configs"] = [block(4, 256)] * count
-    models.write_config(folder, config)
+    hf_models.write_config(folder, config)
     with pytest.raises(ConfigError, match="not one number for each layer"):
         delivery.open(folder)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Answer
-from tests.models import make_hf
 from tests.oracles.llama_engine import llama_tokens
 
 import tokenizers as hf
+from support.hf_models import make_hf
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "tokenizers"))

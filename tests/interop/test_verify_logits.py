@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import crossdock
-import models
 from crossdock.cli import main
 from crossdock.errors import CheckFailed, EnvironmentProblem
 from crossdock.proof import limits as limiting
@@ -24,12 +23,13 @@ from crossdock.proof.engines import ask, registry
 from crossdock.proof.texts import MOST, WINDOW, read_asked
 from oracles.rewriting import Folder, Gguf, rewrite_gguf, rewrite_hf
 from oracles.transformers_engine import transformers_logits
+from support import hf_models
 
 ROOT = Path(__file__).parents[2]
 KJV = ROOT / "examples" / "tiny-kjv"
 TOKENIZER = ROOT / "examples" / "tiny-kjv-tokenizer"
 TEXT = "In the beginning God created the heaven and the earth."
-IDS = np.random.default_rng(0).integers(0, 203, 48).tolist()  # of the recipes in tests/models.py
+IDS = np.random.default_rng(0).integers(0, 203, 48).tolist()  # of the recipes in tests/support/hf_models.py
 
 
 def run(*args: object, code: int = 0) -> Result:
@@ -40,7 +40,7 @@ def run(*args: object, code: int = 0) -> Result:
 
 def llama(folder: Path, **options: Any) -> tuple[Path, Path]:
     """A tiny llama of transformers, and its export."""
-    source, out = models.make_hf("llama", folder / "hf", dtype="float32"), folder / "model.gguf"
+    source, out = hf_models.make_hf("llama", folder / "hf", dtype="float32"), folder / "model.gguf"
     crossdock.export(source, out, "gguf", **options)
     return source, out
 
@@ -78,7 +78,7 @@ def test_transformers_reads_what_was_exported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("recipe", "engine"), [("llama3", None), ("llama3", "llama.cpp"), ("gpt2", "llama.cpp")])
 def test_other_models_pass(recipe: str, engine: str | None, tmp_path: Path) -> None:
-    source = models.make_hf(recipe, tmp_path / "hf", dtype="float32")
+    source = hf_models.make_hf(recipe, tmp_path / "hf", dtype="float32")
     crossdock.export(source, tmp_path / "model.gguf", "gguf")
     found = crossdock.verify(tmp_path / "model.gguf", source, logits=IDS, engine=engine).logits
     assert found is not None
@@ -88,7 +88,7 @@ def test_other_models_pass(recipe: str, engine: str | None, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", ["bf16", "q8_0"])
 def test_a_router_may_change_its_mind(dtype: str, tmp_path: Path) -> None:
     """Rounded activations choose another expert at a few positions: far away there, near elsewhere."""
-    source, out = models.make_hf("mixtral", tmp_path / "hf", dtype="float32"), tmp_path / "model.gguf"
+    source, out = hf_models.make_hf("mixtral", tmp_path / "hf", dtype="float32"), tmp_path / "model.gguf"
     crossdock.export(source, out, "gguf", **({"quantize": dtype} if dtype == "q8_0" else {"dtype": dtype}))
     ids = np.random.default_rng(0).integers(0, 203, 60).tolist()
     assert crossdock.verify(out, source, logits=ids, engine="llama.cpp").ok
@@ -164,7 +164,7 @@ def test_transformers_alone_is_exact(tmp_path: Path) -> None:
     def change(folder: Folder) -> None:
         folder.tensors = {name: tensor * 1.01 for name, tensor in folder.tensors.items()}
 
-    rewrite_hf(models.make_hf("llama", tmp_path / "hf", dtype="float32"), source, change)
+    rewrite_hf(hf_models.make_hf("llama", tmp_path / "hf", dtype="float32"), source, change)
     crossdock.export(source, tmp_path / "out", "hf", dtype="bfloat16")
     found = crossdock.verify(tmp_path / "out", source, logits=IDS, engine="transformers").logits
     assert found is not None
@@ -174,7 +174,7 @@ def test_transformers_alone_is_exact(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_fault_is_caught_in_transformers(tmp_path: Path) -> None:
-    source = models.make_hf("llama", tmp_path / "hf", dtype="float32")
+    source = hf_models.make_hf("llama", tmp_path / "hf", dtype="float32")
     crossdock.export(source, tmp_path / "out", "hf")
 
     def change(folder: Folder) -> None:
@@ -226,7 +226,7 @@ def test_onnxruntime_is_asked(tmp_path: Path) -> None:
 
 def test_an_output_that_only_an_engine_reads(tmp_path: Path) -> None:
     """Another model in ONNX: told by logits alone. One with another vocabulary: told in a sentence."""
-    source = models.make_hf("llama", tmp_path / "hf", dtype="float32")
+    source = hf_models.make_hf("llama", tmp_path / "hf", dtype="float32")
     onnx_model(tmp_path / "onnx", np.ones((8, 203), np.float32))
     asked = ("--against", source, "--logits", "1,2,3", "--engine", "onnxruntime", "--json")
     found = json.loads(run("verify", tmp_path / "onnx", *asked, code=1).stdout)
@@ -239,7 +239,7 @@ def test_an_output_that_only_an_engine_reads(tmp_path: Path) -> None:
 
 def test_an_output_that_only_an_engine_reads_passes(tmp_path: Path) -> None:
     """A graph that looks up, for three tokens, what the source computes for them in this order."""
-    source = models.make_hf("llama", tmp_path / "hf", dtype="float32")
+    source = hf_models.make_hf("llama", tmp_path / "hf", dtype="float32")
     head = np.zeros((8, 203), np.float32)
     ids = [11, 50, 7]
     head[:3] = transformers_logits(source, np.array([ids]))[0]
@@ -256,7 +256,7 @@ def test_an_output_that_only_an_engine_reads_passes(tmp_path: Path) -> None:
 
 
 def test_memory_and_progress(tmp_path: Path) -> None:
-    source = models.make_hf("llama", tmp_path / "wide", dtype="bfloat16", vocab_size=200_000)  # 2 x 51 MB as float32
+    source = hf_models.make_hf("llama", tmp_path / "wide", dtype="bfloat16", vocab_size=200_000)  # 2 x 51 MB as float32
     crossdock.export(source, tmp_path / "model.gguf", "gguf")
     checkpoint, memory, seen = crossdock.open(source), 8 << 20, []
     tracemalloc.start()

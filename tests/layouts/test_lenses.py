@@ -12,12 +12,23 @@ import math
 import numpy as np
 import pytest
 
-from canonical_models import FAMILIES, UNPLACED, Array, box_of, canonical, config_of, filled, laid_out, places, view
 from crossdock.errors import PlanError
 from crossdock.layout.lenses import Geometry, containers
 from crossdock.layout.notation import parse
 from crossdock.layout.rules import Rule
 from crossdock.model.families import family
+from support.canonical_models import (
+    FAMILIES,
+    UNPLACED,
+    Array,
+    box_of,
+    canonical,
+    config_of,
+    filled,
+    laid_out,
+    places,
+    view,
+)
 
 GRID: list[tuple[str, dict[str, int]]] = [("hf", {}), ("gguf", {}), ("megatron", {})]
 GRID += [("megatron_rank", {"tp": tp, "pp": pp, "vpp": vpp}) for tp, (pp, vpp) in itertools.product(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import crossdock
-from legacy_files import in_order, random_file, scratch_order, write
+from support.ggml_training_files import in_order, random_file, scratch_order, write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import make_torch_dist

@@ -24,7 +24,7 @@ from oracles.rewriting import Array, Folder, Gguf, rewrite_gguf, rewrite_hf
 
 TITLE = "faults, each caught by `crossdock verify`, and what logits say of them"
 ROOT = Path(__file__).parents[2]
-LAYERS = range(3)  # of every recipe in tests/models.py
+LAYERS = range(3)  # of every recipe in tests/support/hf_models.py
 HEADS, GROUPS, WIDTH, EXPERTS = 8, 2, 8, 5  # of its llama and mixtral
 
 

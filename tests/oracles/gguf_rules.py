@@ -2,7 +2,7 @@
 
 Written from llama.cpp's converter (conversion/llama.py, gpt2.py, qwen.py, deepseek.py, nemotron.py and
 base.py as in llama-cpp-python 0.3.36), never from crossdock's layout files. For every recipe of
-tests/models.py that the converter accepts, tensors and keys were equal to its own output; two differ on
+tests/support/hf_models.py that the converter accepts, tensors and keys were equal to its own output; two differ on
 purpose: it forgets gpt2's n_inner and writes vocab_size of gpt2 and qwen models only together with a
 tokenizer. Of gpt_bigcode without multi_query it writes one KV head and leaves the rows as they are, which
 llama.cpp computes wrongly: the rules here are what it computes rightly. Of falcon it knows neither context

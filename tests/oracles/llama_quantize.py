@@ -1,4 +1,4 @@
-"""llama.cpp's own quantiser, `llama_model_quantize`, and what it did to the models of `tests/mixture_models.py`.
+"""llama.cpp's own quantiser, `llama_model_quantize` and what it did to the models of `tests/support/mixture_models.py`.
 
 `tests/data/gguf_mixtures.json` is its record: for every model and mixture the type of every tensor.
 The library is not in the wheel that the tests install; to make the record anew, or to compare it,
@@ -83,8 +83,8 @@ def _counted(types: Sequence[str]) -> str:
 def main() -> None:
     """Make the record, or with --check compare it."""
     import crossdock
-    from mixture_models import MODELS, make
     from oracles.files import read_gguf
+    from support.mixture_models import MODELS, make
 
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record: dict[str, dict[str, dict[str, str]]] = {}

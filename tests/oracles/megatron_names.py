@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import models
 from oracles.files import hf_state
+from support import hf_models
 
 State = dict[str, NDArray[np.float32]]
 GEMMA_LAYER = {
@@ -35,7 +35,7 @@ GEMMA_NORMS = {
 
 def falcon(folder: Path) -> tuple[State, argparse.Namespace]:
     """A Falcon as Megatron's names and args: rows of query_key_value are those of linear_qkv."""
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     names = {
         "transformer.word_embeddings": "embedding.word_embeddings", "transformer.ln_f": "decoder.final_layernorm",
         "lm_head": "output_layer", "input_layernorm": "input_layernorm", "ln_attn": "input_layernorm",
@@ -58,7 +58,7 @@ def falcon(folder: Path) -> tuple[State, argparse.Namespace]:
 
 def gemma(folder: Path) -> tuple[State, argparse.Namespace]:
     """A Gemma or Gemma 2: norms stay gamma - 1, and swiglu only says that the MLP is gated."""
-    config, values = models.read_config(folder), hf_state(folder)
+    config, values = hf_models.read_config(folder), hf_state(folder)
     state: State = {
         "embedding.word_embeddings.weight": values["model.embed_tokens.weight"],
         "decoder.final_layernorm.weight": values["model.norm.weight"],

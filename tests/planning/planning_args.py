@@ -11,7 +11,8 @@ import pytest
 from crossdock.errors import ConfigError, CrossdockError
 from crossdock.formats.stored import Source
 from crossdock.model.config import ModelConfig
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 
 Megatron = Callable[[str], Path]
 Hf = Callable[[str], Path]
@@ -28,13 +29,13 @@ def source_of(metadata: dict[str, Any], format_name: str = "megatron") -> Source
 
 
 def described(metadata: dict[str, Any], **given: Any) -> tuple[ModelConfig, dict[str, str]]:
-    reading = describe(source_of(metadata), Given(**given))
+    reading = describe(source_of(metadata), Overrides(**given))
     return reading.described.config, dict(reading.described.origins)
 
 
 def refused(metadata: dict[str, Any], kind: type[CrossdockError] = ConfigError, **given: Any) -> CrossdockError:
     with pytest.raises(kind) as caught:
-        describe(source_of(metadata), Given(**given))
+        describe(source_of(metadata), Overrides(**given))
     return caught.value
 
 

@@ -9,7 +9,8 @@ from planning_args import ARGS, described, refused, source_of, without
 
 from crossdock.errors import UsageError
 from crossdock.model.config import FIELDS
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 
 
 def test_every_field_has_an_origin() -> None:
@@ -125,11 +126,15 @@ def test_a_telling_unknown_key_is_refused_and_a_harmless_one_listed() -> None:
         "unknown key 'router_moe_noise' = 0.5 may change what the model computes",
     ]
     assert error.problems[0].fix == "if it does not matter here: --set attention_sink_tokens=None"
-    reading = describe(source_of(ARGS | {"colour": "blue", "attention_sink_tokens": None, "adam_beta1": 0.9}), Given())
+    reading = describe(
+        source_of(ARGS | {"colour": "blue", "attention_sink_tokens": None, "adam_beta1": 0.9}), Overrides()
+    )
     assert reading.described.ignored["colour"] == "unknown; its name does not suggest that it changes the computation"
     assert reading.described.ignored["attention_sink_tokens"] == "not set"
     assert reading.described.ignored["adam_beta1"] == "optimizer"
-    said = describe(source_of(ARGS | {"attention_sink_tokens": 4}), Given(settings={"attention_sink_tokens": "None"}))
+    said = describe(
+        source_of(ARGS | {"attention_sink_tokens": 4}), Overrides(settings={"attention_sink_tokens": "None"})
+    )
     assert said.described.ignored["attention_sink_tokens"] == "set by --set"
 
 
@@ -157,16 +162,16 @@ def test_a_key_that_changes_the_model_is_refused(key: str, value: object) -> Non
 
 def test_the_tokenizers_size_may_be_unknown() -> None:
     """Then every stored row counts, and the user is told."""
-    reading = describe(source_of(ARGS | {"vocab_size": None}), Given())
+    reading = describe(source_of(ARGS | {"vocab_size": None}), Overrides())
     assert reading.described.config.vocab_size == 256
     assert reading.described.origins["vocab_size"] == "padded_vocab_size in args of common.pt"
     assert [notice.split(":")[0] for notice in reading.described.notices] == [
         "args do not say how many tokens the tokenizer has (vocab_size)"
     ]
-    said = describe(source_of(ARGS | {"vocab_size": None}), Given(settings={"vocab_size": "203"}))
+    said = describe(source_of(ARGS | {"vocab_size": None}), Overrides(settings={"vocab_size": "203"}))
     assert said.described.config.vocab_size == 203
     assert said.described.notices == ()
-    assert describe(source_of(ARGS), Given()).described.notices == ()
+    assert describe(source_of(ARGS), Overrides()).described.notices == ()
 
 
 def test_no_configuration_at_all_asks_for_one() -> None:

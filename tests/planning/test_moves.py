@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from canonical_models import FAMILIES, LACKING, NUMBERS, Array, canonical, config_of, filled, laid_out
 from crossdock.formats import registry
 from crossdock.formats.stored import Extent, Source, StoredTensor
 from crossdock.formats.target import Request
 from crossdock.layout.rules import layout
-from crossdock.model.config import Described, ModelConfig
+from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.families import family
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Plan
 from crossdock.planning.planner import make_plan
-from crossdock.planning.resolve import resolve
+from crossdock.planning.tensors.resolve import resolve
+from support.canonical_models import FAMILIES, LACKING, NUMBERS, Array, canonical, config_of, filled, laid_out
 
 PADDING = -7
 LAYOUTS: list[tuple[str, dict[str, int]]] = [
@@ -74,7 +74,7 @@ def stored(
 
 def checkpoint_of(source: Source, config: ModelConfig) -> Checkpoint:
     chosen, rules = family(config.family), layout(source.format, family(config.family))
-    described, numbers = Described(config, {}), {**config.as_dict(), **NUMBERS}
+    described, numbers = ResolvedConfig(config, {}), {**config.as_dict(), **NUMBERS}
     return Checkpoint(source, chosen, described, numbers, rules, resolve(source, chosen, described, rules, numbers))
 
 
@@ -175,8 +175,8 @@ def test_a_copy_of_a_tied_head_is_compared() -> None:
     ranks = {"tp": 2, "pp": 2, "vpp": 1, "ep": 1, "etp": 1}
     opened, data = stored("megatron_rank", ranks, apart, tensors, random.Random(2))
     plan = make_plan(checkpoint_of(opened, config), registry.target("hf"), Request())
-    assert len(plan.twins) == 2  # one for each tensor rank
-    for rank, twin in enumerate(plan.twins):
+    assert len(plan.equality_checks) == 2  # one for each tensor rank
+    for rank, twin in enumerate(plan.equality_checks):
         one, other = np.zeros(twin.elements, np.int64), np.zeros(twin.elements, np.int64)
         copied(plan, twin.one, one, data)
         copied(plan, twin.other, other, data)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from planning_args import Hf, Megatron
 
-import models
 from conftest import CHECKPOINTS
 from crossdock import delivery
 from crossdock.errors import ConfigError, InputError, PlanError, TokenizerError, UsageError
 from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
-from crossdock.planning.describe import Given
+from crossdock.planning.config.overrides import Overrides
+from support import hf_models
 
 # ---- real checkpoints
 
@@ -34,7 +34,7 @@ def test_the_family_of_megatron_checkpoints(name: str, megatron_checkpoint: Mega
     assert delivery.open(megatron_checkpoint(name)).family.name == family_of(name)
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_the_family_of_hugging_face_models(recipe: str, hf_model: Hf) -> None:
     expected = "llama" if recipe == "llama3" else recipe.split("-")[0]
     assert delivery.open(hf_model(recipe)).family.name == expected
@@ -62,14 +62,14 @@ NEARLY = {("qwen2", "llama")}
 def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron_checkpoint: Megatron) -> None:
     source = registry.open_source(megatron_checkpoint(BY_FAMILY[right]))
     if wrong == right or (right, wrong) in SAME_IN_MEGATRON | NEARLY:
-        checkpoint = delivery.interpret(source, Given(family=wrong))
+        checkpoint = delivery.interpret(source, Overrides(family=wrong))
         assert checkpoint.family.name == wrong
         if (right, wrong) in NEARLY:
             with pytest.raises(PlanError, match="attention_bias means all four matrices"):
                 delivery.plan(checkpoint, "hf")
         return
     with pytest.raises(ConfigError) as caught:
-        delivery.interpret(source, Given(family=wrong))
+        delivery.interpret(source, Overrides(family=wrong))
     fields = {p.where for p in caught.value.problems if p.what == f"family {wrong} does not fit"}
     assert fields
     assert fields <= set(FIELDS)
@@ -78,14 +78,14 @@ def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron
 
 
 @pytest.mark.parametrize("wrong", sorted(families()))
-@pytest.mark.parametrize("right", sorted(families().keys() & models.RECIPES))
+@pytest.mark.parametrize("right", sorted(families().keys() & hf_models.RECIPES))
 def test_a_wrong_family_is_refused_for_hugging_face(right: str, wrong: str, hf_model: Hf) -> None:
     source = registry.open_source(hf_model(right))
     if wrong == right or (right, wrong) in SAME:
-        assert delivery.interpret(source, Given(family=wrong)).family.name == wrong
+        assert delivery.interpret(source, Overrides(family=wrong)).family.name == wrong
         return
     with pytest.raises((ConfigError, PlanError)) as caught:
-        delivery.interpret(source, Given(family=wrong))
+        delivery.interpret(source, Overrides(family=wrong))
     assert all(p.where or p.expected for p in caught.value.problems)
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_size_is_explained_by_the_fields_and_their_origins(megatron_chec
     source = registry.open_source(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"))
     groups = source.metadata["num_query_groups"]
     with pytest.raises(PlanError) as caught:
-        delivery.interpret(source, Given(settings={"num_query_groups": str(groups * 2)}))
+        delivery.interpret(source, Overrides(settings={"num_query_groups": str(groups * 2)}))
     problem = next(p for p in caught.value.problems if "linear_qkv" in p.where)
     assert (
         problem.what == "the shape does not fit attn_q and attn_k and attn_v = "
@@ -111,7 +111,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf")
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
     with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
-        delivery.interpret(bare, Given())
+        delivery.interpret(bare, Overrides())
     said = delivery.given(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)
     assert again.config == checkpoint.config
@@ -121,7 +121,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
 
 def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> None:
     folder = hf_model("llama")
-    config = models.read_config(folder)
+    config = hf_models.read_config(folder)
     config["rms_norm_eps"] = 0.125
     (tmp_path / "config.json").write_text(json.dumps(config))
     opened = delivery.open(folder, config=tmp_path)
@@ -130,21 +130,21 @@ def test_a_config_file_overrides_and_says_so(hf_model: Hf, tmp_path: Path) -> No
     assert origin.startswith(f"rms_norm_eps in {tmp_path / 'config.json'}; overrides 1e-06 (rms_norm_eps in ")
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_both_generations_of_config_json_say_the_same(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     folder = shutil.copytree(hf_model(recipe), tmp_path / "old")
     new = delivery.open(folder).config
-    assert delivery.open(models.as_transformers4(folder)).config == new
+    assert delivery.open(hf_models.as_transformers4(folder)).config == new
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_what_is_written_reads_back(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> config.json -> configuration, all fields."""
     checkpoint = delivery.open(hf_model(recipe))
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
     again = delivery.open(tmp_path / "again")
     assert again.config == checkpoint.config
-    old = models.as_transformers4(tmp_path / "again")
+    old = hf_models.as_transformers4(tmp_path / "again")
     assert delivery.open(old).config == checkpoint.config
 
 
@@ -156,7 +156,7 @@ ALSO_NOT: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", [r for r in models.RECIPES if r not in models.NOT_IN_LLAMA_CPP])
+@pytest.mark.parametrize("recipe", [r for r in hf_models.RECIPES if r not in hf_models.NOT_IN_LLAMA_CPP])
 def test_gguf_carries_the_configuration(recipe: str, hf_model: Hf, tmp_path: Path) -> None:
     """Configuration -> GGUF -> configuration: the fields are the same, and so is the GGUF made of it."""
     checkpoint = delivery.open(hf_model(recipe))
@@ -203,7 +203,7 @@ def test_making_a_plan_opens_no_weight_file(megatron_checkpoint: Megatron, monke
 
 def test_mixed_layer_types_are_refused(hf_model: Hf, tmp_path: Path) -> None:
     """qwen2 with a sliding window in some layers: its computation has no place in any target."""
-    config = models.read_config(hf_model("qwen2"))
+    config = hf_models.read_config(hf_model("qwen2"))
     assert set(config["layer_types"]) == {"full_attention"}
     mixed = {
         "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
@@ -255,7 +255,7 @@ def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None
     source = registry.open_source(megatron_checkpoint("tiny-kjv"))
     stored = source.tensors["", "embedding.word_embeddings.weight"].shape[0]
     lacking = dataclasses.replace(source, metadata={**source.metadata, "vocab_size": None, "padded_vocab_size": stored})
-    checkpoint = delivery.interpret(lacking, Given())
+    checkpoint = delivery.interpret(lacking, Overrides())
     plan = delivery.plan(checkpoint, "gguf", tokenizer=TOKENIZER)
     tokens, types = plan.facts["tokenizer.ggml.tokens"], plan.facts["tokenizer.ggml.token_type"]
     size = source.metadata["vocab_size"]
@@ -292,15 +292,17 @@ def test_any_values_give_a_configuration_or_an_error(
     rng = random.Random(f"{format_name}{seed}")
     reads = delivery.interpret(
         source, delivery.given(config=roots["hf"]() if format_name == "gguf" else None)
-    ).rules.read
-    known = {name for group in reads.values() for one in group for name in one.names}
+    ).rules.reading.fields
+    known = {name for value in reads.values() for name in value.names}
     keys = sorted(key for key in source.metadata if key in known)
     assert len(keys) > 5
     refusals = 0
     for _ in range(60):
         changed = {key: rng.choice(ODD) for key in rng.sample(keys, rng.choice([1, 1, 2, 5]))}
         try:
-            opened = delivery.interpret(dataclasses.replace(source, metadata={**source.metadata, **changed}), Given())
+            opened = delivery.interpret(
+                dataclasses.replace(source, metadata={**source.metadata, **changed}), Overrides()
+            )
             for target in ("hf", "gguf"):
                 delivery.plan(opened, target)
         except (InputError, UsageError):

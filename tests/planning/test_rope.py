@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-import models
 from crossdock import delivery
 from crossdock.errors import ConfigError, PlanError
 from crossdock.formats.stored import Source
-from crossdock.planning.describe import Given, describe
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
-from reference import reference_logits
+from support import hf_models
+from support.reference_logits import reference_logits
 
 TOKENS = np.random.default_rng(5).integers(0, 203, (1, 90))  # the original context is 24
 YARN: dict[str, Any] = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24,
 }  # fmt: skip
-LINEAR = models.ROPE_LINEAR
-LLAMA3 = models.ROPE_LLAMA3 | {"original_max_position_embeddings": 24}
+LINEAR = hf_models.ROPE_LINEAR
+LLAMA3 = hf_models.ROPE_LLAMA3 | {"original_max_position_embeddings": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", YARN),
     "llama-yarn-betas": ("llama", YARN | {"beta_fast": 4.0, "beta_slow": 0.5}),
@@ -51,7 +52,7 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
     """Also back: the GGUF read again means the same, for the next GGUF and for Hugging Face."""
     recipe, rope = CASES[case]
     more = {"sliding_window": None} if recipe == "mistral" else {}
-    folder = models.make_hf(recipe, tmp_path / "hf", rope_parameters=rope, **more)
+    folder = hf_models.make_hf(recipe, tmp_path / "hf", rope_parameters=rope, **more)
     checkpoint = delivery.open(folder)
     plan = delivery.plan(checkpoint, "gguf", dtype="float32")
     delivery.run(plan, tmp_path / "m.gguf")
@@ -61,10 +62,10 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
     assert np.abs(reference_logits(folder, TOKENS) - expected).max() <= 1e-5
     # the scaling matters: without it the logits are others
     if "yarn" in case:
-        config = models.read_config(folder)
-        models.write_config(folder, config | {"rope_parameters": models.ROPE})
+        config = hf_models.read_config(folder)
+        hf_models.write_config(folder, config | {"rope_parameters": hf_models.ROPE})
         assert np.abs(transformers_logits(folder, TOKENS) - expected).max() > 1e-2
-        models.write_config(folder, config)
+        hf_models.write_config(folder, config)
     if recipe in ("mistral", "llama") and "llama3" in case:
         return
     again = delivery.open(tmp_path / "m.gguf", family=checkpoint.family.name)
@@ -108,7 +109,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_scaling_that_is_unknown_or_incomplete(case: str, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
     recipe, rope, what = REFUSED[case]
-    config = models.read_config(hf_model(recipe)) | {"rope_parameters": {"rope_theta": 10000.0} | rope}
+    config = hf_models.read_config(hf_model(recipe)) | {"rope_parameters": {"rope_theta": 10000.0} | rope}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError) as caught:
         delivery.open(hf_model(recipe), config=tmp_path)
@@ -116,12 +117,12 @@ def test_scaling_that_is_unknown_or_incomplete(case: str, hf_model: Callable[[st
 
 
 def test_an_unrounded_range_has_no_place_in_gguf(tmp_path: Path) -> None:
-    folder = models.make_hf("llama", tmp_path / "hf", rope_parameters=YARN | {"truncate": False})
+    folder = hf_models.make_hf("llama", tmp_path / "hf", rope_parameters=YARN | {"truncate": False})
     checkpoint = delivery.open(folder)
     with pytest.raises(PlanError, match="truncate = false has no place in GGUF"):
         delivery.plan(checkpoint, "gguf")
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
-    assert models.read_config(tmp_path / "again")["rope_parameters"]["truncate"] is False
+    assert hf_models.read_config(tmp_path / "again")["rope_parameters"]["truncate"] is False
 
 
 MEGATRON: dict[str, Any] = {
@@ -146,7 +147,7 @@ MEGATRON: dict[str, Any] = {
 )
 def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | None) -> None:
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
-    config = describe(source, Given()).described.config
+    config = describe(source, Overrides()).described.config
     assert (config.rope_type, config.rope_scaling.get("factor")) == (kind, factor)
 
 
@@ -167,7 +168,7 @@ def test_a_factor_that_megatrons_own_script_does_not_use(
 ) -> None:
     """gpt_builders.py of core_v0.19.0: rope_scaling=args.use_rope_scaling, and no rope_scaling_factor."""
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
-    found = describe(source, Given(settings=settings)).described
+    found = describe(source, Overrides(settings=settings)).described
     assert any("trains with factor 8" in sentence for sentence in found.notices) is said
     if changes["use_rope_scaling"]:
         wanted = float(settings.get("rope_scaling_factor", changes.get("rope_scaling_factor", 8.0)))
@@ -195,7 +196,7 @@ def test_megatrons_yarn_magnitude(mscale: float, all_dim: float, magnitude: floa
         "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True,
         "moe_router_load_balancing_type": "none", "moe_router_num_groups": None, "moe_router_group_topk": None,
     }  # fmt: skip
-    config = describe(Source("megatron", Path("/run"), (), {}, MEGATRON | mla, "args"), Given()).described.config
+    config = describe(Source("megatron", Path("/run"), (), {}, MEGATRON | mla, "args"), Overrides()).described.config
     assert (config.family, config.rope_type) == ("deepseek_v3", "yarn")
     assert config.rope_scaling["mscale"] == mscale
     assert config.rope_scaling.get("attention_factor") == (None if magnitude is None else pytest.approx(magnitude))
@@ -203,7 +204,7 @@ def test_megatrons_yarn_magnitude(mscale: float, all_dim: float, magnitude: floa
 
 def test_rope_over_whole_heads_is_said_where_the_default_is_half(tmp_path: Path) -> None:
     """NemotronConfig's partial_rotary_factor is 0.5 unless config.json says otherwise."""
-    folder = models.make_hf("nemotron", tmp_path / "hf", rope_parameters=models.ROPE, partial_rotary_factor=1.0)
+    folder = hf_models.make_hf("nemotron", tmp_path / "hf", rope_parameters=hf_models.ROPE, partial_rotary_factor=1.0)
     checkpoint = delivery.open(folder)
     assert checkpoint.config.partial_rotary_factor == 1.0
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "again")
@@ -211,13 +212,13 @@ def test_rope_over_whole_heads_is_said_where_the_default_is_half(tmp_path: Path)
 
 
 def test_wide_heads_have_no_place_in_llama_cpps_qwen2(tmp_path: Path) -> None:
-    checkpoint = delivery.open(models.make_hf("qwen2", tmp_path / "hf", head_dim=16))
+    checkpoint = delivery.open(hf_models.make_hf("qwen2", tmp_path / "hf", head_dim=16))
     with pytest.raises(PlanError, match="qwen2 has heads of hidden_size / num_attention_heads"):
         delivery.plan(checkpoint, "gguf")
 
 
 def test_llama_cpps_deepseek_needs_a_compressed_query(tmp_path: Path) -> None:
-    checkpoint = delivery.open(models.make_hf("deepseek_v3", tmp_path / "hf", q_lora_rank=None))
+    checkpoint = delivery.open(hf_models.make_hf("deepseek_v3", tmp_path / "hf", q_lora_rank=None))
     with pytest.raises(PlanError, match="deepseek2 has a q_lora_rank, but for DeepSeek-V2-Lite's"):
         delivery.plan(checkpoint, "gguf")
     assert delivery.plan(checkpoint, "hf").tensors
@@ -231,7 +232,7 @@ def test_llama_cpps_deepseek_needs_a_compressed_query(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
         (
-            {"partial_rotary_factor": 0.5, "rope_parameters": models.ROPE | {"partial_rotary_factor": 1.0}},
+            {"partial_rotary_factor": 0.5, "rope_parameters": hf_models.ROPE | {"partial_rotary_factor": 1.0}},
             "partial_rotary",
         ),
     ],

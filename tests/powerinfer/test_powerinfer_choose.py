@@ -9,12 +9,12 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from crossdock.errors import UsageError
-from crossdock.powerinfer.bounds import upper_bound
-from crossdock.powerinfer.charge import program
-from crossdock.powerinfer.choose import best, choose
-from crossdock.powerinfer.rank import hottest, rank
-from crossdock.powerinfer.split import split
-from crossdock.powerinfer.statistics import of_arrays
+from crossdock_powerinfer.bounds import upper_bound
+from crossdock_powerinfer.charge import program
+from crossdock_powerinfer.choose import best, choose
+from crossdock_powerinfer.rank import hottest, rank
+from crossdock_powerinfer.split import split
+from crossdock_powerinfer.statistics import of_arrays
 
 
 def highs(gains: Sequence[Sequence[int]], costs: Sequence[int], budget: int, minimum: int) -> int:
@@ -110,7 +110,7 @@ def test_a_part_of_the_ranking_gives_the_choice_of_the_whole(minimum: int) -> No
 
 def test_a_wrong_guess_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few groups are ranked at first."""
-    monkeypatch.setattr("crossdock.powerinfer.choose.guess", lambda *_: 1 << 62)
+    monkeypatch.setattr("crossdock_powerinfer.choose.guess", lambda *_: 1 << 62)
     for seed in range(100):
         layers, grain = layers_of(seed)
         layers = [counts for counts in layers if len(counts) >= grain] or [np.arange(grain)]
@@ -184,7 +184,7 @@ def test_a_width_that_is_no_multiple_of_the_grain() -> None:
 
 
 def test_too_many_costs_are_an_error_not_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossdock.powerinfer.curves.MAX_STATES", 40)
+    monkeypatch.setattr("crossdock_powerinfer.curves.MAX_STATES", 40)
     gains = [[1] * 50] * 3
     with pytest.raises(UsageError, match="too many different costs"):
         choose(gains, [1000, 1001, 1003], 1 << 40)

@@ -15,10 +15,10 @@ import transformers
 
 import tokenizers
 from crossdock.errors import ConfigError, CrossdockError, PlanError, UsageError
-from crossdock.powerinfer import collect as module
-from crossdock.powerinfer.collect import collect
-from crossdock.powerinfer.split import split
-from crossdock.powerinfer.statistics import read_statistics
+from crossdock_powerinfer import collect as module
+from crossdock_powerinfer.collect import collect
+from crossdock_powerinfer.split import split
+from crossdock_powerinfer.statistics import read_statistics
 
 WORDS = [f"w{number}" for number in range(60)]
 TEXT = " ".join(WORDS[number % 60] for number in np.random.default_rng(0).integers(0, 60, 200))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from powerinfer_samples import CASES, DATA, model, save
 
-from crossdock.formats import gpuidx
-from crossdock.powerinfer.statistics import read_statistics
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.statistics import read_statistics
 
 DROPIN = Path(__file__).parents[2] / "powerinfer-dropin"
 U4 = DATA / "u4x1024_i64"

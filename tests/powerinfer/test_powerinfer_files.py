@@ -11,8 +11,8 @@ import torch
 from powerinfer_samples import DATA, save
 
 from crossdock.errors import CrossdockError, EnvironmentProblem, FormatError, NotACheckpointError, UnsafePickleError
-from crossdock.formats import gpuidx
-from crossdock.powerinfer.statistics import read_statistics
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.statistics import read_statistics
 
 OFFICIAL = next((DATA / "out").glob("u4x1024*thr0*"))
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from powerinfer_samples import CASES, DATA, TIES
 
-from crossdock.formats import gpuidx
-from crossdock.powerinfer.split import Split, split
-from crossdock.powerinfer.statistics import read_statistics
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.split import Split, split
+from crossdock_powerinfer.statistics import read_statistics
 
 NAMES = [f"{case['folder']}-{case['capacity']}-{case['threshold']}" for case in CASES]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
 from crossdock.errors import Problem
 from crossdock.proof.report.page import Evidence
 from crossdock.running.comparisons import LogitsReport, PositionCheck, TokenDifference, TokensReport
@@ -15,8 +15,8 @@ from crossdock.running.verify import TensorCheck, VerifyReport
 HOSTILE = "</title><script>document.title='taken'</script><img src=x onerror=alert(1)>\u202e\x07\"'&"
 
 
-def figures(relative: float) -> ErrorFigures:
-    return ErrorFigures(1000, 4 * relative, 1000 * relative**2, 4.0, 1000.0)
+def figures(relative: float) -> ErrorStats:
+    return ErrorStats(1000, 4 * relative, 1000 * relative**2, 4.0, 1000.0)
 
 
 def logits(count: int, *, ok: bool, seed: int = 0) -> LogitsReport:
@@ -54,7 +54,7 @@ def failing() -> Evidence:
     tensors = (
         TensorCheck("blk.0.attn_q.weight", "q8_0", 17_408, "equal", 0, figures(0.0053)),
         TensorCheck(HOSTILE, "q8_0", 17_408, "different", 8192, figures(1.3)),
-        TensorCheck("blk.1.ffn_up.weight", "q8_0", 52_224, "different", 64, ErrorFigures(10, 1.0, 1.0, 0.0, 0.0)),
+        TensorCheck("blk.1.ffn_up.weight", "q8_0", 52_224, "different", 64, ErrorStats(10, 1.0, 1.0, 0.0, 0.0)),
         TensorCheck("blk.2.ffn_up.weight", "q8_0", 52_224, "missing"),
         TensorCheck("blk.9.more.weight", "float16", 128, "unexpected"),
     )

@@ -8,10 +8,10 @@ import pytest
 from llama_files import contents, tensors, write_llama
 
 import crossdock
-import killing
 from crossdock.errors import UsageError
-from crossdock.running.placing import MANIFEST
-from killing import ALL
+from crossdock.running.publish import MANIFEST
+from support import killed_runs
+from support.killed_runs import ALL
 
 PLACING = "replace,rename,unlink,fsync,rmdir"
 TARGETS = [("hf", "", "out"), ("gguf", "q8_0", "out.gguf"), ("trtllm", "", "out")]
@@ -23,7 +23,7 @@ def settings(to: str, quantize: str) -> dict[str, Any]:
 
 def killed_at(last: int, source: Path, output: Path, to: str, quantize: str, force: bool, names: str) -> int:
     """Run until the `last` call; how many calls there were when it is 0."""
-    return killing.killed_at(last, names, source, output, to, plan=settings(to, quantize), force=force)
+    return killed_runs.killed_at(last, names, source, output, to, plan=settings(to, quantize), force=force)
 
 
 def plan_of(source: Path, to: str, quantize: str) -> crossdock.Plan:

@@ -12,7 +12,7 @@ from llama_files import write_llama
 
 import crossdock
 from crossdock.errors import FormatError
-from crossdock.running.blocks import Share, blocks
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.hashing import Parts
 from crossdock.running.memory import workers_for
 from crossdock.running.output import PAGE, OutputFile, WrittenFile, aligned
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_blocks_lie_on_pages(to: str, flags: dict[str, str], tmp_path: Path) -> None:
     plan = crossdock.plan(crossdock.open(write_llama(tmp_path / "source")), to, **flags)
-    share = Share(16 * (136 << 10))
+    share = WorkerBuffers(16 * (136 << 10))
     seen = 0
     with Reader(plan) as reader:
         for tensor in plan.tensors:

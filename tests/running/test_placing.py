@@ -8,7 +8,7 @@ import pytest
 from llama_files import contents, tensors, write_llama
 
 import crossdock
-from crossdock.running import placing
+from crossdock.running import publish
 
 
 class Killed(BaseException):
@@ -35,12 +35,12 @@ def test_two_folders_change_places(tmp_path: Path) -> None:
     other.mkdir()
     (one / "mine").write_text("1")
     (other / "yours").write_text("2")
-    if not placing.exchange(one, other):  # a file system without it: nothing has moved
+    if not publish.exchange(one, other):  # a file system without it: nothing has moved
         assert (one / "mine").exists()
         return
     assert (other / "mine").read_text() == "1"
     assert (one / "yours").read_text() == "2"
-    assert not placing.exchange(one, tmp_path / "nowhere")
+    assert not publish.exchange(one, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("can", [True, False])
@@ -55,7 +55,7 @@ def test_killed_at_every_step(
     wanted, models = contents(clean), (weights_in(clean), weights_in(tmp_path / "before" / "out"))
     probe = tmp_path / "probe"
     probe.mkdir()
-    can = can and placing.exchange(probe, tmp_path / "before")
+    can = can and publish.exchange(probe, tmp_path / "before")
     for last in range(1, 100):
         output = tmp_path / f"{last}" / "out"
         crossdock.run(plan_of(old), output)
@@ -70,12 +70,12 @@ def test_killed_at_every_step(
 
                 return call
 
-            real = placing.put_in_place
+            real = publish.put_in_place
 
             def put(*args: Any, patch: Any = patch, real: Any = real, counted: Any = counted) -> None:
                 for name in ("rename", "replace", "unlink", "fsync", "rmdir"):
                     patch.setattr(os, name, counted(getattr(os, name)))
-                patch.setattr(placing, "exchange", counted(placing.exchange) if can else lambda *_: False)
+                patch.setattr(publish, "exchange", counted(publish.exchange) if can else lambda *_: False)
                 real(*args)
 
             patch.setattr("crossdock.running.run.put_in_place", put)

@@ -42,8 +42,8 @@ def test_all_that_travels(tmp_path: Path, gpt2: dict[str, Any]) -> None:
     for name in (*travelling, "generation_config.json", "config.json", "model.safetensors", "README.md"):
         (tmp_path / name).write_text("{}")
     found = tokenizers.find(tmp_path)
-    assert sorted(name for name, _ in found.travels) == sorted(travelling)
-    assert all(path == tmp_path / name for name, path in found.travels)
+    assert sorted(name for name, _ in found.companion_files) == sorted(travelling)
+    assert all(path == tmp_path / name for name, path in found.companion_files)
     assert [path.name for path in found.model_configs] == ["generation_config.json", "config.json"]
 
 
@@ -57,7 +57,7 @@ def test_a_named_file_wins_over_what_lies_beside_it(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text("{}")
     found = tokenizers.find(tmp_path / "gpt2-vocab.json")
-    assert {name: path.name for name, path in found.travels} == {
+    assert {name: path.name for name, path in found.companion_files} == {
         "vocab.json": "gpt2-vocab.json",
         "merges.txt": "gpt2-merges.txt",
         "chat_template.jinja": "chat_template.jinja",

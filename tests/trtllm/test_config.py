@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import models
 from crossdock import delivery
 from crossdock.errors import ConfigError, FormatError, InputError, PlanError
 from crossdock.formats.trtllm.config import MODELS, nested
+from support import hf_models
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
@@ -62,7 +62,7 @@ def test_a_model_that_the_loader_has_not_is_refused() -> None:
 def test_what_a_model_needs_is_said_and_read_back(
     recipe: str, overrides: dict[str, Any], want: dict[str, Any], tmp_path: Path
 ) -> None:
-    checkpoint = delivery.open(models.make_hf(recipe, tmp_path / "hf", **overrides))
+    checkpoint = delivery.open(hf_models.make_hf(recipe, tmp_path / "hf", **overrides))
     out = tmp_path / "out"
     delivery.run(delivery.plan(checkpoint, "trtllm", tp=2 if recipe != "falcon" else 1), out, workers=1)
     config = json.loads((out / "config.json").read_text())
@@ -79,16 +79,16 @@ def test_what_a_model_needs_is_said_and_read_back(
     [("deepseek_v3", "multi-head latent attention"), ("qwen3_moe-mixed", "experts in every layer or in none")],
 )  # fmt: skip
 def test_models_that_it_lacks_are_refused_with_the_reason(recipe: str, said: str, tmp_path: Path) -> None:
-    checkpoint = delivery.open(models.make_hf(recipe, tmp_path / "hf"))
+    checkpoint = delivery.open(hf_models.make_hf(recipe, tmp_path / "hf"))
     with pytest.raises(PlanError, match=said):
         delivery.plan(checkpoint, "trtllm")
 
 
 def test_biases_that_its_llama_lacks(tmp_path: Path) -> None:
     """Biases on q, k and v alone are a qwen2 to TensorRT-LLM; its llama would drop them without a word."""
-    folder = models.make_hf("qwen2", tmp_path / "hf")
-    config = models.read_config(folder)
-    models.write_config(folder, config | {"model_type": "qwen2"})
+    folder = hf_models.make_hf("qwen2", tmp_path / "hf")
+    config = hf_models.read_config(folder)
+    hf_models.write_config(folder, config | {"model_type": "qwen2"})
     plan = delivery.plan(delivery.open(folder), "trtllm", tp=2)
     assert plan.facts["architecture"] == "Qwen2ForCausalLM"
     with pytest.raises(PlanError, match="with q, k and v alone it is a qwen2"):
@@ -97,7 +97,7 @@ def test_biases_that_its_llama_lacks(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    checkpoint = delivery.open(models.make_hf("llama", tmp_path / "hf"))
+    checkpoint = delivery.open(hf_models.make_hf("llama", tmp_path / "hf"))
     delivery.run(delivery.plan(checkpoint, "trtllm", tp=2), tmp_path / "out", workers=1)
     return tmp_path / "out"
 

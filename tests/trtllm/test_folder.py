@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import models
 from conftest import TESTS
 from crossdock import delivery
 from oracles.files import hf_hashes
+from support import hf_models
 
 KJV, TOKENIZER = TESTS.parent / "examples/tiny-kjv", TESTS.parent / "examples/tiny-kjv-tokenizer"
 NAMES = ("tokenizer.json", "tokenizer_config.json")
@@ -39,7 +39,7 @@ def test_the_tokenizer_that_is_given_goes_along_and_on(tmp_path: Path, crossdock
 
 
 def test_that_of_the_source_goes_along(tmp_path: Path) -> None:
-    folder = models.make_hf("llama", tmp_path / "hf", vocab_size=1000)
+    folder = hf_models.make_hf("llama", tmp_path / "hf", vocab_size=1000)
     for name in NAMES:
         shutil.copy(TOKENIZER / name, folder)
     plan = delivery.plan(delivery.open(folder), "trtllm")
@@ -51,7 +51,7 @@ def test_that_of_the_source_goes_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("router", ["bfloat16", "float32"])
 def test_a_router_comes_back_as_it_was(router: str, tmp_path: Path) -> None:
     """In rank files it is float32 whatever it was; without --dtype the way back gives the very tensors."""
-    folder = models.make_hf("mixtral", tmp_path / "hf")
+    folder = hf_models.make_hf("mixtral", tmp_path / "hf")
     weights = load_file(folder / "model.safetensors")
     for name in [name for name in weights if name.endswith(".gate.weight")]:
         weights[name] = weights[name].astype(router)
@@ -68,7 +68,7 @@ def test_a_router_comes_back_as_it_was(router: str, tmp_path: Path) -> None:
 
 
 def test_damage_names_the_rank_and_the_tensor(tmp_path: Path, crossdock: Callable[..., Any]) -> None:
-    folder = models.make_hf("mixtral", tmp_path / "hf", num_local_experts=4)
+    folder = hf_models.make_hf("mixtral", tmp_path / "hf", num_local_experts=4)
     words = ("export", folder, "--to", "trtllm", "--tp", "4", "--pp", "3", "--moe-ep", "2", "-o", tmp_path / "trt")
     crossdock(*words).ok()
     for number, name in ((7, "attention.dense.weight"), (9, "mlp.fc.weight")):

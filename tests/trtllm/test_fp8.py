@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_references import from_megatron
 
-import models
 from crossdock import delivery
 from crossdock.errors import PlanError
 from oracles.trtllm_files import rank_files, what_the_loader_reads
+from support import hf_models
 
 CASE = "llama_fp8_tp2"
 STALE = "decoder.layers.1.mlp.linear_fc2"
@@ -122,7 +122,7 @@ def test_a_state_that_cannot_be_read_harms_only_fp8(
 
 
 def test_without_scales_there_is_no_fp8(tmp_path: Path) -> None:
-    checkpoint = delivery.open(models.make_hf("llama", tmp_path / "hf"))
+    checkpoint = delivery.open(hf_models.make_hf("llama", tmp_path / "hf"))
     with pytest.raises(PlanError, match="no scales of fp8 training") as caught:
         delivery.plan(checkpoint, "trtllm", quantize="fp8")
     (problem,) = caught.value.problems  # once, not once a tensor

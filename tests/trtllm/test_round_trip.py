@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import models
 from conftest import CHECKPOINTS, FAMILY_CHECKPOINTS
 from crossdock import delivery
 from crossdock.errors import PlanError
 from crossdock.model.forward import forward
 from crossdock.running.weights import CheckpointWeights
 from oracles.files import hf_hashes
+from support import hf_models
 
 GRID = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2))
 # recipe or checkpoint -> what is said; all others go
@@ -67,10 +67,10 @@ def test_rank_files_compute_megatrons_logits(
         assert np.abs(got - np.load(root / "logits.npy")[0]).max() <= 1e-5, (tp, pp)
 
 
-@pytest.mark.parametrize("recipe", models.RECIPES)
+@pytest.mark.parametrize("recipe", hf_models.RECIPES)
 def test_every_model_is_read_back_or_refused(recipe: str, tmp_path: Path) -> None:
     """Tensors and configuration both; widths that no layer has aside."""
-    checkpoint = delivery.open(models.make_hf(recipe, tmp_path / "hf"))
+    checkpoint = delivery.open(hf_models.make_hf(recipe, tmp_path / "hf"))
     if recipe in REFUSED:
         with pytest.raises(PlanError, match=REFUSED[recipe]):
             delivery.plan(checkpoint, "trtllm")

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-import models
 from crossdock import delivery
 from crossdock.errors import CheckFailed, PlanError, UsageError
 from oracles.trtllm_files import rank_files
+from support import hf_models
 
 Weights = dict[str, NDArray[Any]]
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 16, "num_key_value_heads": 4, "hidden_size": 64, "head_dim": 4,
@@ -40,7 +40,7 @@ def kv_rows(weight: NDArray[Any], rank: int, tp: int, heads: int, width: int) ->
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    return models.make_hf("llama", tmp_path / "llama", **SMALL)
+    return hf_models.make_hf("llama", tmp_path / "llama", **SMALL)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 3), (8, 1), (16, 2)])
@@ -88,7 +88,7 @@ def same(got: Weights, want: Weights) -> None:
 @pytest.mark.parametrize(("moe_tp", "moe_ep"), [(4, 1), (2, 2), (1, 4), (0, 0), (0, 2)])
 def test_experts(tmp_path: Path, moe_tp: int, moe_ep: int) -> None:
     """Of each expert the rows of w3, then those of w1; ranks of one expert group lie `moe_ep` apart."""
-    folder = models.make_hf("mixtral", tmp_path / "mixtral", num_local_experts=4, num_attention_heads=4,
+    folder = hf_models.make_hf("mixtral", tmp_path / "mixtral", num_local_experts=4, num_attention_heads=4,
                             num_key_value_heads=2, num_hidden_layers=1)  # fmt: skip
     whole = load_file(folder / "model.safetensors")
     ranks = exported(folder, tmp_path / "out", tp=4, moe_tp=moe_tp, moe_ep=moe_ep)
@@ -113,7 +113,7 @@ def test_experts(tmp_path: Path, moe_tp: int, moe_ep: int) -> None:
 @pytest.mark.parametrize("recipe", ["qwen3", "qwen3_moe"])
 def test_norms_of_q_and_k(recipe: str, tmp_path: Path) -> None:
     """Whole on every rank, under the names that TensorRT-LLM's Attention gives them (layers/attention.py)."""
-    folder = models.make_hf(recipe, tmp_path / "hf")
+    folder = hf_models.make_hf(recipe, tmp_path / "hf")
     whole = load_file(folder / "model.safetensors")
     for number, got in enumerate(exported(folder, tmp_path / "out", tp=2, pp=3)):
         layer = number // 2
@@ -131,7 +131,7 @@ def test_norms_of_q_and_k(recipe: str, tmp_path: Path) -> None:
 
 def test_four_norms_of_gemma_2(tmp_path: Path) -> None:
     """TensorRT-LLM's post_layernorm is the one behind attention (models/gemma/model.py); gamma is gamma - 1, plus 1."""
-    folder = models.make_hf("gemma2", tmp_path / "hf", dtype="float32")
+    folder = hf_models.make_hf("gemma2", tmp_path / "hf", dtype="float32")
     whole = load_file(folder / "model.safetensors")
     names = {
         "input_layernorm": "input_layernorm", "post_layernorm": "post_attention_layernorm",
@@ -149,7 +149,7 @@ def test_four_norms_of_gemma_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_vocabulary_smaller_than_its_padding(cut: bool, tmp_path: Path) -> None:
     """10 tokens over 8 ranks are 2 rows each: the last three ranks hold zeros alone, which TensorRT-LLM demands."""
-    folder = models.make_hf("llama", tmp_path / "hf", vocab_size=10)
+    folder = hf_models.make_hf("llama", tmp_path / "hf", vocab_size=10)
     whole = load_file(folder / "model.safetensors")
     ranks = exported(folder, tmp_path / "out", tp=8, use_parallel_embedding=cut)
     for rank, got in enumerate(ranks):
@@ -162,7 +162,7 @@ def test_a_vocabulary_smaller_than_its_padding(cut: bool, tmp_path: Path) -> Non
 
 
 def test_embedding_by_columns(tmp_path: Path) -> None:
-    folder = models.make_hf("gpt2", tmp_path / "gpt2", vocab_size=99)
+    folder = hf_models.make_hf("gpt2", tmp_path / "gpt2", vocab_size=99)
     whole = load_file(folder / "model.safetensors")
     ranks = exported(folder, tmp_path / "out", tp=2, use_parallel_embedding=True, embedding_sharding_dim=1)
     for rank, got in enumerate(ranks):
@@ -180,7 +180,7 @@ def test_embedding_by_columns(tmp_path: Path) -> None:
 def test_a_tied_head_is_left_out_only_where_the_loader_can_do_without(
     tmp_path: Path, tp: int, pp: int, cut: bool, shared: bool
 ) -> None:
-    folder = models.make_hf("gpt2", tmp_path / "gpt2", vocab_size=99)
+    folder = hf_models.make_hf("gpt2", tmp_path / "gpt2", vocab_size=99)
     embedding = load_file(folder / "model.safetensors")["transformer.wte.weight"]
     ranks = exported(folder, tmp_path / "out", tp=tp, pp=pp, use_parallel_embedding=cut)
     assert delivery.open(tmp_path / "out").source.metadata["share_embedding_table"] is shared
@@ -195,7 +195,7 @@ def test_a_tied_head_is_left_out_only_where_the_loader_can_do_without(
 
 
 def test_all_that_does_not_divide_is_said_at_once(tmp_path: Path) -> None:
-    folder = models.make_hf("mixtral", tmp_path / "m", num_attention_heads=12, num_key_value_heads=3,
+    folder = hf_models.make_hf("mixtral", tmp_path / "m", num_attention_heads=12, num_key_value_heads=3,
                             num_local_experts=4, hidden_size=48, head_dim=4, intermediate_size=40)  # fmt: skip
     checkpoint = delivery.open(folder)
     with pytest.raises(PlanError) as caught:
@@ -210,7 +210,7 @@ def test_all_that_does_not_divide_is_said_at_once(tmp_path: Path) -> None:
         delivery.plan(checkpoint, "trtllm", tp=2)
     with pytest.raises(PlanError, match=r"--moe-tp 2 \* --moe-ep 1 = 2"):
         delivery.plan(checkpoint, "trtllm", tp=3, moe_tp=2, moe_ep=1)
-    llama = delivery.open(models.make_hf("llama", tmp_path / "l", intermediate_size=98))
+    llama = delivery.open(hf_models.make_hf("llama", tmp_path / "l", intermediate_size=98))
     with pytest.raises(PlanError, match="98 cannot be cut over 4 ranks"):
         delivery.plan(llama, "trtllm", tp=4)
     with pytest.raises(PlanError, match="no experts to cut"):
@@ -255,7 +255,7 @@ def test_overflow_to_inf_is_an_error_unless_allowed(llama: Path, tmp_path: Path)
 
 def test_zero_centred_layernorms_are_added_to_as_stored(tmp_path: Path) -> None:
     """Gamma - 1 = 2^-9: 1 + 2^-9 rounds to 1 in bfloat16, in which Megatron, and transformers' Nemotron, add."""
-    folder = models.make_hf("nemotron", tmp_path / "n")
+    folder = hf_models.make_hf("nemotron", tmp_path / "n")
     weights = load_file(folder / "model.safetensors")
     weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in weights.items()}
     weights["model.norm.weight"][:] = 2.0**-9

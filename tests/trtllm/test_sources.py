@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from crossdock import delivery
-from megatron_writers import Ranks, write_ranks, write_torch_dist
 from oracles.files import hf_hashes
 from oracles.megatron_state import global_state
 from oracles.trtllm_files import rank_files, what_the_loader_reads
+from support.megatron_writers import Ranks, write_ranks, write_torch_dist
 
 State = dict[str, NDArray[np.float32]]
 ROOTS = {"llama": "llama-v019-dist-tp2pp2-bf16", "mixtral": "mixtral-v019-dist-tp2ep2pp2-bf16"}

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import models
 from crossdock import delivery
 from crossdock.errors import PlanError
+from support import hf_models
 
 # what the originals do -> module and test
 FAULTS = {
@@ -54,7 +54,7 @@ def test_every_fault_has_a_test() -> None:
 @pytest.mark.parametrize("layers", [2, 32])
 @pytest.mark.parametrize("recipe", ["falcon", "falcon-new"])
 def test_a_falcon_is_new_by_its_norms_not_its_layers(recipe: str, layers: int, tmp_path: Path) -> None:
-    folder = models.make_hf(recipe, tmp_path / "hf", num_hidden_layers=layers)
+    folder = hf_models.make_hf(recipe, tmp_path / "hf", num_hidden_layers=layers)
     delivery.run(delivery.plan(delivery.open(folder), "trtllm"), tmp_path / "out", workers=1)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["new_decoder_architecture"] is (recipe == "falcon-new")
@@ -77,7 +77,7 @@ def test_what_does_not_divide_names_the_sizes_that_do(
     overrides: dict[str, int], tp: int, said: tuple[str, ...], fitting: str, tmp_path: Path,
     crossdock: Callable[..., Any],
 ) -> None:  # fmt: skip
-    folder = models.make_hf("llama", tmp_path / "hf", **overrides)
+    folder = hf_models.make_hf("llama", tmp_path / "hf", **overrides)
     answer = crossdock("export", folder, "--to", "trtllm", "--tp", str(tp), "-o", tmp_path / "out")
     assert answer.code == 3
     assert not (tmp_path / "out").exists()
@@ -93,7 +93,7 @@ def test_what_does_not_divide_names_the_sizes_that_do(
 
 
 def test_overflow_is_counted_and_must_be_allowed(tmp_path: Path, crossdock: Callable[..., Any]) -> None:
-    folder = models.make_hf("llama", tmp_path / "hf", dtype="float32")
+    folder = hf_models.make_hf("llama", tmp_path / "hf", dtype="float32")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][5, 7:10] = (7e4, -1e5, 65504)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -112,7 +112,7 @@ def test_overflow_is_counted_and_must_be_allowed(tmp_path: Path, crossdock: Call
 
 def test_no_stray_keys_over_sixteen_ranks(tmp_path: Path) -> None:
     """The originals' rank 1 of 16 holds rank 11's rows too, as `...weight.11.bin`: names end with its number."""
-    folder = models.make_hf("llama", tmp_path / "hf", num_attention_heads=16, num_key_value_heads=16, head_dim=4)
+    folder = hf_models.make_hf("llama", tmp_path / "hf", num_attention_heads=16, num_key_value_heads=16, head_dim=4)
     delivery.run(delivery.plan(delivery.open(folder), "trtllm", tp=16), tmp_path / "out", workers=1)
     names = [set(load_file(tmp_path / f"out/rank{rank}.safetensors")) for rank in range(16)]
     assert all(name == names[0] for name in names)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from crossdock.cli import failures
+from crossdock.cli import extensions, failures
 from crossdock.cli.sections import WithExamples, examples
 from crossdock.wording import nearest
 
@@ -26,7 +26,7 @@ EXAMPLES = examples(
     "crossdock verify model.gguf --against runs/iter_0010000",
 )
 
-COMMANDS = ("inspect", "scan", "plan", "export", "verify", "diff", "split", "activations")
+COMMANDS = ("inspect", "scan", "plan", "export", "verify", "diff", *extensions.COMMANDS)
 
 
 class Commands(Mapping[str, click.Command]):
@@ -35,7 +35,7 @@ class Commands(Mapping[str, click.Command]):
     def __getitem__(self, name: str) -> click.Command:
         if name not in COMMANDS:
             raise KeyError(name)
-        command: click.Command = getattr(import_module(f"crossdock.cli.{name}"), name)
+        command: click.Command = getattr(import_module(extensions.COMMANDS.get(name, f"crossdock.cli.{name}")), name)
         return command
 
     def __iter__(self) -> Iterator[str]:

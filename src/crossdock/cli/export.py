@@ -128,9 +128,9 @@ def _after(text: str, progress: Progress | None) -> Progress:
 
 
 def _header(plan: Plan, output: Path) -> str:
-    from crossdock.cli import weigh
+    from crossdock.planning import estimate
 
-    parameters = show.about(weigh.planned(plan))
+    parameters = show.about(estimate.planned(plan))
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossdock.cli import show, tree
+from crossdock.cli.extensions import foreign_file
 from crossdock.cli.options import PATH, SourceFlags, json_option, source_options
 from crossdock.cli.plan import show_left_out
 from crossdock.cli.sections import Sectioned, examples
-from crossdock.cli.split import inspect_index
 from crossdock.errors import ConfigError, CrossdockError, PlanError
 
 if TYPE_CHECKING:
@@ -49,10 +49,8 @@ def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> in
     is left out, and what it would weigh as each target. If the configuration is incomplete, what is stored is
     shown all the same, then what is missing (exit code 3).
     """
-    from crossdock.formats import gpuidx
-
-    if gpuidx.sniff(path):
-        return inspect_index(path, as_json=as_json)
+    if foreign := foreign_file(path):
+        return foreign.inspect(path, as_json=as_json)
     stored = source.read(path)
     checkpoint: Checkpoint | None = None
     error: CrossdockError | None = None
@@ -83,11 +81,11 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     if source.ranks:
         facts["parallel"] = _parallel(source.ranks)
     if checkpoint is not None:
-        from crossdock.cli import weigh
+        from crossdock.planning import estimate
 
         config = checkpoint.described.config
-        shapes = weigh.shapes(checkpoint.family, config)
-        total = weigh.parameters(checkpoint.family, config)
+        shapes = estimate.shapes(checkpoint.family, config)
+        total = estimate.parameters(checkpoint.family, config)
         facts["model"] = f"{config.family}, {show.about(total)} parameters ({show.number(total)})"
     show.facts(facts.items())
     if checkpoint is not None:
@@ -112,7 +110,7 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
         show_left_out(unread, checkpoint.described.ignored, every_key=True)
         if shapes:
             show.heading("As a target")
-        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in weigh.weights(shapes)]
+        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in estimate.weights(shapes)]
         show.table((), rows, "<<>")
 
 
@@ -126,9 +124,9 @@ def _show_config(checkpoint: Checkpoint) -> None:
     show.heading(f"Configuration, from {at}" if at else "Configuration")
     origins = {name: origin.removesuffix(f" in {at}") for name, origin in described.origins.items()}
     values = described.config.as_dict()
-    given = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
-    show.table((), [(n, _value(v), origins.get(n, "")) for n, v in given.items()], "<<<")
-    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in given and v not in (None, 0, False, (), {})]
+    non_default = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
+    show.table((), [(n, _value(v), origins.get(n, "")) for n, v in non_default.items()], "<<<")
+    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in non_default and v not in (None, 0, False, (), {})]
     if rest:
         show.table((), [("by default", ", ".join(rest))], "<<")
 
@@ -219,24 +217,24 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
         ],
         "skipped": source.skipped,
         "skipped_nbytes": source.skipped_bytes,
-        "travels": source.travels,
+        "travels": source.companion_files,
         "metadata": {key: _short(value) for key, value in source.metadata.items()},
     }
     if checkpoint is not None:
-        from crossdock.cli import weigh
+        from crossdock.planning import estimate
 
         described = checkpoint.described
-        shapes = weigh.shapes(checkpoint.family, described.config)
+        shapes = estimate.shapes(checkpoint.family, described.config)
         out |= {
             "family": described.config.family,
-            "parameters": weigh.parameters(checkpoint.family, described.config),
+            "parameters": estimate.parameters(checkpoint.family, described.config),
             "config": {
                 name: {"value": value, "origin": described.origins.get(name, "")}
                 for name, value in described.config.as_dict().items()
             },
             "unread": checkpoint.unread,
             "ignored": described.ignored,
-            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in weigh.weights(shapes)],
+            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in estimate.weights(shapes)],
         }
     if error is not None:
         out |= {"error": type(error).__name__, "problems": [one.as_dict() for one in error.problems]}

@@ -85,8 +85,8 @@ def quantisation(text: str) -> str:
     from crossdock.formats import registry
 
     named = text.lower().replace("-", "_")
-    algorithms = [own for name in registry.targets() for own in registry.target(name).algorithms]
-    return named if named in algorithms else dtype(text, QUANTISED, algorithms)
+    quantizations = [own for name in registry.targets() for own in registry.target(name).quantizations]
+    return named if named in quantizations else dtype(text, QUANTISED, quantizations)
 
 
 def source_format(text: str) -> str:
@@ -145,8 +145,10 @@ class SourceFlags:
 
         if (self.base is None) == self.merge:
             raise UsageError("--base MODEL and --merge go together: the adapter is added to the model")
-        said = delivery.given(family=self.family, config=self.config, set=self.settings, rename=self.rename)
-        return delivery.interpret(source, said, self.base)
+        overrides = delivery.overrides_from(
+            family=self.family, config=self.config, set=self.settings, rename=self.rename
+        )
+        return delivery.interpret(source, overrides, self.base)
 
     def open(self, path: Path) -> Checkpoint:
         """Both."""
@@ -154,9 +156,9 @@ class SourceFlags:
 
     def words(self) -> list[str]:
         """The same options again, for a command to be shown."""
-        given = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config,
+        options = {"format": self.format, "iteration": self.iteration, "family": self.family, "config": self.config,
                  "base": self.base}  # fmt: skip
-        words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         words += ["--merge"] if self.merge else []
         pairs = [("--set", key, value) for key, value in self.settings.items()]
         pairs += [("--rename", key, value) for key, value in self.rename.items()]
@@ -379,9 +381,9 @@ def running_options(function: Function) -> Function:
 
 def _packed(function: Function, options: Sequence[Callable[[Any], Any]], name: str, flags: type[Any]) -> Function:
     @wraps(function)
-    def call(**given: Any) -> Any:
-        given[name] = flags(**{field: given.pop(field) for field in flags.__dataclass_fields__})
-        return function(**given)
+    def call(**arguments: Any) -> Any:
+        arguments[name] = flags(**{field: arguments.pop(field) for field in flags.__dataclass_fields__})
+        return function(**arguments)
 
     out: Any = call
     for option in reversed(options):

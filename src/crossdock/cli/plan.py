@@ -63,7 +63,7 @@ def plan(
 
 def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
     """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
-    from crossdock.cli import weigh
+    from crossdock.planning import estimate
     from crossdock.running.memory import share_of, workers_for
 
     workers = workers or workers_for(memory)
@@ -77,7 +77,7 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
             ("reads", _files(len(plan.sources), sum(file.size for file in plan.sources))),
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
-            ("parameters", show.number(weigh.planned(plan))),
+            ("parameters", show.number(estimate.planned(plan))),
             ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
             ("plan", plan.digest[:16]),
         ]
@@ -189,6 +189,6 @@ def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
 
 def _save(plan: Plan, file: Path) -> None:
     """All lines, or no file."""
-    from crossdock.formats.whole import write_whole
+    from crossdock.io.atomic import write_whole
 
     write_whole(file, (f"{line}\n".encode() for line in plan.lines()), "plan")

@@ -12,7 +12,7 @@ from crossdock.cli.options import PATH, json_option
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock.formats.pickles.scan import Finding
+    from crossdock.scan import Finding
 
 WORST_FIRST = ("call", "import", "refused", "broken")
 COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yellow"}
@@ -35,8 +35,8 @@ def scan(path: Path, as_json: bool) -> int:
     holds a pickle under another name. Nothing is run or imported. Exit code 1 if there is anything beyond
     plain data, 0 if not.
     """
-    from crossdock.formats.pickles.scan import looked_at
-    from crossdock.formats.pickles.scan import scan as find
+    from crossdock.scan import looked_at
+    from crossdock.scan import scan as find
 
     findings = find(path)
     count = looked_at(path)

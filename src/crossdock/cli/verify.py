@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from crossdock.cli import show
+from crossdock.cli.extensions import foreign_file
 from crossdock.cli.logits import show_logits
 from crossdock.cli.options import (
     PATH,
@@ -22,11 +23,10 @@ from crossdock.cli.options import (
 )
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
-from crossdock.cli.split import verify_index
 from crossdock.errors import NotACheckpointError
 
 if TYPE_CHECKING:
-    from crossdock.codecs.statistics import ErrorFigures
+    from crossdock.codecs.error_stats import ErrorStats
     from crossdock.running.comparisons import TokensReport
     from crossdock.running.verify import TensorCheck, VerifyReport
 
@@ -84,12 +84,10 @@ def verify(
     lie no further apart than OUT's types explain.
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
-    from crossdock.formats import gpuidx
-
     if not out.exists():
         raise NotACheckpointError("there is nothing at this path", where=str(out), fix="is OUT spelled right?")
-    if gpuidx.sniff(out):
-        return verify_index(out, against, model, as_json=as_json)
+    if foreign := foreign_file(out):
+        return foreign.verify(out, against, model, as_json=as_json)
     import crossdock
 
     checkpoint = source.open(against)
@@ -163,7 +161,7 @@ def _show_errors(tensors: Sequence[TensorCheck]) -> None:
     lossy = [(one, found) for one in tensors if (found := one.figures) and (found.max_abs or found.nonfinite)]
     if not lossy:
         return
-    sums: dict[str, ErrorFigures] = {}
+    sums: dict[str, ErrorStats] = {}
     for one, figures in lossy:
         sums[one.dtype] = sums[one.dtype] + figures if one.dtype in sums else figures
     show.heading("Distance from the source's values")
@@ -176,7 +174,7 @@ def _show_errors(tensors: Sequence[TensorCheck]) -> None:
         show.table(("worst tensors", *head), rows, "<<>>>")
 
 
-def _figures(figures: ErrorFigures) -> tuple[str, str, str]:
+def _figures(figures: ErrorStats) -> tuple[str, str, str]:
     return f"{figures.max_abs:.3g}", f"{figures.rms:.3g}", f"{100 * figures.relative_rms:.3g}%"
 
 

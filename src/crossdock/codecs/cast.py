@@ -170,9 +170,9 @@ def byte_table(source: Plain, target: Plain) -> NDArray[Any]:
 def bfloat16_to_float16(raw: Bytes, out: Bytes, table: NDArray[np.uint16]) -> None:
     """The same as the cast, in half its time: float16 has more bits of fraction, so a value that is normal in both only
     has its exponent moved. What is too small or too large for that is looked up in `table`, of all patterns."""
-    given, into = raw.view(np.uint16), out.view(np.uint16)
-    for start in range(0, given.size, _LONG):
-        x, y = given[start : start + _LONG], into[start : start + _LONG]
+    source_bits, into = raw.view(np.uint16), out.view(np.uint16)
+    for start in range(0, source_bits.size, _LONG):
+        x, y = source_bits[start : start + _LONG], into[start : start + _LONG]
         np.left_shift(x, 3, out=y)
         y += np.uint16(0x4000)  # (127 - 15) << 10, of which 16 bits remain
         bits = x & np.uint16(0x8000)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.codecs import fast
+from crossdock.codecs import compiled_encoders
 from crossdock.codecs.cast import Plain, bfloat16_to_float16, byte_table
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.errors import UsageError
@@ -54,7 +54,7 @@ class Conversion:
     target: Codec
     block: int
     exact: bool
-    chatty: bool
+    holds_gil: bool
     _run: Run = field(repr=False)
     _scratch: int
 
@@ -94,7 +94,11 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
             run, scratch = _direct(source, target)
             return Conversion(source, target, 1, exact, False, run, scratch)
     block = math.lcm(source.block, target.block)
-    wanted = fast.available(target.name) if compiled is None else compiled and target.name in fast.NAMES
+    wanted = (
+        compiled_encoders.available(target.name)
+        if compiled is None
+        else compiled and target.name in compiled_encoders.NAMES
+    )
     # float32 values, and what block codecs allocate: about three times a run, those that search eight times
     scratch = (16 if target.block < 256 else 36) * max(RUN, block)
     return Conversion(
@@ -144,7 +148,7 @@ def _through_float32(source: Codec, target: Codec, block: int, compiled: bool) -
     read, written = encoded_size(source, step), encoded_size(target, step)
 
     def run(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
-        encode = (fast.encoder(target.name) if compiled else None) or target.encode
+        encode = (compiled_encoders.encoder(target.name) if compiled else None) or target.encode
         for index in range(-(-raw.size // read)):
             part = raw[index * read : (index + 1) * read]
             values = workspace.floats(part.size // source.block_bytes * source.block)

@@ -42,7 +42,7 @@ def encode(name: str, values: Values, out: Bytes, search: Searches = NUMPY) -> N
                     into[block, [at + 1 for at in _SCALES[name]]] = 0x7E
 
 
-def _two(x: Values, b: Bytes, search: Searches) -> None:
+def _pack_q2_k(x: Values, b: Bytes, search: Searches) -> None:
     fit = search.affine(x, _TWO)
     scales, lows = fit.scale.reshape(-1, 16), -fit.low.reshape(-1, 16)
     b[:, :16] = _factors(scales, 15, b, 80) | _factors(lows, 15, b, 82) << 4
@@ -50,8 +50,8 @@ def _two(x: Values, b: Bytes, search: Searches) -> None:
     b[:, 16:80] = _packed(q, 32, 2)
 
 
-def _three(x: Values, b: Bytes, search: Searches) -> None:
-    scale, found = search.three(x)
+def _pack_q3_k(x: Values, b: Bytes, search: Searches) -> None:
+    scale, found = search.search_q3_k(x)
     scales = scale.reshape(-1, 16)
     far = farthest(scales.T)[1][:, None]
     inverse = np.float32(-32) / far
@@ -65,16 +65,16 @@ def _three(x: Values, b: Bytes, search: Searches) -> None:
     b[:, 32:96], b[:, :32] = _packed(q & np.uint8(3), 32, 2), _packed(q >> np.uint8(2), 32, 1)
 
 
-def _four(x: Values, b: Bytes, search: Searches) -> None:
+def _pack_q4_k(x: Values, b: Bytes, search: Searches) -> None:
     b[:, 16:144] = _packed(_with_six_bits(x, b, _FOUR, search), 32, 4)
 
 
-def _five(x: Values, b: Bytes, search: Searches) -> None:
+def _pack_q5_k(x: Values, b: Bytes, search: Searches) -> None:
     q = _with_six_bits(x, b, _FIVE, search)
     b[:, 48:176], b[:, 16:48] = _packed(q & _NIBBLE, 32, 4), _packed(q >> _FOUR_BITS, 32, 1)
 
 
-def _six(x: Values, b: Bytes, search: Searches) -> None:
+def _pack_q6_k(x: Values, b: Bytes, search: Searches) -> None:
     fit = search.symmetric(x)
     scales = fit.scale.reshape(-1, 16)
     far = farthest(scales.T)[1][:, None]
@@ -151,7 +151,7 @@ def _put_half(blocks: Bytes, at: int, numbers: Values) -> None:
 
 
 _PACKS: Mapping[str, Pack] = MappingProxyType(
-    {"q2_k": _two, "q3_k": _three, "q4_k": _four, "q5_k": _five, "q6_k": _six}
+    {"q2_k": _pack_q2_k, "q3_k": _pack_q3_k, "q4_k": _pack_q4_k, "q5_k": _pack_q5_k, "q6_k": _pack_q6_k}
 )
 _SCALES: Mapping[str, tuple[int, ...]] = MappingProxyType(  # where the float16 lie
     {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}

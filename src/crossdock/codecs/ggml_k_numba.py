@@ -23,7 +23,7 @@ from crossdock.codecs.ggml_k_search import (
     Levels,
     Searches,
 )
-from crossdock.codecs.ggml_numba import compiled, inlined
+from crossdock.codecs.ggml_legacy_numba import compiled, inlined
 
 LANES = 64
 RUN = 512  # super-blocks encoded at a time: half a MiB of float32
@@ -212,7 +212,7 @@ def _symmetric(values: Any, scales: Any, found: Any) -> None:
 
 
 @compiled
-def _three(values: Any, scales: Any, levels: Any) -> None:
+def _search_q3_k(values: Any, scales: Any, levels: Any) -> None:
     x, w, wx = (
         np.zeros((16, LANES), np.float32), np.zeros((16, LANES), np.float32), np.zeros((16, LANES), np.float32)
     )  # fmt: skip
@@ -277,10 +277,10 @@ def symmetric(values: Values) -> Fit:
     return fit
 
 
-def three(values: Values) -> tuple[Values, Levels]:
+def search_q3_k(values: Values) -> tuple[Values, Levels]:
     """As ggml_k_search.three."""
     scales, levels = np.empty(values.size // 16, np.float32), np.empty(values.size, np.uint8)
-    _three(values, scales, levels)
+    _search_q3_k(values, scales, levels)
     return scales, levels
 
 
@@ -291,4 +291,4 @@ def levels(values: Values, scale: Values, add: Values, middle: int, top: int) ->
     return out
 
 
-NUMBA = Searches(RUN, affine, symmetric, three, levels)
+NUMBA = Searches(RUN, affine, symmetric, search_q3_k, levels)

@@ -60,14 +60,14 @@ class Searches:
     run         how many super-blocks it likes to be given at a time
     affine      of values, as an Affine says
     symmetric   of values, sub-blocks of 16, levels -32 to 31
-    three       of values, sub-blocks of 16, levels 0 to 7 for -4 to 3: scales, and the levels themselves
+    search_q3_k       of values, sub-blocks of 16, levels 0 to 7 for -4 to 3: scales, and the levels themselves
     levels      nearest((x + add) / scale) between 0 and top, after `middle` was added; one scale and add a sub-block
     """
 
     run: int
     affine: Callable[[Values, Affine], Fit]
     symmetric: Callable[[Values], Fit]
-    three: Callable[[Values], tuple[Values, Levels]]
+    search_q3_k: Callable[[Values], tuple[Values, Levels]]
     levels: Callable[[Values, Values, Values, int, int], Levels]
 
 
@@ -148,7 +148,7 @@ def symmetric(values: Values) -> Fit:
     return Fit(np.where(none, zero, scale), np.zeros_like(scale), np.where(none, zero, found), np.zeros_like(scale))
 
 
-def three(values: Values) -> tuple[Values, Levels]:
+def search_q3_k(values: Values) -> tuple[Values, Levels]:
     """make_q3_quants of 16 elements: element by element a better level is looked for, five times over."""
     x = _columns(values, 16)
     size, far = farthest(x)
@@ -184,7 +184,7 @@ def levels(values: Values, scale: Values, add: Values, middle: int, top: int) ->
     return np.clip(rounded, 0, top, out=rounded).astype(np.uint8).reshape(-1)
 
 
-NUMPY = Searches(RUN, affine, symmetric, three, levels)
+NUMPY = Searches(RUN, affine, symmetric, search_q3_k, levels)
 
 
 def _columns(values: Values, size: int) -> Values:

@@ -41,7 +41,7 @@ _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
         "megatron_state": ("file", "crossdock.formats.megatron.state"),
         "hf": ("both", "crossdock.formats.hf.source"),
         "megatron": ("folder", "crossdock.formats.megatron"),
-        "dcp": ("folder", "crossdock.formats.dcp_folder"),
+        "dcp": ("folder", "crossdock.formats.dcp.source"),
     }
 )
 _TARGETS: Mapping[str, str] = MappingProxyType(

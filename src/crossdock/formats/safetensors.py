@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from crossdock.errors import FormatError, PlanError, Problem
-from crossdock.formats.files import read_exact, reading, size_of
-from crossdock.json_keys import unique
+from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import unique
 
 MAX_HEADER = 100_000_000
 # Ours: what JSON of 100 MB could make of itself in memory must stay bounded; half a million tensors fit.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
 
@@ -55,8 +55,8 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
-    """What a stored tensor's values are multiplied by: a scale for each of its cells, stored beside it.
+class StoredScales:
+    """What a stored tensor's values are multiplied by: a scale for each of its blocks, stored beside it.
 
     name, dtype   of the stored scales (their codec); `file` and `offset`: where they lie, in C order
     """
@@ -65,7 +65,7 @@ class Scaling:
     dtype: str
     file: int
     offset: int
-    cells: Cells
+    scale_blocks: ScaleBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class StoredTensor:
     dtype: str
     extents: tuple[Extent, ...]
     part: str = ""
-    scaling: Scaling | None = None
+    scaling: StoredScales | None = None
     meant: str = ""
 
     @property
@@ -116,12 +116,12 @@ class Source:
     tensors      by (part, name)
     metadata     the raw configuration as the format spells it (args, config.json, GGUF keys)
     metadata_at  where `metadata` was read, for messages
-    spelled      `metadata` has the format's other names (Megatron's TransformerConfig instead of args)
+    aliased      `metadata` has the format's other names (Megatron's TransformerConfig instead of args)
     ranks        parallel sizes for formats with rank files ({"tp": 2, "pp": 2, ...}), else empty
     partitions   axis ranges where they are not even: {"layer": {(("pp", 0),): (0, 3), ...}}
     skipped      stored things that are not model weights, name -> reason (optimizer state, rng, extra state)
     skipped_bytes  how many bytes of the files those are
-    travels      files that go along with the model: tokenizer.json, generation_config.json, ...
+    companion_files      files that go along with the model: tokenizer.json, generation_config.json, ...
     scales       reads the scales of fp8 training, where there may be some
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     """
@@ -136,7 +136,7 @@ class Source:
     partitions: Mapping[str, Mapping[tuple[tuple[str, int], ...], tuple[int, int]]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     skipped_bytes: int = 0
-    travels: tuple[Path, ...] = ()
+    companion_files: tuple[Path, ...] = ()
     scales: Callable[[], TrainingScales] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    spelled: bool = False
+    aliased: bool = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import UsageError
 from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
 from crossdock.layout.rules import Layout
@@ -69,7 +69,7 @@ class Request:
     dtype          codec name of large tensors, or "auto": as the source has them
     quantize       block codec for matrices, or what the target knows by name, or None
     mixture        tensor name -> codec, of a quantisation that gives tensors different ones; the planner fills it in
-    tokenizer      folder or file of the tokenizer; `travels`: files that the source brings along
+    tokenizer      folder or file of the tokenizer; `companion_files`: files that the source brings along
     max_shard_size bytes per file, for formats with shards
     vocab_from     where the model's vocab_size comes from, for messages; the planner knows
     encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
@@ -84,7 +84,7 @@ class Request:
     tokenizer: Path | None = None
     pre_tokenizer: str | None = None
     max_shard_size: int = 5_000_000_000
-    travels: tuple[Path, ...] = ()
+    companion_files: tuple[Path, ...] = ()
     vocab_from: str = ""
     encodings: Mapping[str, str] = field(default_factory=dict)
     keep_order: bool = False
@@ -94,7 +94,7 @@ class Request:
     fp8_kv_cache: bool = False
 
 
-class Wanted(NamedTuple):
+class TensorSpec(NamedTuple):
     """A tensor that the target will have. dtype: codec name (of the source when asked for an encoding).
 
     part    the rank file it belongs to, as the layout spells it ("" where names are global)
@@ -131,14 +131,14 @@ class RankFile:
 class Encoding(NamedTuple):
     """The codec chosen for a tensor, and a sentence when it is not the one that was asked for.
 
-    cells   each cell's values are divided by a scale before they are encoded
-    known   the scale of each cell; none: they follow from the values, and are written as the tensor `scales`
+    scale_blocks   each cell's values are divided by a scale before they are encoded
+    static_scales   the scale of each cell; none: they follow from the values, and are written as the tensor `scales`
     """
 
     dtype: str
     notice: str = ""
-    cells: Cells | None = None
-    known: tuple[float, ...] = ()
+    scale_blocks: ScaleBlocks | None = None
+    static_scales: tuple[float, ...] = ()
     scales: str = ""
 
 
@@ -184,7 +184,7 @@ class Target(Protocol):
     @property
     def single_file(self) -> bool: ...
     @property
-    def algorithms(self) -> tuple[str, ...]:
+    def quantizations(self) -> tuple[str, ...]:
         """Quantisations beside the codecs that the format knows by name."""
         ...
 
@@ -192,7 +192,7 @@ class Target(Protocol):
         """How the model is cut over rank files. Raises PlanError with all that does not divide, UsageError."""
         ...
 
-    def settled(self, request: Request, output: Source) -> Request:
+    def request_from_output(self, request: Request, output: Source) -> Request:
         """`request` with what can be seen in an output of this format, so that a replay gives the same files."""
         ...
 
@@ -200,13 +200,13 @@ class Target(Protocol):
         """Commands and notices that follow an export to `output`. source: the words that name the source in them."""
         ...
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """The codec for `tensor`, whose dtype is the source's. Raises UsageError for a dtype the format lacks."""
         ...
 
     def computed(
-        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
-    ) -> Sequence[tuple[Wanted, bytes]]:
+        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
+    ) -> Sequence[tuple[TensorSpec, bytes]]:
         """Tensors that no source holds, with their encoded bytes. `tensors`: those that it holds, as encoded."""
         ...
 
@@ -215,14 +215,18 @@ class Target(Protocol):
         ...
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """Files and places for `tensors`. `written`: config key -> (type, value) from the layout's [write]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class PassThrough:
     """A stored tensor that goes along although it is no weight, its last axis perhaps in another order.
 
     pieces  (first element, count) along the last axis of the source, in the target's order
@@ -238,13 +242,13 @@ class State:
     """What training left beside the weights, as a target takes it.
 
     keys  (key, type, value) for the header
-    same  stored tensors that, one behind the other, must equal `Carried` (how its order was found), or nothing
+    same  stored tensors that, one behind the other, must equal `PassThrough` (how its order was found), or nothing
     """
 
-    carried: tuple[Carried, ...]
+    carried: tuple[PassThrough, ...]
     keys: tuple[tuple[str, str, Any], ...]
     warnings: tuple[str, ...] = ()
-    same: tuple[Carried, tuple[StoredTensor, ...]] | None = None
+    same: tuple[PassThrough, tuple[StoredTensor, ...]] | None = None
 
 
 @runtime_checkable
@@ -258,10 +262,10 @@ class StateTarget(Protocol):
 
 @runtime_checkable
 class ScaledTarget(Protocol):
-    """A target with quantisations that take the scales of fp8 training; of `algorithms`, those in `by_training`."""
+    """A target some of whose `quantizations` take the scales of fp8 training: `needs_training_scales`."""
 
     @property
-    def by_training(self) -> tuple[str, ...]: ...
+    def needs_training_scales(self) -> tuple[str, ...]: ...
 
 
 @runtime_checkable
@@ -269,7 +273,7 @@ class MixingTarget(Protocol):
     """A target with quantisations under which a tensor's type depends on the others, or on the model."""
 
     def mixture(
-        self, tensors: Sequence[Wanted], written: Mapping[str, tuple[str, Any]], request: Request
+        self, tensors: Sequence[TensorSpec], written: Mapping[str, tuple[str, Any]], request: Request
     ) -> Mapping[str, str]:
         """Tensor name -> codec, for all `tensors` or none. written: as for `assemble`, before there are encodings."""
         ...

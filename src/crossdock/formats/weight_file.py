@@ -13,7 +13,7 @@ from crossdock.formats import safetensors
 from crossdock.formats.stored import Extent, StoredTensor
 
 if TYPE_CHECKING:
-    from crossdock.formats.pickles import TensorRef
+    from crossdock.unpickle import TensorRef
 
 
 def tensors_in(file: Path, number: int) -> Iterator[StoredTensor]:
@@ -27,7 +27,7 @@ def tensors_in(file: Path, number: int) -> Iterator[StoredTensor]:
             extent = Extent(number, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
             yield StoredTensor(name, tensor.shape, tensor.codec, (extent,))
         return
-    from crossdock.formats.torchfile.reader import open_torch, state_tensors
+    from crossdock.torchfile.reader import open_torch, state_tensors
 
     root = open_torch(file, where=str(file)).root
     for name, ref in state_tensors(root, where=str(file)):

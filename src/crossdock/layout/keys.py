@@ -82,13 +82,13 @@ class WriteKeys:
     """How canonical fields become the keys of a format, and which models it can hold.
 
     keys   what the format's configuration holds, in order
-    fits   canonical field -> the values that the format can hold; fits_reason: why not others
+    requires  canonical field -> the values that the format can hold; requires_reason: why not others
     needs  what must hold for a model to be written; warn: sentences to show when their condition holds
     """
 
     keys: tuple[Written, ...]
-    fits: Mapping[str, tuple[Any, ...]]
-    fits_reason: Mapping[str, str]
+    requires: Mapping[str, tuple[Any, ...]]
+    requires_reason: Mapping[str, str]
     needs: tuple[Statement, ...]
     warn: tuple[Statement, ...]
 
@@ -130,8 +130,8 @@ def write_keys(table: Table, where: str) -> WriteKeys:
         keys=tuple(
             _written(key, content, tables, f"{where} [write] {key}") for key, content in table.get("write", {}).items()
         ),
-        fits={key: constants(allowed) for key, allowed in table.get("fits", {}).items()},
-        fits_reason=table.get("fits_reason", {}),
+        requires={key: constants(allowed) for key, allowed in table.get("fits", {}).items()},
+        requires_reason=table.get("fits_reason", {}),
         needs=needs,
         warn=_statements(table, "warn", "when", where),
     )

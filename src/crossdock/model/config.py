@@ -122,7 +122,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Described:
+class ResolvedConfig:
     """A configuration together with where each of its fields came from.
 
     config   the canonical configuration

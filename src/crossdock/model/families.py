@@ -81,7 +81,7 @@ class Family:
     axes: Mapping[str, Expression]
     layers: Mapping[str, Expression]
     tensors: Mapping[str, TensorDecl]
-    fits: Mapping[str, tuple[Any, ...]]
+    requires: Mapping[str, tuple[Any, ...]]
     sections: Mapping[str, Table]
 
     def sizes(self, config: ModelConfig) -> Sizes:
@@ -134,7 +134,7 @@ class Family:
                 expected=" or ".join(map(repr, allowed)),
                 got=repr(getattr(config, field)),
             )
-            for field, allowed in self.fits.items()
+            for field, allowed in self.requires.items()
             if not is_allowed(getattr(config, field), allowed)
         ]
 
@@ -251,7 +251,7 @@ def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: 
             problems.append(Problem(f"[{name}] is no table", where=where, got=repr(content)))
             continue
         problems += [
-            Problem(f"[{name}] {key} is of the wrong type", where=where, expected=_spoken(kinds), got=repr(value))
+            Problem(f"[{name}] {key} is of the wrong type", where=where, expected=_kinds_text(kinds), got=repr(value))
             for key, value in content.items()
             if not isinstance(value, kinds)
         ]
@@ -259,7 +259,7 @@ def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: 
         raise ConfigError(problems)
 
 
-def _spoken(kinds: tuple[type, ...]) -> str:
+def _kinds_text(kinds: tuple[type, ...]) -> str:
     words: Mapping[type, str] = {str: "a text", list: "a list", dict: "a table", int: "a number"}
     return " or ".join(words.get(kind, kind.__name__) for kind in kinds)
 
@@ -294,8 +294,10 @@ def _family(name: str) -> Family:
         for axis in decl.axes
         if axis not in axes
     ]
-    fits = {key: constants(allowed) for key, allowed in table.get("fits", {}).items()}
-    problems += [Problem(f"[fits] names {key!r}, which is no field", where=where) for key in fits if key not in FIELDS]
+    requires = {key: constants(allowed) for key, allowed in table.get("fits", {}).items()}
+    problems += [
+        Problem(f"[fits] names {key!r}, which is no field", where=where) for key in requires if key not in FIELDS
+    ]
     problems += [
         Problem(f"tensor {decl.name!r} is the same as {decl.same_as!r}, which [tensors] does not define", where=where)
         for decl in tensors.values()
@@ -322,7 +324,7 @@ def _family(name: str) -> Family:
     odd = [k for k in table if k not in sections and k not in _OWN]
     if odd:
         raise ConfigError(f"unknown keys {', '.join(odd)}", where=where)
-    return Family(name, axes, layers, tensors, fits, sections)
+    return Family(name, axes, layers, tensors, requires, sections)
 
 
 def _inherited(name: str, chain: tuple[str, ...]) -> Table:

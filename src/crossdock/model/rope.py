@@ -96,9 +96,9 @@ def _yarn(config: ModelConfig, frequencies: Array, dim: int) -> Array:
 
 def _yarn_magnitude(config: ModelConfig) -> float:
     scaling = config.rope_scaling
-    factor, given = scaling["factor"], scaling.get("attention_factor")
-    if given is not None:
-        return given
+    factor, attention_factor = scaling["factor"], scaling.get("attention_factor")
+    if attention_factor is not None:
+        return attention_factor
     scale, over = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if scale and over:
         return magnitude_of(factor, scale) / magnitude_of(factor, over)

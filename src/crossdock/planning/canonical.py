@@ -15,7 +15,7 @@ from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
 from crossdock.planning.plan import Plan, TargetTensor
-from crossdock.planning.sources import Extents, candidates, moves_for
+from crossdock.planning.tensors.extents import Extents, candidates, moves_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
-from crossdock.model.config import Described, ModelConfig
+from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.families import Family
-from crossdock.planning.resolve import Resolved
+from crossdock.planning.tensors.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Checkpoint:
 
     source: Source
     family: Family
-    described: Described
+    described: ResolvedConfig
     variables: Mapping[str, Any]
     rules: Layout
     resolved: Resolved

@@ -16,8 +16,8 @@ from crossdock.layout.boxes import steps_of
 from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Product
-from crossdock.planning.resolve import Provision, Resolved
-from crossdock.planning.sources import Extents, moves_for
+from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.resolve import Resolved, SourceSlice
 
 _ALIKE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -131,7 +131,7 @@ def _shifted(resolved: Resolved, files: int) -> Resolved:
     """The same in a source that has `files` more files before these."""
     known: dict[int, StoredTensor] = {}
 
-    def moved(provision: Provision) -> Provision:
+    def moved(provision: SourceSlice) -> SourceSlice:
         stored = provision.stored
         if id(stored) not in known:
             extents = tuple(replace(extent, file=extent.file + files) for extent in stored.extents)

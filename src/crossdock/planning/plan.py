@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import Problem
-from crossdock.formats.stored import Extent, Scaling, SourceFile
+from crossdock.formats.stored import Extent, SourceFile, StoredScales
 from crossdock.formats.target import RankFile, TargetFile
-from crossdock.model.config import Described
+from crossdock.model.config import ResolvedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class PlannedExtent:
     tensor: str
     part: str
     dtype: str
-    scaling: Scaling | None = None
+    scaling: StoredScales | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class TargetTensor:
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
     sum_as_stored  the sum is rounded to the dtype of the source
-    cells  each cell's values are divided by a scale, after `add` (`codecs.cells`)
-    known  the scale of each cell; none: it follows from the values
-    holds_scales  the tensor holds the scales of these cells instead of the values
+    scale_blocks  each cell's values are divided by a scale, after `add` (`codecs.scale_blocks`)
+    static_scales  the scale of each cell; none: it follows from the values
+    is_scale_tensor  the tensor holds the scales of these blocks instead of the values
     product  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
@@ -97,19 +97,19 @@ class TargetTensor:
     part: str = ""
     experts: int = 1
     product: Product | None = None
-    cells: Cells | None = None
-    known: tuple[float, ...] = ()
-    holds_scales: bool = False
+    scale_blocks: ScaleBlocks | None = None
+    static_scales: tuple[float, ...] = ()
+    is_scale_tensor: bool = False
 
     @property
     def elements(self) -> int:
         """How many values its moves fill: the shape's, or of what it holds the scales of."""
-        return self.cells.elements if self.cells is not None else math.prod(self.shape)
+        return self.scale_blocks.elements if self.scale_blocks is not None else math.prod(self.shape)
 
     @property
     def scaled(self) -> bool:
         """Whether it holds values divided by scales."""
-        return self.cells is not None and not self.holds_scales
+        return self.scale_blocks is not None and not self.is_scale_tensor
 
     @property
     def sums(self) -> bool:
@@ -118,10 +118,10 @@ class TargetTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class EqualityCheck:
     """Two stored tensors that must hold the same values (a head that is tied to the embedding and stored all the same).
 
-    `one` and `other` fill the same imaginary tensor of `elements` elements; `otherwise` is the problem if they differ.
+    `one` and `other` fill the same imaginary tensor of `elements` elements; `on_mismatch` is the problem if not.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Twin:
     elements: int
     one: tuple[Move, ...]
     other: tuple[Move, ...]
-    otherwise: Problem
+    on_mismatch: Problem
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class Plan:
     extents: tuple[PlannedExtent, ...]
     files: tuple[TargetFile, ...]
     tensors: tuple[TargetTensor, ...]
-    described: Described
-    twins: tuple[Twin, ...] = ()
+    described: ResolvedConfig
+    equality_checks: tuple[EqualityCheck, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -215,13 +215,13 @@ class Plan:
                 **_scales(tensor),
                 **_product(tensor.product),
             }
-        for twin in self.twins:
+        for check in self.equality_checks:
             yield {
-                "twin": twin.name,
-                "like": twin.like,
-                "elements": twin.elements,
-                "one": [list(_fields(m)) for m in twin.one],
-                "other": [list(_fields(m)) for m in twin.other],
+                "twin": check.name,
+                "like": check.like,
+                "elements": check.elements,
+                "one": [list(_fields(m)) for m in check.one],
+                "other": [list(_fields(m)) for m in check.other],
             }
 
     def lines(self) -> Iterator[str]:
@@ -247,17 +247,18 @@ def _product(product: Product | None) -> dict[str, Any]:
 
 
 def _scales(tensor: TargetTensor) -> dict[str, Any]:
-    if tensor.cells is None:
+    if tensor.scale_blocks is None:
         return {}
-    return {"cells": [*_cells(tensor.cells), *(["holds scales"] if tensor.holds_scales else tensor.known)]}
+    scales = ["holds scales"] if tensor.is_scale_tensor else tensor.static_scales
+    return {"cells": [*_scale_blocks(tensor.scale_blocks), *scales]}
 
 
-def _cells(cells: Cells) -> tuple[int, ...]:
-    return cells.rows, cells.columns, cells.height, cells.width
+def _scale_blocks(scale_blocks: ScaleBlocks) -> tuple[int, ...]:
+    return scale_blocks.rows, scale_blocks.columns, scale_blocks.height, scale_blocks.width
 
 
-def _scaling(scaling: Scaling) -> list[Any]:
-    return [scaling.name, scaling.dtype, scaling.file, scaling.offset, *_cells(scaling.cells)]
+def _scaling(scaling: StoredScales) -> list[Any]:
+    return [scaling.name, scaling.dtype, scaling.file, scaling.offset, *_scale_blocks(scaling.scale_blocks)]
 
 
 def _fields(move: Move) -> tuple[Any, ...]:

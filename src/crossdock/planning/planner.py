@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import (
     Assembled,
-    Carried,
     MixingTarget,
+    PassThrough,
     Ranks,
     Request,
     ScaledTarget,
     State,
     StateTarget,
     Target,
-    Wanted,
+    TensorSpec,
 )
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout
@@ -34,19 +34,19 @@ from crossdock.model.config import ModelConfig
 from crossdock.model.families import Family, is_allowed
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
-from crossdock.planning.plan import Move, Plan, Product, TargetTensor, Twin
-from crossdock.planning.resolve import Provision, Resolved
-from crossdock.planning.scales import scales_of, shared
-from crossdock.planning.sources import Extents, moves_for
-from crossdock.planning.state import carried_moves, order_twins
-from crossdock.planning.wanted import unplaced, wanted_containers
+from crossdock.planning.plan import EqualityCheck, Move, Plan, Product, TargetTensor
+from crossdock.planning.tensors.containers import unplaced, wanted_containers
+from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.resolve import Resolved, SourceSlice
+from crossdock.planning.tensors.training_scales import scales_of, shared
+from crossdock.planning.tensors.training_state import carried_moves, order_checks
 
 
 @dataclass(frozen=True, slots=True)
 class _Filled:
     """A target container with what fills it."""
 
-    wanted: Wanted
+    wanted: TensorSpec
     moves: tuple[Move, ...]
     add: float
     zeros: int
@@ -55,9 +55,9 @@ class _Filled:
     experts: int
     sum_as_stored: bool = False
     product: Product | None = None
-    cells: Cells | None = None
-    known: tuple[float, ...] = ()
-    holds_scales: bool = False
+    scale_blocks: ScaleBlocks | None = None
+    static_scales: tuple[float, ...] = ()
+    is_scale_tensor: bool = False
 
 
 def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
@@ -67,7 +67,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     ranks = _ranks(rules, config, target, checkpoint.family, request)
     variables = _variables(rules, config, ranks)
     extents = Extents()
-    wanted = isinstance(target, ScaledTarget) and request.quantize in target.by_training
+    wanted = isinstance(target, ScaledTarget) and request.quantize in target.needs_training_scales
     scales = checkpoint.source.scales() if wanted and checkpoint.source.scales is not None else None
     filled = _filled(checkpoint, target, rules, variables, ranks, extents, scales)
     state = target.state(checkpoint.source, request) if isinstance(target, StateTarget) else State((), ())
@@ -80,11 +80,13 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
     held = [one.wanted for one in filled]
     computed = target.computed(config, held, request)
     tensors = [*held, *(tensor for tensor, _ in computed)]
-    told = replace(request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}")
-    twins = (*_twins(checkpoint, extents), *order_twins(extents, state))
+    with_vocab = replace(
+        request, vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}"
+    )
+    equality_checks = (*_equality_checks(checkpoint, extents), *order_checks(extents, state))
     omitted = _omitted(checkpoint, rules)
     written = _written(rules, variables, tensors) | {key: (kind, value) for key, kind, value in state.keys}
-    assembled = target.assemble(tensors, config, written, told)
+    assembled = target.assemble(tensors, config, written, with_vocab)
     return Plan(
         source_format=checkpoint.source.format,
         source_root=checkpoint.source.root,
@@ -95,7 +97,7 @@ def make_plan(checkpoint: Checkpoint, target: Target, request: Request) -> Plan:
         files=assembled.files,
         tensors=_placed(filled, computed, assembled),
         described=checkpoint.described,
-        twins=twins,
+        equality_checks=equality_checks,
         facts=assembled.facts,
         warnings=(
             *checkpoint.described.notices,
@@ -136,10 +138,10 @@ def _omitted(checkpoint: Checkpoint, rules: Layout) -> dict[str, tuple[str, ...]
     return out
 
 
-def _carried(carried: Carried, extents: Extents) -> _Filled:
+def _carried(carried: PassThrough, extents: Extents) -> _Filled:
     """A stored vector that goes along as it is, as if it filled a container of its own."""
     stored = carried.stored
-    wanted = Wanted(carried.name, stored.shape, stored.dtype)
+    wanted = TensorSpec(carried.name, stored.shape, stored.dtype)
     return _Filled(wanted, carried_moves(extents, carried), 0.0, 0, (), (stored.name,), 1)
 
 
@@ -183,12 +185,12 @@ def _encoded(
         except PlanError as error:
             problems += error.problems
             continue
-        cells = encoding.cells
+        scale_blocks = encoding.scale_blocks
         held = wanted._replace(dtype=encoding.dtype, before=wanted.dtype)
-        encoded.append(replace(one, wanted=held, cells=cells, known=encoding.known))
-        if cells is not None and not encoding.known:
-            wanted = Wanted(encoding.scales, (cells.count,), "float32", wanted.part)
-            encoded.append(replace(one, wanted=wanted, cells=cells, holds_scales=True))
+        encoded.append(replace(one, wanted=held, scale_blocks=scale_blocks, static_scales=encoding.static_scales))
+        if scale_blocks is not None and not encoding.static_scales:
+            wanted = TensorSpec(encoding.scales, (scale_blocks.count,), "float32", wanted.part)
+            encoded.append(replace(one, wanted=wanted, scale_blocks=scale_blocks, is_scale_tensor=True))
         notices += [encoding.notice] if encoding.notice else []
     if problems:
         raise PlanError(_each_once(problems))
@@ -207,7 +209,7 @@ def _each_once(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _placed(
-    filled: Sequence[_Filled], computed: Sequence[tuple[Wanted, bytes]], assembled: Assembled
+    filled: Sequence[_Filled], computed: Sequence[tuple[TensorSpec, bytes]], assembled: Assembled
 ) -> tuple[TargetTensor, ...]:
     """The target's tensors at their places: those that moves fill, then the computed ones."""
     return (
@@ -216,7 +218,7 @@ def _placed(
                 one.wanted.name, *place, _size(one.wanted), one.wanted.shape, one.wanted.dtype, one.moves, one.add,
                 zeros=one.zeros, of=one.of, sources=one.sources, part=one.wanted.part, experts=one.experts,
                 sum_as_stored=one.sum_as_stored, product=one.product,
-                cells=one.cells, known=one.known, holds_scales=one.holds_scales,
+                scale_blocks=one.scale_blocks, static_scales=one.static_scales, is_scale_tensor=one.is_scale_tensor,
             )
             for one, place in zip(filled, assembled.places[: len(filled)], strict=True)
         ),
@@ -241,9 +243,9 @@ def _ranks(rules: Layout, config: ModelConfig, target: Target, family: Family, r
             where=name,
             expected=" or ".join(map(repr, allowed)),
             got=repr(getattr(config, name)),
-            cause=rules.writing.fits_reason.get(name, ""),
+            cause=rules.writing.requires_reason.get(name, ""),
         )
-        for name, allowed in rules.writing.fits.items()
+        for name, allowed in rules.writing.requires.items()
         if not is_allowed(getattr(config, name), allowed)
     ]
     values = config.as_dict()
@@ -269,7 +271,7 @@ def _fill(
     training: TrainingScales | None,
 ) -> _Filled | None:
     moves: list[Move] = []
-    used: list[Provision] = []
+    used: list[SourceSlice] = []
     complete = True
     for lens in container.lenses:
         found, count, provisions = moves_for(extents, checkpoint.resolved, lens.tensor, lens, container.shape)
@@ -305,7 +307,7 @@ def _fill(
     moves.sort(key=lambda move: move.dst)
     experts = _experts(container)
     scales = None if product is not None else scales_of(training, checkpoint.resolved, container, experts)
-    wanted = Wanted(container.name, container.shape, dtype, container.part, scales)
+    wanted = TensorSpec(container.name, container.shape, dtype, container.part, scales)
     add = adds.pop() if adds else 0.0
     as_stored = bool(add and rules.sum_as_stored.evaluate(variables))
     return _Filled(wanted, tuple(moves), add, zeros, of, names, experts, as_stored, product=product)
@@ -317,16 +319,16 @@ def _experts(container: Container) -> int:
     return container.shape[0] if all(placed == [("expert", 1)] for placed in first) else 1
 
 
-def _name(provision: Provision) -> str:
+def _name(provision: SourceSlice) -> str:
     stored = provision.stored
     return f"{stored.part}/{stored.name}" if stored.part else stored.name
 
 
-def _size(tensor: Wanted) -> int:
+def _size(tensor: TensorSpec) -> int:
     return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
 
 
-def _main_dtype(tensors: Sequence[Wanted]) -> str:
+def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
     """The dtype that most elements of matrices have, those aside that are scaled into fp8."""
     elements: dict[str, int] = {}
     for tensor in tensors:
@@ -335,7 +337,7 @@ def _main_dtype(tensors: Sequence[Wanted]) -> str:
     return max(elements, key=lambda name: elements[name], default="float32")
 
 
-def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Wanted]) -> dict[str, tuple[str, Any]]:
+def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[TensorSpec]) -> dict[str, tuple[str, Any]]:
     values = {**variables, "dtype": _main_dtype(tensors)}
     out: dict[str, tuple[str, Any]] = {}
     for entry in rules.writing.keys:
@@ -350,11 +352,13 @@ def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[Want
     return out
 
 
-def _twins(checkpoint: Checkpoint, extents: Extents) -> tuple[Twin, ...]:
-    return tuple(_twin(extents, checkpoint, provision, like) for provision, like in checkpoint.resolved.twins)
+def _equality_checks(checkpoint: Checkpoint, extents: Extents) -> tuple[EqualityCheck, ...]:
+    return tuple(
+        _equality_check(extents, checkpoint, provision, like) for provision, like in checkpoint.resolved.equality_checks
+    )
 
 
-def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: str) -> Twin:
+def _equality_check(extents: Extents, checkpoint: Checkpoint, provision: SourceSlice, like: str) -> EqualityCheck:
     """Compare what `provision` holds with the same box of canonical tensor `like`."""
     shape = tuple(p.high - p.low for p in provision.lens.axes)
     flat = tuple(Placement(p.axis, dim, 1, p.low, p.high) for dim, p in enumerate(provision.lens.axes))
@@ -364,21 +368,21 @@ def _twin(extents: Extents, checkpoint: Checkpoint, provision: Provision, like: 
     one, _, _ = moves_for(extents, alone, like, lens, shape)
     names = " and ".join(dict.fromkeys(map(_name, used)))
     if like == provision.lens.tensor:
-        otherwise = Problem(
+        on_mismatch = Problem(
             f"differs from {names}, of which it is a later pipeline stage's own copy",
             where=_name(provision),
             cause="a file of another iteration or run, or a copy that went wrong",
             fix="copy the rank files again, or take another iteration: --iteration",
         )
     else:
-        otherwise = Problem(
+        on_mismatch = Problem(
             f"differs from {names}, to which the configuration ties it",
             where=_name(provision),
             cause="the run was trained with untied embeddings",
             fix="--set tie_word_embeddings=false keeps both",
             check="tied-head",
         )
-    return Twin(_name(provision), names, math.prod(shape), tuple(one), tuple(other), otherwise)
+    return EqualityCheck(_name(provision), names, math.prod(shape), tuple(one), tuple(other), on_mismatch)
 
 
 def _grouped(notices: Sequence[str]) -> list[str]:

@@ -101,7 +101,7 @@ def losing(plan: Plan) -> set[str]:
     """The types of the plan's tensors that do not hold every value of what fills them."""
     out = set()
     for tensor in plan.tensors:
-        if tensor.holds_scales:
+        if tensor.is_scale_tensor:
             continue
         target = codecs.get(tensor.dtype)
         used = [plan.extents[number] for number in {move.extent for move in tensor.moves}]

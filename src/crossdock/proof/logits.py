@@ -39,7 +39,7 @@ from crossdock.running.weights import CheckpointWeights
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
 ROW = 8  # bytes that a logit of a row takes on one side, in parts and whole
 
-Told = Callable[[int, str], None]
+ReadReporter = Callable[[int, str], None]
 Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
 
 
@@ -54,7 +54,7 @@ class Question:
 
 
 def question(
-    said: str | Sequence[int], engine: str | None, source: Checkpoint, output: Path, tokenizer: Path | None
+    text_or_ids: str | Sequence[int], engine: str | None, source: Checkpoint, output: Path, tokenizer: Path | None
 ) -> Question:
     """What is asked, checked as far as it can be before anything is computed.
 
@@ -67,7 +67,7 @@ def question(
             raise UsageError(f"{by.name} does not read this output", where=str(output), expected=by.reads)
         by.needed()
         alone = by.format is None and not any(formats.source_format(n).sniff(output) for n in formats.names())
-    return Question(read_asked(said, source, output, tokenizer), by, output, alone)
+    return Question(read_asked(text_or_ids, source, output, tokenizer), by, output, alone)
 
 
 def answer(
@@ -106,12 +106,14 @@ def answer(
     at_once = max(1, memory // 4 // (ROW * (sides + 1) * vocab_size))
     shaken: list[float] = []  # the distance that noise makes at each position
     middle: _Middle | None = None
-    told = _told(progress, 4 * len(asked.windows) * sides * sum(slot.elements for slot in slots(source).values()))
+    report_read = _report_read(
+        progress, 4 * len(asked.windows) * sides * sum(slot.elements for slot in slots(source).values())
+    )
     try:
         with ExitStack() as stack:
             own = stack.enter_context(CheckpointWeights(source, memory // 8 * 3))
-            ours = _Reference(own, source.config, told)
-            noisy = _Reference(own, source.config, told, allowed.noise) if allowed.noise else None
+            ours = _Reference(own, source.config, report_read)
+            noisy = _Reference(own, source.config, report_read, allowed.noise) if allowed.noise else None
             if engine is None:
                 theirs = target()
                 if theirs.config.vocab_size != vocab_size:
@@ -120,13 +122,13 @@ def answer(
                         expected=f"vocab_size {vocab_size}", got=f"{theirs.config.vocab_size}",
                     )  # fmt: skip
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
-                other: _Reference | _Files = _Reference(weights, theirs.config, told)
+                other: _Reference | _Files = _Reference(weights, theirs.config, report_read)
             else:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
-                told(0, engine.name)
+                report_read(0, engine.name)
                 if of_engine is not None and slots(theirs := target()) == slots(source):
                     weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
-                    middle = _Middle(weights, source.config, told, of_engine)
+                    middle = _Middle(weights, source.config, report_read, of_engine)
                 other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
             for number, ids in enumerate(asked.windows):
                 our, their = ours.window(ids), other.window(ids)
@@ -150,7 +152,7 @@ def answer(
     return report if middle is None or not positions else middle.judged(report)
 
 
-def _told(progress: Progress | None, total: int) -> Told:
+def _report_read(progress: Progress | None, total: int) -> ReadReporter:
     """What counts bytes of weights, as float32, and says how far that is of `total`."""
     done = 0
 
@@ -166,8 +168,10 @@ def _told(progress: Progress | None, total: int) -> Told:
 class _Reference:
     """The reference forward over a checkpoint, window by window. It is the `Weights` of that forward, and counts."""
 
-    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told, noise: float = 0.0) -> None:
-        self._weights, self._config, self._told, self._noise = weights, config, told, np.float32(noise)
+    def __init__(
+        self, weights: CheckpointWeights, config: ModelConfig, report_read: ReadReporter, noise: float = 0.0
+    ) -> None:
+        self._weights, self._config, self._report_read, self._noise = weights, config, report_read, np.float32(noise)
         self._random = np.random.default_rng(0)
 
     def window(self, ids: Sequence[int]) -> Rows:
@@ -190,16 +194,18 @@ class _Reference:
         return np.asarray(values + size * self._random.standard_normal(values.shape, dtype=np.float32))
 
     def _counted(self, values: Array, name: str) -> Array:
-        self._told(values.nbytes, name)
+        self._report_read(values.nbytes, name)
         return values
 
 
 class _Middle:
     """Between source and engine: the reference forward of the output's weights, by the source's configuration."""
 
-    def __init__(self, weights: CheckpointWeights, config: ModelConfig, told: Told, allowed: Limits) -> None:
-        self._plain = _Reference(weights, config, told)
-        self._noisy = _Reference(weights, config, told, allowed.noise) if allowed.noise else None
+    def __init__(
+        self, weights: CheckpointWeights, config: ModelConfig, report_read: ReadReporter, allowed: Limits
+    ) -> None:
+        self._plain = _Reference(weights, config, report_read)
+        self._noisy = _Reference(weights, config, report_read, allowed.noise) if allowed.noise else None
         self._allowed, self._largest, self._size = allowed, 0.0, 0.0
         self._distances: list[float] = []
         self._shaken: list[float] = []
@@ -334,7 +340,7 @@ def _report(
         engine=engine.name if engine else REFERENCE,
         reader=asked.reader,
         tokens=sum(map(len, asked.windows)),
-        given=asked.given,
+        given=asked.total,
         windows=len(asked.windows),
         why=allowed.why,
         limit_max_abs=allowed.max_abs,

@@ -29,25 +29,27 @@ class Asked:
     """Token ids in windows. given: ids before the cut at `MOST`; reader: what made them of text."""
 
     windows: tuple[tuple[int, ...], ...]
-    given: int
+    total: int
     reader: str
 
 
-def read_asked(said: str | Sequence[int], checkpoint: Checkpoint, output: Path, tokenizer: Path | None = None) -> Asked:
-    """The windows that `said` asks for: "1,2,3", "@ids.npy" (rows are windows), "@text.txt", a text, or ids.
+def read_asked(
+    text_or_ids: str | Sequence[int], checkpoint: Checkpoint, output: Path, tokenizer: Path | None = None
+) -> Asked:
+    """The windows that `text_or_ids` asks for: "1,2,3", "@ids.npy" (rows are windows), "@text.txt", a text, or ids.
 
     The tokenizer: the one given, else that of the source, else that of a folder `output`, else the vocabulary in a GGUF
     `output`, which llama.cpp reads. Raises UsageError, FormatError, TokenizerError, EnvironmentProblem.
     """
     reader = ""
-    if not isinstance(said, str):
-        rows = [[int(number) for number in said]]
-    elif IDS.fullmatch(said):
-        rows = [[int(number) for number in said.split(",") if number.strip()]]
-    elif said.startswith("@") and said.endswith(".npy"):
-        rows = _load(Path(said[1:]))
+    if not isinstance(text_or_ids, str):
+        rows = [[int(number) for number in text_or_ids]]
+    elif IDS.fullmatch(text_or_ids):
+        rows = [[int(number) for number in text_or_ids.split(",") if number.strip()]]
+    elif text_or_ids.startswith("@") and text_or_ids.endswith(".npy"):
+        rows = _load(Path(text_or_ids[1:]))
     else:
-        text = _read(Path(said[1:])) if said.startswith("@") else said
+        text = _read(Path(text_or_ids[1:])) if text_or_ids.startswith("@") else text_or_ids
         reader, ids = _tokenize(text, checkpoint, output, tokenizer)
         rows = [ids]
     known = range(checkpoint.config.vocab_size)
@@ -64,7 +66,7 @@ def read_asked(said: str | Sequence[int], checkpoint: Checkpoint, output: Path, 
         room -= len(taken)
         windows += [tuple(taken[i : i + size]) for i in range(0, len(taken), size)]
     if not windows:
-        raise UsageError("there are no tokens to compute logits for", got=repr(said)[:80])
+        raise UsageError("there are no tokens to compute logits for", got=repr(text_or_ids)[:80])
     return Asked(tuple(windows), sum(map(len, rows)), reader)
 
 

@@ -29,10 +29,12 @@ SPECIAL = 16  # special tokens that are tried within text, at most
 TIE = 1e-4  # log probabilities closer than this are equal: sentencepiece adds in float32, llama.cpp in float64
 
 
-def tokenizer_of(checkpoint: Checkpoint, given: Path | None) -> Path | None:
-    """Where the tokenizer of `checkpoint` lies: as `given`, else the folder of a vocabulary that travels with it."""
+def tokenizer_of(checkpoint: Checkpoint, chosen: Path | None) -> Path | None:
+    """Where the tokenizer of `checkpoint` lies: as `chosen`, else the folder of a vocabulary that travels with it."""
     vocabularies = (TOKENIZER_JSON, TOKENIZER_MODEL)
-    return given or next((path.parent for path in checkpoint.source.travels if path.name in vocabularies), None)
+    return chosen or next(
+        (path.parent for path in checkpoint.source.companion_files if path.name in vocabularies), None
+    )
 
 
 def check_tokens(

@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells, grow, scales_of
-from crossdock.codecs.census import Census, count
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
+from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
+from crossdock.codecs.value_counts import ValueCounts, count
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
-from crossdock.running.scaling import Divide, Scales, by_cells, by_rows
+from crossdock.running.scaling import Divide, Scales, by_blocks, by_rows
 
 if TYPE_CHECKING:
-    from crossdock.running.products import Adder
+    from crossdock.running.low_rank import Adder
 
 LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
 
@@ -42,18 +42,18 @@ class Block:
     encoded: Bytes
     raw: Bytes
     source: Codec
-    census: Census
+    census: ValueCounts
     scales: Scales | None = None
 
 
-class Share:
+class WorkerBuffers:
     """One worker's memory: buffers that are reused for every block. Never shared between threads.
 
-    turn  held by the one worker that does what is better not done by several at once; one for all workers
+    gil_lock  held by the one worker that does what is better not done by several at once; one for all workers
     """
 
-    def __init__(self, nbytes: int, turn: AbstractContextManager[Any] | None = None) -> None:
-        self.turn = turn or nullcontext()
+    def __init__(self, nbytes: int, gil_lock: AbstractContextManager[Any] | None = None) -> None:
+        self.gil_lock = gil_lock or nullcontext()
         self.block = min(LARGEST, max(SMALLEST, nbytes // 16) // PAGE * PAGE - PAGE)
         self.strip = max(self.block, min(STRIP, (nbytes - 4 * self.block) // 2 // PAGE * PAGE - PAGE))
         self.gathered = aligned(self.strip + PAGE)  # a block begins anywhere in the first page
@@ -73,7 +73,7 @@ def blocks(
     plan: Plan,
     tensor: TargetTensor,
     reader: Reader,
-    share: Share,
+    share: WorkerBuffers,
     compiled: bool | None = False,
     most: int | None = None,
     counting: bool = False,
@@ -89,34 +89,34 @@ def blocks(
     target = codecs.get(tensor.dtype)
     if tensor.data is not None:
         data: NDArray[np.uint8] = np.frombuffer(tensor.data, np.uint8)
-        yield Block(0, data, data, target, count(data, target) if counting else Census())
+        yield Block(0, data, data, target, count(data, target) if counting else ValueCounts())
         return
     if not tensor.moves:
         yield from _padding(tensor, target, share)
         return
-    if tensor.holds_scales and tensor.cells is not None:
-        scales = _found(plan, tensor, tensor.cells, reader, share).view(np.uint8)
-        yield Block(0, scales, scales, target, count(scales, target) if counting else Census())
+    if tensor.is_scale_tensor and tensor.scale_blocks is not None:
+        scales = _found(plan, tensor, tensor.scale_blocks, reader, share).view(np.uint8)
+        yield Block(0, scales, scales, target, count(scales, target) if counting else ValueCounts())
         return
     units, name = units_for(plan, tensor.moves)
     adder = None
     if tensor.product is not None:
-        from crossdock.running.products import Adder
+        from crossdock.running.low_rank import Adder
 
         adder = Adder(plan, tensor.product, reader, share.block)
     stored = codecs.get(name)
     whole = most or math.lcm(stored.block, target.block)
     division: Divide | None = None
-    if tensor.cells is not None and tensor.known:
-        division = by_cells(tensor.cells, np.array(tensor.known, np.float32))
-    elif tensor.cells is not None:
-        row = math.lcm(whole, tensor.cells.width)
-        if tensor.cells.by_row and row * 4 <= share.block:
-            whole, division = row, by_rows(tensor.cells)
+    if tensor.scale_blocks is not None and tensor.static_scales:
+        division = by_blocks(tensor.scale_blocks, np.array(tensor.static_scales, np.float32))
+    elif tensor.scale_blocks is not None:
+        row = math.lcm(whole, tensor.scale_blocks.width)
+        if tensor.scale_blocks.by_row and row * 4 <= share.block:
+            whole, division = row, by_rows(tensor.scale_blocks)
         else:
-            division = by_cells(tensor.cells, _found(plan, tensor, tensor.cells, reader, share))
+            division = by_blocks(tensor.scale_blocks, _found(plan, tensor, tensor.scale_blocks, reader, share))
     coding = _coding(stored, target, tensor, adder, division, compiled, counting)
-    gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.turn)
+    gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.gil_lock)
     elements, rows = tensor.elements, whole
     per_strip = per_block = int(share.block / coding.widest)
     if any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves):
@@ -137,21 +137,21 @@ def blocks(
             yield coding(raw, encoded, share, start, at)
 
 
-def _padding(tensor: TargetTensor, target: Codec, share: Share) -> Iterator[Block]:
+def _padding(tensor: TargetTensor, target: Codec, share: WorkerBuffers) -> Iterator[Block]:
     """The blocks of a tensor that holds padding alone. Nothing in them is counted: no value of the model is there."""
     for low, high in _cuts(0, tensor.zeros, int(share.block / target.block_bytes), 1, target, tensor.offset):
         zeros = share.encoded[: encoded_size(target, high - low)]
         zeros[:] = 0
-        yield Block(encoded_size(target, low), zeros, zeros, target, Census())
+        yield Block(encoded_size(target, low), zeros, zeros, target, ValueCounts())
 
 
-def _found(plan: Plan, tensor: TargetTensor, cells: Cells, reader: Reader, share: Share) -> Values:
-    """The scales of a tensor's cells, for which its values are gone through once."""
-    shape = (cells.height, cells.width)
-    plain = replace(tensor, dtype="float32", shape=shape, offset=0, cells=None, holds_scales=False)
-    largest = np.zeros(cells.count, np.float32)
+def _found(plan: Plan, tensor: TargetTensor, scale_blocks: ScaleBlocks, reader: Reader, share: WorkerBuffers) -> Values:
+    """The scales of a tensor's blocks, for which its values are gone through once."""
+    shape = (scale_blocks.height, scale_blocks.width)
+    plain = replace(tensor, dtype="float32", shape=shape, offset=0, scale_blocks=None, is_scale_tensor=False)
+    largest = np.zeros(scale_blocks.count, np.float32)
     for block in blocks(plan, plain, reader, share):
-        grow(largest, block.encoded.view(np.float32), block.offset // 4, cells)
+        grow(largest, block.encoded.view(np.float32), block.offset // 4, scale_blocks)
     return scales_of(largest)
 
 
@@ -186,9 +186,9 @@ class _Coding:
         sizes = (codec.block_bytes / codec.block for codec in (self.source, self.target))
         return max(*sizes, 4 if self.computes else 0)
 
-    def __call__(self, raw: Bytes, encoded: Bytes, share: Share, first: int, at: int) -> Block:
+    def __call__(self, raw: Bytes, encoded: Bytes, share: WorkerBuffers, first: int, at: int) -> Block:
         """Fill `encoded`, unless it is `raw`: the elements from `first` on, at byte `at`."""
-        with share.turn if self.direct.chatty else nullcontext():
+        with share.gil_lock if self.direct.holds_gil else nullcontext():
             source, scales = self.source, None
             if self.computes:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
@@ -206,7 +206,7 @@ class _Coding:
                 self.from_values(raw, encoded, share.workspace)
             elif self.changes:
                 self.direct(raw, encoded, share.workspace)
-            census = Census()
+            census = ValueCounts()
             if self.counting:
                 census = count(raw, source, None if source.name == self.target.name else self.target)
             return Block(at, encoded, raw, source, census, scales)

@@ -19,12 +19,12 @@ import numpy as np
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorStats, compare
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
-from crossdock.running.blocks import Share, blocks
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.engines.threads import work
 from crossdock.running.memory import share_of
 from crossdock.running.reader import Reader, units_for
@@ -54,7 +54,7 @@ class TensorDiff:
     shape_b: tuple[int, ...] = ()
     cast: str = ""
     different: int = 0
-    figures: ErrorFigures | None = None
+    figures: ErrorStats | None = None
 
     @property
     def same(self) -> bool:
@@ -159,8 +159,8 @@ class _Desk:
     """One worker's memory: shares for reading each side and its scales, and room for the values of both and a cast."""
 
     def __init__(self, nbytes: int, scaled: Sequence[bool]) -> None:
-        self.sides = Share(nbytes), Share(nbytes)
-        self.scales = tuple(Share(nbytes) if has else None for has in scaled)
+        self.sides = WorkerBuffers(nbytes), WorkerBuffers(nbytes)
+        self.scales = tuple(WorkerBuffers(nbytes) if has else None for has in scaled)
         self.most = self.sides[0].block // 8  # elements compared at a time: a float64 each fits in a block
         self.values = np.empty((3, self.most), np.float32)  # of both sides, and after a cast
         self.encoded = np.empty(8 * self.most, np.uint8)
@@ -201,11 +201,11 @@ class _Side:
         """How its values are stored, for people."""
         return self.stored.name + (" × scales" if self.scales else "")
 
-    def blocks(self, share: Share, most: int) -> Any:
+    def blocks(self, share: WorkerBuffers, most: int) -> Any:
         tensor = replace(self.plan.tensors[self.number], dtype=self.codec.name)
         return blocks(self.plan, tensor, self.reader, share, most=most)
 
-    def scale_blocks(self, share: Share | None, most: int) -> Iterator[Values | None]:
+    def scale_blocks(self, share: WorkerBuffers | None, most: int) -> Iterator[Values | None]:
         """The scale of each of its values, block by block; nothing where they have none."""
         if self.scales is None or share is None:
             return itertools.repeat(None)
@@ -219,7 +219,7 @@ def _compare(
     casts = _casts(one, other)
     whole = max(one.codec.block, other.codec.block)
     most = max(whole, desk.most // whole * whole)
-    different, figures, done = 0, ErrorFigures(), 0
+    different, figures, done = 0, ErrorStats(), 0
     values_of = (side.blocks(share, most) for side, share in zip((one, other), desk.sides, strict=True))
     scales_of = (side.scale_blocks(share, most) for side, share in zip((one, other), desk.scales, strict=True))
     for (mine, theirs), scales in zip(zip(*values_of, strict=True), zip(*scales_of, strict=False), strict=False):

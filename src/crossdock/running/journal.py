@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
+from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.planning.plan import Plan
 
@@ -30,9 +30,9 @@ class Done:
 
     tensor: int
     hash: str
-    census: Census
+    census: ValueCounts
     alike: tuple[tuple[int, ...], ...] = ()
-    figures: ErrorFigures | None = None
+    figures: ErrorStats | None = None
 
 
 def identity(plan: Plan, hash_name: str) -> dict[str, Any]:
@@ -156,9 +156,9 @@ def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
                 header = record
             else:
                 alike = tuple(map(tuple, record["alike"]))
-                census = Census(**record["census"])
+                census = ValueCounts(**record["census"])
                 found = record["figures"]
-                figures = None if found is None else ErrorFigures(**found)
+                figures = None if found is None else ErrorStats(**found)
                 finished[record["tensor"]] = Done(record["tensor"], record["hash"], census, alike, figures)
         except (ValueError, KeyError, TypeError):
             break

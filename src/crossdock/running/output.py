@@ -18,8 +18,8 @@ import numpy as np
 
 from crossdock.codecs.codec import Bytes
 from crossdock.errors import InputError
-from crossdock.formats.files import read_into, reading
 from crossdock.formats.stored import SourceFile
+from crossdock.io.files import read_into, reading
 
 PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _LARGE = 128 << 10  # bytes from which going to the disk at once pays

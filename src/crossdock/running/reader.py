@@ -19,11 +19,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import checked, multiply
 from crossdock.codecs.codec import Values, encoded_size
+from crossdock.codecs.scale_blocks import checked, multiply
 from crossdock.errors import FormatError, NotACheckpointError
-from crossdock.formats.files import read_into, read_runs
-from crossdock.formats.stored import Scaling
+from crossdock.formats.stored import StoredScales
+from crossdock.io.files import read_into, read_runs
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
 
@@ -107,7 +107,7 @@ class Reader:
             if len(names) != 1 or tensors[names[0]].shape != at.shape:
                 raise FormatError(f"the blob does not hold {extent.tensor}", where=self.where(number))
             return Place(fd, tensors[names[0]].begin, None)
-        from crossdock.formats.torchfile.reader import locate_single
+        from crossdock.torchfile.reader import locate_single
 
         where = f"{self.where(number)} at byte {at.offset:,}"
         ref = locate_single(fd, at.offset, at.nbytes, where)
@@ -170,7 +170,7 @@ def in_units(move: Move, block: int) -> Move:
 class Gatherer:
     """Fills runs of one target tensor in ascending order. One per tensor and worker.
 
-    turn  held while many short reads are done: threads that do them at once wait for each other at every one
+    gil_lock  held while many short reads are done: threads that do them at once wait for each other at every one
     """
 
     def __init__(
@@ -180,9 +180,9 @@ class Gatherer:
         moves: Sequence[Move],
         units: Units,
         buffer: NDArray[np.uint8],
-        turn: AbstractContextManager[Any],
+        gil_lock: AbstractContextManager[Any],
     ) -> None:
-        self._plan, self._reader, self._units, self._buffer, self._turn = plan, reader, units, buffer, turn
+        self._plan, self._reader, self._units, self._buffer, self._gil_lock = plan, reader, units, buffer, gil_lock
         self._moves = sorted((in_units(move, units.block) for move in moves), key=lambda move: move.dst)
         self._last = [m.dst + sum((n - 1) * s for n, s in zip(m.size, m.dst_step, strict=True)) for m in self._moves]
         self._next = 0
@@ -279,7 +279,7 @@ class Gatherer:
                 read_into(place.fd, place.offset + low * codec.block_bytes, raw, where)
                 codec.decode(raw, values)
             if scaling is not None:
-                multiply(values, low * codec.block, scaling.cells, self._scales_of(extent, scaling))
+                multiply(values, low * codec.block, scaling.scale_blocks, self._scales_of(extent, scaling))
             source: NDArray[Any] = values[piece.src - low * codec.block :]
         else:
             raw = self._buffer[: hull * self._units.nbytes]
@@ -287,15 +287,15 @@ class Gatherer:
             source = raw.view(self._units.dtype)
         _strided_copy(source, piece, out)
 
-    def _scales_of(self, extent: int, scaling: Scaling) -> Values:
-        """The scales of an extent, of all its cells, read when first met."""
+    def _scales_of(self, extent: int, scaling: StoredScales) -> Values:
+        """The scales of an extent, of all its blocks, read when first met."""
         found = self._scales.get(extent)
         if found is None:
             codec = codecs.get(scaling.dtype)
-            raw = np.empty(encoded_size(codec, scaling.cells.count), np.uint8)
+            raw = np.empty(encoded_size(codec, scaling.scale_blocks.count), np.uint8)
             path = self._reader.path(scaling.file)
             read_into(self._reader.fd(scaling.file), scaling.offset, raw, path)
-            found = np.empty(scaling.cells.count, np.float32)
+            found = np.empty(scaling.scale_blocks.count, np.float32)
             codec.decode(raw, found)
             self._scales[extent] = checked(found, f"{scaling.name} in {path}")
         return found

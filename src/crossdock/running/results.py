@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
+from crossdock.codecs.value_counts import ValueCounts
 from crossdock.planning.plan import Move, Plan
 
 
@@ -25,9 +25,9 @@ class TensorResult:
     shape: tuple[int, ...]
     nbytes: int
     hash: str
-    census: Census
+    census: ValueCounts
     alike: tuple[tuple[int, ...], ...] = ()
-    figures: ErrorFigures | None = None
+    figures: ErrorStats | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class RunReport:
 
 def clamped(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:
     """A sentence when values did not fit the scales that the training had kept for them."""
-    lost = [one for one, planned in zip(tensors, plan.tensors, strict=True) if planned.known and one.census.overflow]
+    lost = [
+        one for one, planned in zip(tensors, plan.tensors, strict=True) if planned.static_scales and one.census.overflow
+    ]
     count = sum(one.census.overflow for one in lost)
     names = _few([one.name for one in lost])
     return [f"{count:,} values were cut to the largest of fp8, their scales are stale: {names}"] if lost else []

@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.census import Census
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
+from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
-from crossdock.running import hashing, products, twins
-from crossdock.running.blocks import Share, blocks
+from crossdock.running import equality, hashing, low_rank
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.engines.threads import work
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.memory import share_of, workers_for
 from crossdock.running.output import OutputFile
-from crossdock.running.placing import end_placement, put_in_place
+from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
 from crossdock.running.scaling import distance
@@ -155,22 +155,22 @@ class _Copying:
         tasks: Sequence[int] = [i for i in range(len(self.plan.tensors)) if i not in finished]
         if self.order is not None:
             tasks = self.order(tasks)
-        if self.plan.twins:
+        if self.plan.equality_checks:
             tasks = [_TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
         copied = sum(f.size for f in self.plan.files if f.copy_of)
         with Reader(self.plan) as reader:
-            products.check(self.plan, reader)
+            low_rank.check(self.plan, reader)
 
-            def do(task: int, share: Share, stop: threading.Event) -> Done | None:
+            def do(task: int, share: WorkerBuffers, stop: threading.Event) -> Done | None:
                 if task == _TWINS:
-                    twins.check(self.plan, reader, self.share, stop)
+                    equality.check(self.plan, reader, self.share, stop)
                     return None
                 return self._copy_tensor(task, reader, share, files, stop)
 
             waiting: list[Done] = []
-            turn = threading.Lock()
+            gil_lock = threading.Lock()
             flushed = time.monotonic()
-            results = work(tasks, do, self.workers, lambda: Share(self.share, turn))
+            results = work(tasks, do, self.workers, lambda: WorkerBuffers(self.share, gil_lock))
             try:
                 for result in results:
                     if result is not None:
@@ -192,13 +192,13 @@ class _Copying:
         waiting.clear()
 
     def _copy_tensor(
-        self, task: int, reader: Reader, share: Share, files: list[OutputFile], stop: threading.Event
+        self, task: int, reader: Reader, share: WorkerBuffers, files: list[OutputFile], stop: threading.Event
     ) -> Done | None:
         tensor = self.plan.tensors[task]
         digest = hashing.new(self.hash_name)
         experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
-        census = Census()
-        figures = ErrorFigures() if tensor.scaled else None
+        census = ValueCounts()
+        figures = ErrorStats() if tensor.scaled else None
         target = codecs.get(tensor.dtype)
         for block in blocks(self.plan, tensor, reader, share, self.compiled, counting=True):
             if stop.is_set():
@@ -209,7 +209,7 @@ class _Copying:
             files[tensor.file].write(block.encoded, tensor.offset + block.offset)
             census += block.census
             if figures is not None:
-                with share.turn:
+                with share.gil_lock:
                     figures += distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
             self.counts[task] = block.offset + block.encoded.size
         return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)
@@ -300,7 +300,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
                 )
             )
         # what a stale scale cuts off stays a number
-        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.known)
+        minds = "overflow" in fail_on or ("overflow" in plan.fail_on and not planned.static_scales)
         if minds and census.overflow:
             what = f"{census.overflow} values overflow {tensor.dtype}"
             problems.append(Problem(what, where=plan.shown(planned), fix=fix))

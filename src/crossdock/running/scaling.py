@@ -1,6 +1,6 @@
 """Dividing a tensor's values by its scales, and holding what was written against what it stands for.
 
-Scales of cells follow from the values: rows that fit a block are scaled as they come; otherwise the values are gone
+Scales of blocks follow from the values: rows that fit a block are scaled as they come; otherwise the values are gone
 through once before. Verifying and writing measure errors here, in values, not in codes.
 """
 
@@ -12,65 +12,65 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.codecs.cells import Cells, divide, grow, multiply, scales_of
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import RUN
-from crossdock.codecs.statistics import ErrorFigures, compare
+from crossdock.codecs.error_stats import ErrorStats, compare
+from crossdock.codecs.scale_blocks import ScaleBlocks, divide, grow, multiply, scales_of
 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What a block's values were divided by: the scales of `cells`, of which its first element is number `first`."""
+    """What a block's values were divided by: scales of `scale_blocks`; its first element is number `first`."""
 
-    cells: Cells
+    scale_blocks: ScaleBlocks
     scales: Values
     first: int
 
     def restore(self, values: Values, start: int) -> None:
         """Multiply, in place, the block's elements from `start` on."""
-        multiply(values, self.first + start, self.cells, self.scales)
+        multiply(values, self.first + start, self.scale_blocks, self.scales)
 
 
 Divide = Callable[[Values, int], Scales]
 
 
-def by_cells(cells: Cells, scales: Values) -> Divide:
+def by_blocks(scale_blocks: ScaleBlocks, scales: Values) -> Divide:
     """Division by scales that are known."""
 
     def run(values: Values, first: int) -> Scales:
-        divide(values, first, cells, scales)
-        return Scales(cells, scales, first)
+        divide(values, first, scale_blocks, scales)
+        return Scales(scale_blocks, scales, first)
 
     return run
 
 
-def by_rows(cells: Cells) -> Divide:
+def by_rows(scale_blocks: ScaleBlocks) -> Divide:
     """Division of whole rows, each by its own scale, which follows from it."""
 
     def run(values: Values, first: int) -> Scales:
-        largest = np.zeros(values.size // cells.width, np.float32)
-        grow(largest, values, 0, cells)
+        largest = np.zeros(values.size // scale_blocks.width, np.float32)
+        grow(largest, values, 0, scale_blocks)
         scales = scales_of(largest)
-        divide(values, 0, cells, scales)
-        return Scales(cells, scales, 0)
+        divide(values, 0, scale_blocks, scales)
+        return Scales(scale_blocks, scales, 0)
 
     return run
 
 
 def distance(
     raw: Bytes, source: Codec, encoded: Bytes, target: Codec, scales: Scales | None, precise: bool = False
-) -> ErrorFigures:
+) -> ErrorStats:
     """How far encoded values lie from those that they stand for, in runs that stay in the cache. See `compare`."""
     block = math.lcm(source.block, target.block)
     step = max(RUN // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
     wanted, got = np.empty((2, step), np.float32)  # not the share's values, which may be `raw`
-    figures = ErrorFigures()
+    figures = ErrorStats()
     for index in range(-(-raw.size // read)):
-        given = raw[index * read : (index + 1) * read]
-        elements = given.size // source.block_bytes * source.block
+        source_raw = raw[index * read : (index + 1) * read]
+        elements = source_raw.size // source.block_bytes * source.block
         ours, theirs = wanted[:elements], got[:elements]
-        source.decode(given, ours)
+        source.decode(source_raw, ours)
         target.decode(encoded[index * written : (index + 1) * written], theirs)
         if scales is not None:
             with np.errstate(all="ignore"):

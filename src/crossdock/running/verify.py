@@ -21,12 +21,12 @@ import numpy as np
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
 from crossdock.errors import FormatError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan, TargetTensor
-from crossdock.running.blocks import Share, blocks
+from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.engines.threads import work
 from crossdock.running.memory import share_of
@@ -51,7 +51,7 @@ class TensorCheck:
     nbytes: int
     status: Status
     different: int = 0
-    figures: ErrorFigures | None = None
+    figures: ErrorStats | None = None
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def verify_plan(
         checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
     counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
-    turn, compiled = threading.Lock(), compiled_for(plan, memory)
+    gil_lock, compiled = threading.Lock(), compiled_for(plan, memory)
     with Reader(plan) as reader:
 
-        def do(task: int, mine: Share, stop: threading.Event) -> TensorCheck | None:
+        def do(task: int, mine: WorkerBuffers, stop: threading.Event) -> TensorCheck | None:
             tensor = plan.tensors[task]
             return _compare(
                 plan,
@@ -119,7 +119,7 @@ def verify_plan(
                 stop,
             )
 
-        for result in work(todo, do, workers, lambda: Share(share, turn)):
+        for result in work(todo, do, workers, lambda: WorkerBuffers(share, gil_lock)):
             if result is not None:
                 checks[result.name] = result
             if progress is not None:
@@ -137,7 +137,7 @@ def _compare(
     theirs: StoredTensor,
     output: Source,
     reader: Reader,
-    share: Share,
+    share: WorkerBuffers,
     compiled: bool | None,
     counts: list[int],
     task: int,
@@ -146,7 +146,7 @@ def _compare(
     extent = theirs.extents[0]
     path = output.files[extent.file].path
     target = codecs.get(tensor.dtype)
-    figures = ErrorFigures()
+    figures = ErrorStats()
     measured = False
     different = 0
     with contextlib.closing(WrittenFile(path)) as written:
@@ -160,7 +160,7 @@ def _compare(
                 different += int(np.count_nonzero(rows.any(axis=1))) * target.block
             if not equal or block.source.name != target.name:
                 measured = True
-                with share.turn:
+                with share.gil_lock:
                     figures += distance(block.raw, block.source, mine, target, block.scales)
             counts[task] = block.offset + block.encoded.size
     lossy = measured and (different or figures.max_abs or figures.nonfinite)

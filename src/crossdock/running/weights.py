@@ -16,9 +16,9 @@ from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.planning.canonical import canonical_plan, slots
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.running.blocks import Share
+from crossdock.running.blocks import WorkerBuffers
+from crossdock.running.low_rank import Adder
 from crossdock.running.memory import share_of
-from crossdock.running.products import Adder
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 4 << 20  # bytes of one block of float32: matrix products do not get faster with more
@@ -35,7 +35,7 @@ class CheckpointWeights:
         self._slots = slots(checkpoint)
         self._plan = canonical_plan(checkpoint, {name: tuple(slot.sizes) for name, slot in self._slots.items()})
         self._tensors = {tensor.name: tensor for tensor in self._plan.tensors}
-        self._share = Share(share_of(memory // 2, 1))
+        self._share = WorkerBuffers(share_of(memory // 2, 1))
         self._most = min(memory // 2, LARGEST) // 4
         self._workspace = Workspace()
         self._reader = Reader(self._plan)
@@ -81,7 +81,7 @@ class CheckpointWeights:
         units, stored = units_for(self._plan, tensor.moves)
         codec = codecs.get(stored)
         decode = convert(codec, codecs.get("float32"))
-        gatherer = Gatherer(self._plan, self._reader, tensor.moves, units, self._share.hull, self._share.turn)
+        gatherer = Gatherer(self._plan, self._reader, tensor.moves, units, self._share.hull, self._share.gil_lock)
         out = np.empty(stop - start, np.float32)
         step = max(1, self._share.strip // codec.block_bytes) * codec.block
         for low in range(start, stop, step):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, TokenizerError
-from crossdock.json_keys import unique
+from crossdock.io.json import unique
 
 # The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
 # whole: JSON made to take memory takes up to some twenty times its size.
@@ -50,17 +50,17 @@ class TokenizerFiles:
     """The files of one tokenizer.
 
     root           the folder they were found in
-    travels        (name in a Hugging Face folder, path) of every file that goes along with a model, untouched
+    companion_files        (name in a Hugging Face folder, path) of every file that goes along with a model, untouched
     model_configs  generation_config.json and config.json where present, which may name further end tokens
     """
 
     root: Path
-    travels: tuple[tuple[str, Path], ...]
+    companion_files: tuple[tuple[str, Path], ...]
     model_configs: tuple[Path, ...] = ()
 
     def get(self, name: str) -> Path | None:
         """The path of the file that travels as `name`, None when there is none."""
-        return dict(self.travels).get(name)
+        return dict(self.companion_files).get(name)
 
 
 def find(path: Path) -> TokenizerFiles:

@@ -82,7 +82,7 @@ def read(path: Path) -> Tokenizer:
         if old is None or old.text != token.text or token.type == TokenType.CONTROL or old.type == TokenType.NORMAL:
             tokens[number] = token
     if not tokens:
-        raise FormatError("the vocabulary is empty", where=str(files.travels[0][1]))
+        raise FormatError("the vocabulary is empty", where=str(files.companion_files[0][1]))
     special, missing = _special(vocabulary, tokens, configuration, files)
     _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
@@ -109,7 +109,7 @@ def read(path: Path) -> Tokenizer:
         charsmap=vocabulary.charsmap,
         chat_templates=chat_templates(files, configuration),
         differences=(*vocabulary.differences, *missing),
-        sources=tuple(path for name, path in files.travels if name in sources),
+        sources=tuple(path for name, path in files.companion_files if name in sources),
     )
 
 

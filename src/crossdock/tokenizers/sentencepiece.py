@@ -99,8 +99,8 @@ def sentencepiece_model(tokenizer: Tokenizer) -> bytes:
     """A tokenizer of the kind "spm" as a model of SentencePiece, which joins by the same scores."""
     pieces = bytearray()
     for text, score, kind in zip(tokenizer.tokens, tokenizer.scores, tokenizer.types, strict=True):
-        spelled = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
-        pieces += field(1, field(1, spelled.encode()) + field(2, score) + field(3, int(kind)))
+        escaped = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
+        pieces += field(1, field(1, escaped.encode()) + field(2, score) + field(3, int(kind)))
     ids = {number: tokenizer.special.get(name.removesuffix("_id"), -1) for number, (name, _, _) in TRAINER.items()
            if name.endswith("_id")}  # fmt: skip
     ids[40] = tokenizer.types.index(int(TokenType.UNKNOWN)) if int(TokenType.UNKNOWN) in tokenizer.types else -1

@@ -118,18 +118,20 @@ def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[
     """name → Jinja text; the main one is "default". Raises FormatError."""
     where = files.get(TOKENIZER_CONFIG) or files.root
     templates: dict[str, str] = {}
-    given = configuration.tokenizer.get("chat_template")
-    if isinstance(given, str):
-        templates["default"] = given
-    elif isinstance(given, list):
-        for entry in given:
+    template_value = configuration.tokenizer.get("chat_template")
+    if isinstance(template_value, str):
+        templates["default"] = template_value
+    elif isinstance(template_value, list):
+        for entry in template_value:
             name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, Mapping) else (None, None)
             if not isinstance(name, str) or not isinstance(text, str):
                 raise FormatError("a chat template without name and template", where=str(where), got=repr(entry)[:80])
             templates[name] = text
-    elif given is not None:
-        raise FormatError("chat_template is neither text nor a list", where=str(where), got=type(given).__name__)
-    for name, path in files.travels:
+    elif template_value is not None:
+        raise FormatError(
+            "chat_template is neither text nor a list", where=str(where), got=type(template_value).__name__
+        )
+    for name, path in files.companion_files:
         if name == CHAT_TEMPLATE:
             templates["default"] = read_text(path)
         elif name.startswith(f"{CHAT_TEMPLATES_FOLDER}/"):

@@ -16,7 +16,7 @@ from crossdock.formats.ggml_training.records import Record
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 
 FORMAT = "ggml_training"
-_SPOKEN = {"adam": "Adam", "lbfgs": "L-BFGS"}
+_OPTIMIZER_NAMES = {"adam": "Adam", "lbfgs": "L-BFGS"}
 _WROTE = {
     ("ggcp", "0"): "train-text-from-scratch, 2023-06-13 to 2023-08-28",
     ("ggcp", "1"): "train-text-from-scratch of a branch, 2023-06-15 to 2023-08-28",
@@ -117,11 +117,14 @@ def _optimizer_note(optimizer: Optimizer | None) -> str:
     if optimizer is None:
         return "none: the file ends behind the model, as a trainer with --use-lbfgs left it when it aborted"
     numbers = optimizer.numbers
-    said = [f"{_SPOKEN[optimizer.kind]}, iteration {optimizer.iteration:,}", f"block version {optimizer.version}"]
+    details = [
+        f"{_OPTIMIZER_NAMES[optimizer.kind]}, iteration {optimizer.iteration:,}",
+        f"block version {optimizer.version}",
+    ]
     if math.isfinite(numbers["best_loss"]):
-        said.append(f"best loss {numbers['best_loss']:.5g}")
+        details.append(f"best loss {numbers['best_loss']:.5g}")
     if optimizer.kind == "lbfgs":
-        said.append(f"memory {optimizer.memory}")
+        details.append(f"memory {optimizer.memory}")
     if optimizer.past:
-        said.append(f"the last {optimizer.past} losses")
-    return ", ".join(said)
+        details.append(f"the last {optimizer.past} losses")
+    return ", ".join(details)

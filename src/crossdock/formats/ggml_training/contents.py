@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from crossdock.errors import FormatError
-from crossdock.formats.files import reading
 from crossdock.formats.ggml_training.optimizer import Optimizer, read_optimizer
 from crossdock.formats.ggml_training.records import Record, Words
+from crossdock.io.files import reading
 
 Kind = Literal["ggcp", "ggcl"]
 MAGICS: Mapping[bytes, Kind] = {b"pcgg": "ggcp", b"lcgg": "ggcl"}

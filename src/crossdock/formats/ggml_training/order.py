@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from crossdock.formats.files import read_exact, reading
 from crossdock.formats.stored import Source, StoredTensor
+from crossdock.io.files import read_exact, reading
 
 _PROBE = 32  # values read at each end of a tensor
 _DOWN = ("ffn_down", "ffn_gate", "ffn_norm", "attn_output")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from crossdock.errors import FormatError
-from crossdock.formats.files import read_exact, size_of
+from crossdock.io.files import read_exact, size_of
 
 FLOAT32 = 0  # ggml_type
 MAX_NAME = 64  # GGML_MAX_NAME, and what an unterminated copy of 32 characters may drag along
@@ -94,8 +94,8 @@ class Words:
             raise self.error(
                 f"{what} has another shape than the header says",
                 begin,
-                expected=_spoken(ne),
-                got=_spoken(found),
+                expected=_shape_text(ne),
+                got=_shape_text(found),
                 cause="a damaged file",
             )
         data = -(-self.at // _ALIGNMENT) * _ALIGNMENT
@@ -118,5 +118,5 @@ def _trimmed(ne: tuple[int, ...]) -> tuple[int, ...]:
     return ne
 
 
-def _spoken(ne: tuple[int, ...]) -> str:
+def _shape_text(ne: tuple[int, ...]) -> str:
     return f"ne = [{', '.join(map(str, ne))}]" if ne else "a NULL tensor"

@@ -21,11 +21,11 @@ from crossdock.formats.gguf.source import as_source
 from crossdock.formats.gguf.target import GgufTarget
 from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_of
 from crossdock.formats.stored import Source, StoredTensor
-from crossdock.formats.target import Assembled, Carried, Encoding, Request, State, TargetFile, Wanted
+from crossdock.formats.target import Assembled, Encoding, PassThrough, Request, State, TargetFile, TensorSpec
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
-Proof = tuple[Carried, tuple[StoredTensor, ...]]
+Proof = tuple[PassThrough, tuple[StoredTensor, ...]]
 _VERSION = 2  # read by all trainers since 44c117f
 _OWN = ("general", "training", "optimizer", "tokenizer")  # keys that do not begin with the architecture
 # vectors of one value per parameter; the official tensors in the official order
@@ -47,7 +47,7 @@ class GgufCheckpointTarget(GgufTarget):
     name: str = "gguf-checkpoint"
     layout: str = "gguf_checkpoint"
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """float32: the trainers know nothing else."""
         if request.quantize is not None or request.dtype not in ("auto", "float32"):
             raise UsageError("a training checkpoint is float32", fix="leave --dtype and --quantize out")
@@ -68,14 +68,18 @@ class GgufCheckpointTarget(GgufTarget):
         stored = {end: source.tensors.get(("", stored_name(kind, own))) for own, end in names.items() if end}
         order, warnings, same = ((), (), None) if request.keep_order else _order(source, kind)
         carried = tuple(
-            Carried(f"optimizer.{kind}.{end}", one, (order if end in _PER_PARAMETER else ()) or _all(one))
+            PassThrough(f"optimizer.{kind}.{end}", one, (order if end in _PER_PARAMETER else ()) or _all(one))
             for end, one in stored.items()
             if one is not None
         )
         return State(carried, tuple(_keys(keys)), warnings, same)
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """One file: keys, then the tensors at multiples of 32 bytes."""
         arch = written["general.architecture"][1]
@@ -131,7 +135,7 @@ def _order(source: Source, kind: str) -> tuple[Pieces, tuple[str, ...], Proof | 
         "the optimizer's vectors are in another order than the trainers of late 2023 expect: they are rearranged "
         "(--keep-order leaves them)"
     )
-    proof = (Carried("", copy, _all(copy)), tuple(parameters[name] for name in now))  # as they lie: read in one go
+    proof = (PassThrough("", copy, _all(copy)), tuple(parameters[name] for name in now))  # as they lie: read in one go
     return pieces(now, wanted, parameters), (sentence,), proof
 
 

@@ -15,7 +15,7 @@ from crossdock.formats.gguf.source import as_source
 from crossdock.formats.gguf.target import GgufTarget
 from crossdock.formats.gguf.vocabulary import is_gguf
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted, adapter_encoding
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, TensorSpec, adapter_encoding
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -31,12 +31,16 @@ class GgufLoraTarget(GgufTarget):
         """How it is used."""
         return (f"llama-cli -m BASE.gguf with the adapter {output}",)
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """float32, in which adapters were trained."""
         return adapter_encoding(request)
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """The keys of the layout, then the pairs."""
         metadata = [(key, kind, value) for key, (kind, value) in written.items()]

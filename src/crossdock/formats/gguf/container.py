@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, PlanError, Problem
-from crossdock.formats.files import reading
 from crossdock.formats.gguf.cursor import Cursor
 from crossdock.formats.gguf.types import TYPES_BY_CODEC, TYPES_BY_NUMBER, VALUE_NUMBERS, VALUES, GgmlType
+from crossdock.io.files import reading
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -101,9 +101,9 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
     files = tuple(first if other == path else read_header(other) for other in paths)
     seen: dict[str, Path] = {}
     for number, file in enumerate(files):
-        said = _number(file, "split.no", number), _number(file, "split.count", 0)
-        if said != (number, count):
-            problems.append(Problem("wrong place in the split", str(file.path), f"{(number, count)}", f"{said}"))
+        stated = _number(file, "split.no", number), _number(file, "split.count", 0)
+        if stated != (number, count):
+            problems.append(Problem("wrong place in the split", str(file.path), f"{(number, count)}", f"{stated}"))
         for tensor in file.tensors:
             if tensor.name in seen:
                 problems.append(Problem(f"tensor {tensor.name!r} is also in {seen[tensor.name].name}", str(file.path)))
@@ -280,9 +280,9 @@ def _check_written(
 ) -> None:
     keys, names = [key for key, _, _ in pairs], [name for name, _, _ in tensors]
     wrong = [Problem(f"the GGUF key {key!r} is given twice") for key in _repeated(keys)]
-    said = dict(zip(keys, (value for _, _, value in pairs), strict=True)).get("general.alignment", alignment)
-    if alignment < 8 or alignment & (alignment - 1) or said != alignment:
-        wrong.append(Problem("general.alignment", expected="a power of two, 8 or more", got=f"{said}, {alignment}"))
+    stated = dict(zip(keys, (value for _, _, value in pairs), strict=True)).get("general.alignment", alignment)
+    if alignment < 8 or alignment & (alignment - 1) or stated != alignment:
+        wrong.append(Problem("general.alignment", expected="a power of two, 8 or more", got=f"{stated}, {alignment}"))
     if wrong:
         raise ConfigError(wrong)
     problems = [Problem(f"the tensor {name!r} is given twice") for name in _repeated(names)]

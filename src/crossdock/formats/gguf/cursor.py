@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from crossdock.errors import FormatError
-from crossdock.formats.files import read_exact, size_of
 from crossdock.formats.gguf.types import VALUES
+from crossdock.io.files import read_exact, size_of
 
 # Ours: far above real headers (a vocabulary of 262 144 with merges takes 15 MB), far below what would hurt.
 MAX_HEADER = 128 << 20

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from crossdock.errors import ConfigError
-from crossdock.formats.target import Wanted
+from crossdock.formats.target import TensorSpec
 from crossdock.model.expressions import Expression
 from crossdock.plugins import DATA
 
@@ -59,7 +59,7 @@ def mixtures() -> Mixtures:
     )
 
 
-def types(name: str, tensors: Sequence[Wanted], keys: Mapping[str, tuple[str, Any]]) -> dict[str, str]:
+def types(name: str, tensors: Sequence[TensorSpec], keys: Mapping[str, tuple[str, Any]]) -> dict[str, str]:
     """The type of every matrix under the mixture `name`, by tensor: before the fallback for short rows.
 
     keys   what the file will say: key without the architecture -> (type, value)

@@ -16,12 +16,12 @@ from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError, UsageError
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
+from crossdock.formats.gguf.rope_factors import llama3_factors
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
+from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, TensorSpec, no_ranks
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
-from crossdock.ops.rope import llama3_factors
 
 FILE_TYPES: Mapping[str, int] = {  # llama_ftype in llama.h
     "float32": 0, "float16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
@@ -40,7 +40,7 @@ class GgufTarget:
     single_file: bool = True
 
     @property
-    def algorithms(self) -> tuple[str, ...]:
+    def quantizations(self) -> tuple[str, ...]:
         """Mixtures of types, as llama-quantize calls them."""
         return tuple(mixtures().named)
 
@@ -48,7 +48,7 @@ class GgufTarget:
         """None."""
         return no_ranks(self.name, request)
 
-    def settled(self, request: Request, output: Source) -> Request:
+    def request_from_output(self, request: Request, output: Source) -> Request:
         """Nothing beside the encodings."""
         return request
 
@@ -56,7 +56,7 @@ class GgufTarget:
         """None."""
         return ()
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are no whole blocks."""
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:  # llama.cpp's operators on vectors want float32, whatever a file says
@@ -81,7 +81,7 @@ class GgufTarget:
         return Encoding(wanted)
 
     def mixture(
-        self, tensors: Sequence[Wanted], written: Mapping[str, tuple[str, Any]], request: Request
+        self, tensors: Sequence[TensorSpec], written: Mapping[str, tuple[str, Any]], request: Request
     ) -> Mapping[str, str]:
         """The types of llama.cpp's mixture that was asked for."""
         if request.quantize is None or request.quantize not in mixtures().named:
@@ -89,16 +89,20 @@ class GgufTarget:
         return types(request.quantize, tensors, written)
 
     def computed(
-        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
-    ) -> Sequence[tuple[Wanted, bytes]]:
+        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
+    ) -> Sequence[tuple[TensorSpec, bytes]]:
         """`rope_freqs.weight` for Llama 3.1 rope scaling."""
         if config.rope_type != "llama3":
             return ()
         factors = llama3_factors(config)
-        return ((Wanted("rope_freqs.weight", factors.shape, "float32"), factors.tobytes()),)
+        return ((TensorSpec("rope_freqs.weight", factors.shape, "float32"), factors.tobytes()),)
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """Header with configuration and tokenizer, then the tensors at multiples of 32 bytes."""
         arch = written["general.architecture"][1]
@@ -146,7 +150,7 @@ def _stays_float32(name: str, rules: Layout) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in rules.encoding.get("f32", ()))
 
 
-def _file_type(tensors: Sequence[Wanted], request: Request) -> int:
+def _file_type(tensors: Sequence[TensorSpec], request: Request) -> int:
     """The type that was asked for; else the one that most matrix elements have."""
     if request.quantize and request.quantize in mixtures().named:
         return mixtures().named[request.quantize].file_type
@@ -163,8 +167,8 @@ def _tokenizer_path(request: Request) -> Path | None:
     if request.tokenizer is not None:
         return request.tokenizer
     names = {"tokenizer.json", "tokenizer.model", "vocab.json"}
-    folders = (path.parent for path in request.travels if path.name in names)
-    return next(folders, vocabulary_in(None, request.travels))
+    folders = (path.parent for path in request.companion_files if path.name in names)
+    return next(folders, vocabulary_in(None, request.companion_files))
 
 
 def _tokenizer(config: ModelConfig, request: Request) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 NO_VOCABULARY: Final = (("tokenizer.ggml.model", "STRING", "none"),)
 
 
-def vocabulary_in(given: Path | None, travels: Sequence[Path]) -> Path | None:
+def vocabulary_in(chosen: Path | None, companion_files: Sequence[Path]) -> Path | None:
     """The GGUF file that a model's vocabulary is taken from: what was given, or what the source brings along."""
-    return next((path for path in (travels if given is None else (given,)) if is_gguf(path)), None)
+    return next((path for path in (companion_files if chosen is None else (chosen,)) if is_gguf(path)), None)
 
 
 def tokenizer_of(path: Path, vocab_size: int, vocab_from: str = "") -> Tokenizer:

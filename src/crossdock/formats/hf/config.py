@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
-from crossdock.json_keys import unique
+from crossdock.io.json import unique
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
@@ -66,16 +66,19 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     """
     new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     problems = []
-    said = new if isinstance(new, Mapping) else {}
-    if said and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(said)):
+    rope_parameters = new if isinstance(new, Mapping) else {}
+    if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
         problems.append(
             Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
         )
     for key in ("rope_theta", "partial_rotary_factor"):
-        if key in said and config.get(key) is not None and config[key] != said[key]:
+        if key in rope_parameters and config.get(key) is not None and config[key] != rope_parameters[key]:
             problems.append(
                 Problem(
-                    f"differs from rope_parameters.{key}", f"{where}: {key}", str(said[key])[:80], str(config[key])[:80]
+                    f"differs from rope_parameters.{key}",
+                    f"{where}: {key}",
+                    str(rope_parameters[key])[:80],
+                    str(config[key])[:80],
                 )
             )
     if problems:

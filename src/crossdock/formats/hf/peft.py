@@ -15,7 +15,7 @@ from typing import Any
 from crossdock.formats.hf.target import HfTarget
 from crossdock.formats.safetensors import header_bytes, read_header
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, Wanted, adapter_encoding
+from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, TensorSpec, adapter_encoding
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -30,18 +30,22 @@ class PeftTarget(HfTarget):
 
     name: str = "peft"
     layout: str = "peft"
-    algorithms: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = ()
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""
         return (f'peft.PeftModel.from_pretrained(base_model, "{output}")',)
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """float32, in which adapters were trained."""
         return adapter_encoding(request)
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """The weights in one file, and the configuration with a rank for each matrix."""
         ranks = {

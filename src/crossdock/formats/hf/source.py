@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, NotACheckpointError, Problem
-from crossdock.formats.files import read_exact, reading, size_of
-from crossdock.formats.hf import fp8
+from crossdock.formats.companions import found_in
+from crossdock.formats.fp8 import hf_target as fp8
+from crossdock.formats.fp8.hf_source import with_scales
 from crossdock.formats.hf.config import LARGEST, flattened, parse
-from crossdock.formats.hf.scaled import with_scales
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
-from crossdock.formats.travels import found_in
 from crossdock.formats.weight_file import tensors_in
+from crossdock.io.files import read_exact, reading, size_of
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -98,7 +98,7 @@ def open_plain(path: Path) -> Source:
         tensors=tensors,
         metadata=metadata,
         metadata_at=where,
-        travels=tuple(found_in(folder)),
+        companion_files=tuple(found_in(folder)),
         notes=notes,
     )
 
@@ -172,9 +172,9 @@ def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[st
     lost = [n for n, file in index.items() if file not in broken and (n not in home or home[n].name != file)]
     extra = [n for n in home if n not in index]
     fix = "fetch the files that the index was made for, or remove the index if the files are right"
-    said = [f"the index places {n} in {index[n]}, which lacks it" for n in lost[:8]]
-    said += [f"{n} in {home[n].name} is not in the index" for n in extra[:8]]
-    problems = [Problem(what, where=where, fix=fix, check="index-stale") for what in said]
+    sentences = [f"the index places {n} in {index[n]}, which lacks it" for n in lost[:8]]
+    sentences += [f"{n} in {home[n].name} is not in the index" for n in extra[:8]]
+    problems = [Problem(what, where=where, fix=fix, check="index-stale") for what in sentences]
     more = len(lost) + len(extra) - len(problems)
     if more:
         problems.append(Problem(f"and {more} more tensors on which index and files disagree", where=where))

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, NotACheckpointError, UsageError
-from crossdock.formats.hf import fp8
+from crossdock.formats.companions import GENERATION, IDS, companion_files_for
+from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.hf.source import open_plain, read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, Wanted, no_ranks
-from crossdock.formats.travels import GENERATION, IDS, travelling
+from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, TensorSpec, no_ranks
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
@@ -38,8 +38,8 @@ class HfTarget:
     name: str = "hf"
     layout: str = "hf"
     single_file: bool = False
-    algorithms: tuple[str, ...] = tuple(fp8.ALGORITHMS)
-    by_training: tuple[str, ...] = ("fp8_static",)
+    quantizations: tuple[str, ...] = tuple(fp8.ALGORITHMS)
+    needs_training_scales: tuple[str, ...] = ("fp8_static",)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """None."""
@@ -47,25 +47,25 @@ class HfTarget:
             raise UsageError("an fp8 cache is said with fp8 weights only", fix="-q fp8, or leave --fp8-kv-cache out")
         return no_ranks(self.name, request)
 
-    def settled(self, request: Request, output: Source) -> Request:
+    def request_from_output(self, request: Request, output: Source) -> Request:
         """The quantisation that the output's config.json names."""
-        return replace(request, **fp8.settled(output.metadata))
+        return replace(request, **fp8.request_from_output(output.metadata))
 
     def reopen(self, output: Path) -> Source | None:
         """A quantised folder as it is stored: as a source its weights are read by their scales."""
-        said = (output / fp8.FILE).is_file()
+        quantization = (output / fp8.FILE).is_file()
         with contextlib.suppress(InputError):
-            said = said or bool(read_json(output)[0].get("quantization_config"))
-        return open_plain(output) if said else None
+            quantization = quantization or bool(read_json(output)[0].get("quantization_config"))
+        return open_plain(output) if quantization else None
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What serves an FP8 folder; a plain one is everybody's."""
         if not (output / fp8.FILE).is_file():
             return ()
-        said = read_json(output / fp8.FILE)[0].get("quantization") or {}
-        return (fp8.served_by(said.get("quant_algo"), shlex.quote(str(output))),)
+        quantization = read_json(output / fp8.FILE)[0].get("quantization") or {}
+        return (fp8.served_by(quantization.get("quant_algo"), shlex.quote(str(output))),)
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.
 
         Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
@@ -76,10 +76,10 @@ class HfTarget:
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
-        if request.quantize is not None and request.quantize not in self.algorithms:
+        if request.quantize is not None and request.quantize not in self.quantizations:
             raise UsageError(
                 f"hf cannot be quantised to {request.quantize}",
-                expected=f"-q {' or '.join(self.algorithms)}, or --dtype float32, float16 or bfloat16",
+                expected=f"-q {' or '.join(self.quantizations)}, or --dtype float32, float16 or bfloat16",
             )
         if request.dtype == "auto":
             if tensor.dtype in _DTYPES:
@@ -94,13 +94,17 @@ class HfTarget:
         return Encoding(wanted)
 
     def computed(
-        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
-    ) -> Sequence[tuple[Wanted, bytes]]:
+        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
+    ) -> Sequence[tuple[TensorSpec, bytes]]:
         """The scales of static fp8: every other tensor of a Hugging Face folder is stored by its sources."""
         return fp8.static_scales(tensors, request)
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """Shards in the order of the tensors, then the index, the configuration and what travels along."""
         shards = _shards(tensors, request.max_shard_size)
@@ -118,9 +122,9 @@ class HfTarget:
             total_size = sum(map(_size, tensors))
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
-        travels = travelling(request, config)
-        warnings = travels.warnings
-        config, beyond = _within(_with_special_ids(config, travels.tokenizer))
+        companion_files = companion_files_for(request, config)
+        warnings = companion_files.warnings
+        config, beyond = _within(_with_special_ids(config, companion_files.tokenizer))
         warnings += beyond
         ids = {name: getattr(config, name) for name in IDS if name in written}
         keys = {key: value for key, (_, value) in written.items()} | ids
@@ -132,9 +136,9 @@ class HfTarget:
             fail_on = frozenset({"nonfinite"})
         config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
-        if not any(file.name == GENERATION for file in travels.files):
+        if not any(file.name == GENERATION for file in companion_files.files):
             files.append(_text(GENERATION, generation_config_json(config)))
-        files += travels.files
+        files += companion_files.files
         placed = tuple(places[t.name] for t in tensors)
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in IDS or value is not None}
         return Assembled(tuple(files), placed, warnings, facts, fail_on)
@@ -147,13 +151,13 @@ class HfTarget:
         return found
 
 
-def _size(tensor: Wanted) -> int:
+def _size(tensor: TensorSpec) -> int:
     return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
 
 
-def _shards(tensors: Sequence[Wanted], limit: int) -> list[list[Wanted]]:
+def _shards(tensors: Sequence[TensorSpec], limit: int) -> list[list[TensorSpec]]:
     """Consecutive tensors of at most `limit` bytes together; a larger tensor has a shard of its own."""
-    shards: list[list[Wanted]] = [[]]
+    shards: list[list[TensorSpec]] = [[]]
     held = 0
     for tensor in tensors:
         size = _size(tensor)

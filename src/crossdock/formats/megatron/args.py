@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError
-from crossdock.formats.pickles import Global, Instance, attributes, describe, dtype_of, printable
+from crossdock.unpickle import Global, Instance, attributes, describe, dtype_of, printable
 
 MAX_DEPTH = 8
 MAX_VALUES = 200_000
@@ -74,7 +74,7 @@ def plain(value: object, where: str = "", left: list[int] | None = None, depth: 
     return describe(value)
 
 
-def spoken_args(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def args_of_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The keys of a user's JSON in Megatron's terms: its args, TransformerConfig, or both parts of an exporter's case.
 
     None when it is in other terms (a Hugging Face config.json).
@@ -103,6 +103,6 @@ def parallel_sizes(args: Mapping[str, Any]) -> dict[str, int]:
     """How many ranks of every kind the run used; 1 where the args do not say."""
     sizes = {}
     for title, names in SIZES.items():
-        given = next((args[name] for name in names if isinstance(args.get(name), int)), 1)
-        sizes[title] = max(given, 1)
+        count = next((args[name] for name in names if isinstance(args.get(name), int)), 1)
+        sizes[title] = max(count, 1)
     return sizes

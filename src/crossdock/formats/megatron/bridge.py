@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError
-from crossdock.formats.files import read_exact, reading, size_of
 from crossdock.formats.megatron.args import plain
 from crossdock.formats.megatron.yaml_lines import read_section
+from crossdock.io.files import read_exact, reading, size_of
 
 FILE = "run_config.yaml"
 LARGEST = 4 << 20

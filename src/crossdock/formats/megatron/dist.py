@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from crossdock.errors import FormatError
-from crossdock.formats import dcp
-from crossdock.formats.files import reading
-from crossdock.formats.megatron import fp8
+from crossdock.formats.dcp import metadata as dcp
+from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.root import Folder
-from crossdock.formats.pickles import describe, printable
 from crossdock.formats.stored import Source, StoredTensor
-from crossdock.formats.torchfile import open_torch, read_object
+from crossdock.io.files import reading
+from crossdock.torchfile import open_torch, read_object
+from crossdock.unpickle import describe, printable
 
 PREFIXES = ("module.", "model.")  # NeMo, FSDP: put before every key
 REASONS: Mapping[str, str] = {
@@ -68,7 +68,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         skipped_bytes=stored.skipped_bytes,
         scales=partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()}),
         notes=notes,
-        spelled=bridge,
+        aliased=bridge,
     )
 
 

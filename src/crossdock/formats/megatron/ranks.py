@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem, UsageError
+from crossdock.formats.fp8.megatron import RankPlace, of_ranks
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
-from crossdock.formats.megatron.fp8 import RankPlace, of_ranks
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
 from crossdock.formats.megatron.stages import Ranges, layer_counts, layer_ranges
-from crossdock.formats.pickles import TensorRef, printable
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
-from crossdock.formats.torchfile import open_torch, state_tensors
 from crossdock.formats.weight_file import stored
+from crossdock.torchfile import open_torch, state_tensors
+from crossdock.unpickle import TensorRef, printable
 
 FILES = ("model_optim_rng.pt", "model_rng.pt")
 MAX_RANKS = 65_536  # files of one checkpoint
@@ -171,9 +171,9 @@ def _sizes(args: Mapping[str, Any], common: Mapping[Any, object], files: Mapping
                 fix="convert a checkpoint that Megatron-LM saved with args, or a torch_dist one",
             )
         return Sizes(max(n[0] for n in numbers) + 1, 1, 1, max(n[0] for n in numbers) + 1, 1)
-    said = parallel_sizes(args)
-    tp, pp, ep = said["tensor"], said["pipeline"], said["expert"]
-    etp = said["expert tensor"] if isinstance(args.get("expert_tensor_parallel_size"), int) else tp
+    parallel = parallel_sizes(args)
+    tp, pp, ep = parallel["tensor"], parallel["pipeline"], parallel["expert"]
+    etp = parallel["expert tensor"] if isinstance(args.get("expert_tensor_parallel_size"), int) else tp
     if not args.get("num_experts"):
         etp = tp if ep == 1 else etp
     if tp % etp:

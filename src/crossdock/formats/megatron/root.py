@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from crossdock.errors import CrossdockError, EnvironmentProblem, FormatError, NotACheckpointError, UsageError
-from crossdock.formats.files import read_exact, reading, size_of
-from crossdock.formats.pickles import printable
+from crossdock.io.files import read_exact, reading, size_of
+from crossdock.unpickle import printable
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MAX_ENTRIES = 200_000

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError, UsageError
 from crossdock.formats import safetensors
-from crossdock.formats.megatron import fp8
+from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER
 from crossdock.formats.megatron.dist import summary, without_prefix
-from crossdock.formats.pickles import printable
 from crossdock.formats.stored import Source, SourceFile
 from crossdock.formats.weight_file import tensors_in
+from crossdock.unpickle import printable
 
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("model", "state_dict", "module")  # dicts around the state dict

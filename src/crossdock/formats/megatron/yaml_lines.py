@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from crossdock.errors import FormatError
-from crossdock.formats.pickles import printable
+from crossdock.unpickle import printable
 
 MAX_DEPTH = 32
 _KEY = re.compile(

@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs.cells import Cells
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem
 from crossdock.formats import safetensors
-from crossdock.formats.files import read_exact, reading, size_of
+from crossdock.formats.companions import found_in
+from crossdock.formats.fp8.stored import numbers, scaled
 from crossdock.formats.hf.config import LARGEST, parse
-from crossdock.formats.scales import numbers, scaled
 from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTensor, TrainingScales
-from crossdock.formats.travels import found_in
 from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
+from crossdock.io.files import read_exact, reading, size_of
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
@@ -55,9 +55,9 @@ def open_plain(path: Path) -> Source:
         raise NotACheckpointError("no TensorRT-LLM checkpoint", where=str(path), expected="a folder with config.json")
     config = _read(path / "config.json")
     where = str(path / "config.json")
-    said = settings(config)
+    stated = settings(config)
     tp, pp, etp, ep = (
-        _count(said[name], name, where)
+        _count(stated[name], name, where)
         for name in ("tensor_parallel", "pipeline_parallel", "moe_tensor_parallel", "moe_expert_parallel")
     )
     layers = _count(config.get("num_hidden_layers"), "num_hidden_layers", where)
@@ -66,18 +66,18 @@ def open_plain(path: Path) -> Source:
     _check_files(path, tp * pp)
     files: list[SourceFile] = []
     tensors: dict[tuple[str, str], StoredTensor] = {}
-    told: Mapping[str, Any] = {}
+    recorded: Mapping[str, Any] = {}
     for rank in range(tp * pp):
         file = path / file_name(rank)
         header = safetensors.read_header(file)
-        told = told or _told(header.metadata.get("crossdock"), str(file))
+        recorded = recorded or _recorded_fields(header.metadata.get("crossdock"), str(file))
         part, experts = parts_of(rank, tp, ep)
         stacked = {name.removesuffix("weight") for name, t in header.tensors.items()
                    if len(t.shape) == 3 and name.endswith(_EXPERTS)}  # fmt: skip
         for name, tensor in header.tensors.items():
             home = experts if name.rpartition(".")[0] + "." in stacked else part
             extent = Extent(rank, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
-            meant = str(told.get("router_dtype", "")) if name.endswith(ROUTER) else ""
+            meant = str(recorded.get("router_dtype", "")) if name.endswith(ROUTER) else ""
             tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home, meant=meant)
         files.append(SourceFile.of(file))
     return Source(
@@ -85,12 +85,12 @@ def open_plain(path: Path) -> Source:
         root=path,
         files=tuple(files),
         tensors=tensors,
-        metadata={**config, **said, **({"crossdock": told} if told else {})},
+        metadata={**config, **stated, **({"crossdock": recorded} if recorded else {})},
         metadata_at=where,
         ranks={"tp": tp, "pp": pp, "etp": etp, "ep": ep},
         partitions=partition(layers, pp),
-        travels=tuple(found_in(path)),
-        notes={"files": str(len(files)), "written by": "crossdock" if told else "another program"},
+        companion_files=tuple(found_in(path)),
+        notes={"files": str(len(files)), "written by": "crossdock" if recorded else "another program"},
     )
 
 
@@ -108,8 +108,8 @@ def _with_scales(source: Source) -> Source:
         if scale is None or math.prod(scale.shape) not in (1, experts):
             problems.append(Problem("an fp8 weight without its scales", name, expected=f"{experts} in {_WEIGHT}"))
             continue
-        cells = Cells.whole(tensor.shape, math.prod(scale.shape))
-        weights[part, name] = scaled(tensor, scale, cells, "float32")
+        scale_blocks = ScaleBlocks.whole(tensor.shape, math.prod(scale.shape))
+        weights[part, name] = scaled(tensor, scale, scale_blocks, "float32")
     if problems:
         raise FormatError(problems[:20])
     beside = [key for key in source.tensors if key[1].endswith((_WEIGHT, _INPUT))]
@@ -127,10 +127,10 @@ def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> 
     """Scale of the input and of the weight, or of each expert."""
     out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
     for (part, name), tensor in weights.items():
-        given = source.tensors.get((part, name.removesuffix("weight") + _INPUT))
-        if given is None or tensor.scaling is None or math.prod(given.shape) != 1:
+        input_scale = source.tensors.get((part, name.removesuffix("weight") + _INPUT))
+        if input_scale is None or tensor.scaling is None or math.prod(input_scale.shape) != 1:
             continue
-        (activation,), found = numbers(source, given), numbers(source, source.tensors[part, tensor.scaling.name])
+        (activation,), found = numbers(source, input_scale), numbers(source, source.tensors[part, tensor.scaling.name])
         experts = range(tensor.shape[0]) if len(tensor.shape) == 3 else None
         indices = [()] if experts is None or len(found) == 1 else [(expert,) for expert in experts]
         out[part, name] = dict(zip(indices, ((activation, weight) for weight in found), strict=True))
@@ -156,7 +156,7 @@ def _count(value: Any, name: str, where: str) -> int:
     return value
 
 
-def _told(text: str | None, where: str) -> Mapping[str, Any]:
+def _recorded_fields(text: str | None, where: str) -> Mapping[str, Any]:
     """What crossdock wrote beside the tensors, or nothing."""
     if text is None:
         return {}

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from crossdock.codecs import registry as codecs
-from crossdock.codecs.cells import Cells
 from crossdock.codecs.codec import encoded_size
+from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError, UsageError
+from crossdock.formats.companions import companion_files_for
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, Wanted
-from crossdock.formats.travels import travelling
+from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, TensorSpec
 from crossdock.formats.trtllm import ranks as trtllm_ranks
 from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
 from crossdock.formats.trtllm.source import open_plain, sniff
@@ -36,7 +36,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 _BY_CONFIG = ("w8a16", "w4a16")
 FP8 = "float8_e4m3fn"
 # what config.json cannot say, for reading the folder back: kept in the rank files' __metadata__, which loaders skip
-TOLD = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "layer_types", "max_position_embeddings",
+RECORDED = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "layer_types", "max_position_embeddings",
         "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
@@ -47,8 +47,8 @@ class TrtllmTarget:
     name: str = "trtllm"
     layout: str = "trtllm"
     single_file: bool = False
-    algorithms: tuple[str, ...] = (*_BY_CONFIG, "fp8")
-    by_training: tuple[str, ...] = ("fp8",)
+    quantizations: tuple[str, ...] = (*_BY_CONFIG, "fp8")
+    needs_training_scales: tuple[str, ...] = ("fp8",)
 
     def ranks(self, config: ModelConfig, request: Request) -> Ranks:
         """As asked for, if the model can be cut so."""
@@ -61,19 +61,19 @@ class TrtllmTarget:
         cache = "FP8" if request.fp8_kv_cache else None
         return replace(found, settings={**found.settings, "quant_algo": algorithm, "kv_cache_quant_algo": cache})
 
-    def settled(self, request: Request, output: Source) -> Request:
+    def request_from_output(self, request: Request, output: Source) -> Request:
         """The ranks and the quantisation that the output's config.json names."""
-        said = settings(output.metadata)
+        stated = settings(output.metadata)
         parallel = Parallel(
-            said["tensor_parallel"],
-            said["pipeline_parallel"],
-            said["moe_tensor_parallel"] if said["moe_expert_parallel"] > 1 else 0,
-            said["moe_expert_parallel"] if said["moe_expert_parallel"] > 1 else 0,
-            said["use_parallel_embedding"],
-            said["embedding_sharding_dim"],
+            stated["tensor_parallel"],
+            stated["pipeline_parallel"],
+            stated["moe_tensor_parallel"] if stated["moe_expert_parallel"] > 1 else 0,
+            stated["moe_expert_parallel"] if stated["moe_expert_parallel"] > 1 else 0,
+            stated["use_parallel_embedding"],
+            stated["embedding_sharding_dim"],
         )
-        quantize = said["quant_algo"].lower() if isinstance(said["quant_algo"], str) else None
-        cache = said["kv_cache_quant_algo"] == "FP8"
+        quantize = stated["quant_algo"].lower() if isinstance(stated["quant_algo"], str) else None
+        cache = stated["kv_cache_quant_algo"] == "FP8"
         return replace(request, parallel=parallel, quantize=quantize, fp8_kv_cache=cache)
 
     def reopen(self, output: Path) -> Source | None:
@@ -89,7 +89,7 @@ class TrtllmTarget:
             f"{shlex.join(hf)}   # TensorRT-LLM 1.3 and later load Hugging Face folders",
         )
 
-    def encoding(self, tensor: Wanted, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
         """The dtype asked for, or that of most of the source; float32 for what the layout's [encoding] lists."""
         if request.quantize == "fp8" and any(
             fnmatch.fnmatchcase(tensor.name, g) for g in rules.encoding.get("fp8", ())
@@ -100,14 +100,14 @@ class TrtllmTarget:
                     expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder",
                     fix="export without -q, and let ModelOpt calibrate",
                 )  # fmt: skip
-            cells = Cells.whole(tensor.shape, len(tensor.scales))
-            return Encoding(FP8, cells=cells, known=tuple(weight for _, weight in tensor.scales))
+            scale_blocks = ScaleBlocks.whole(tensor.shape, len(tensor.scales))
+            return Encoding(FP8, scale_blocks=scale_blocks, static_scales=tuple(weight for _, weight in tensor.scales))
         fixed = request.encodings.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
-        if request.quantize is not None and request.quantize not in self.algorithms:
+        if request.quantize is not None and request.quantize not in self.quantizations:
             raise UsageError(
-                f"trtllm cannot be quantised to {request.quantize}", expected=f"-q {' or '.join(self.algorithms)}"
+                f"trtllm cannot be quantised to {request.quantize}", expected=f"-q {' or '.join(self.quantizations)}"
             )
         if any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
             return Encoding("float32")
@@ -121,8 +121,8 @@ class TrtllmTarget:
         return Encoding(wanted)
 
     def computed(
-        self, config: ModelConfig, tensors: Sequence[Wanted], request: Request
-    ) -> Sequence[tuple[Wanted, bytes]]:
+        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
+    ) -> Sequence[tuple[TensorSpec, bytes]]:
         """The scales of fp8 weights and of the fp8 cache; buffers that TensorRT-LLM computes are left to it."""
         found: list[tuple[str, tuple[int, ...], list[float], str]] = []
         for tensor in tensors:
@@ -136,31 +136,36 @@ class TrtllmTarget:
             if request.fp8_kv_cache and tensor.name.endswith(".attention.qkv.weight"):
                 found.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", (1,), [1.0], tensor.part))
         return [
-            (Wanted(name, shape, "float32", part), np.array(n, np.float32).tobytes()) for name, shape, n, part in found
+            (TensorSpec(name, shape, "float32", part), np.array(n, np.float32).tobytes())
+            for name, shape, n, part in found
         ]
 
     def assemble(
-        self, tensors: Sequence[Wanted], config: ModelConfig, written: Mapping[str, tuple[str, Any]], request: Request
+        self,
+        tensors: Sequence[TensorSpec],
+        config: ModelConfig,
+        written: Mapping[str, tuple[str, Any]],
+        request: Request,
     ) -> Assembled:
         """A file per rank in the order of the tensors, and the configuration."""
         out = nested({key: value for key, (_, value) in written.items()})
-        said = settings(out)
-        tp, ep = said["tensor_parallel"], said["moe_expert_parallel"]
-        held: list[list[int]] = [[] for _ in range(tp * said["pipeline_parallel"])]
+        stated = settings(out)
+        tp, ep = stated["tensor_parallel"], stated["moe_expert_parallel"]
+        held: list[list[int]] = [[] for _ in range(tp * stated["pipeline_parallel"])]
         for number, tensor in enumerate(tensors):
             held[trtllm_ranks.rank_of(tensor.part, tp, ep)].append(number)
         routers = [tensor for tensor in tensors if tensor.name.endswith(ROUTER)]
         own = request.dtype if request.dtype != "auto" else routers[0].before if routers else ""
-        telling = {name: getattr(config, name) for name in TOLD} | ({"router_dtype": own} if routers else {})
-        told = json.dumps(telling, separators=(",", ":"))
+        telling = {name: getattr(config, name) for name in RECORDED} | ({"router_dtype": own} if routers else {})
+        recorded = json.dumps(telling, separators=(",", ":"))
         files: list[TargetFile] = []
         rank_files: list[RankFile] = []
         places = [(0, 0)] * len(tensors)
-        spans = trtllm_ranks.layer_ranges(config.num_hidden_layers, said["pipeline_parallel"])
+        spans = trtllm_ranks.layer_ranges(config.num_hidden_layers, stated["pipeline_parallel"])
         for rank, numbers in enumerate(held):
             mine = [tensors[number] for number in numbers]
             header, offsets, total = header_bytes(
-                [(t.name, t.dtype, t.shape) for t in mine], {"format": "pt", "crossdock": told}
+                [(t.name, t.dtype, t.shape) for t in mine], {"format": "pt", "crossdock": recorded}
             )
             for number, offset in zip(numbers, offsets, strict=True):
                 places[number] = (rank, offset)
@@ -168,12 +173,12 @@ class TrtllmTarget:
             rank_files.append(_rank_file(rank, mine, spans[rank // tp], config, tp))
         content = config_json(out)
         files.append(TargetFile("config.json", len(content), content))
-        travels = travelling(request, config)
+        companion_files = companion_files_for(request, config)
         return Assembled(
-            (*files, *travels.files),
+            (*files, *companion_files.files),
             tuple(places),
             (
-                *travels.warnings,
+                *companion_files.warnings,
                 "TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",
             ),
             json.loads(content),
@@ -187,7 +192,9 @@ class TrtllmTarget:
         return found
 
 
-def _rank_file(rank: int, tensors: Sequence[Wanted], layers: tuple[int, int], config: ModelConfig, tp: int) -> RankFile:
+def _rank_file(
+    rank: int, tensors: Sequence[TensorSpec], layers: tuple[int, int], config: ModelConfig, tp: int
+) -> RankFile:
     rows = {tensor.name: tensor.shape[0] for tensor in tensors}
     fewest = min((n for n in map(config.kv_heads, range(*layers)) if n), default=tp)
     return RankFile(

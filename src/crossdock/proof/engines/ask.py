@@ -57,8 +57,8 @@ def _ending(code: int) -> str:
         return f"ended by signal {-code}"
 
 
-def _last_words(said: str) -> str:
+def _last_words(output: str) -> str:
     """The last lines; of a process that ggml aborted, the line of its assertion first."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line]
     return "; ".join((asserted or lines)[-LINES:])[-CHARACTERS:]

@@ -108,8 +108,8 @@ def _ids(llama: Llama, model: int, text: str, add_special: bool, parse_special: 
     room = (int32 * (len(raw) + 16))()
     types = (ctypes.c_void_p, ctypes.c_char_p, int32, ctypes.POINTER(int32), int32, flag, flag)
     vocabulary = llama.vocabulary(model)
-    given = (vocabulary, raw, len(raw), room, len(room), add_special, parse_special)
-    count = llama.call("llama_tokenize", int32, types, *given)
+    call_arguments = (vocabulary, raw, len(raw), room, len(room), add_special, parse_special)
+    count = llama.call("llama_tokenize", int32, types, *call_arguments)
     if count < 0:
         raise SystemExit(f"llama_tokenize returned {count} for {text!r}")
     return list(room[:count])

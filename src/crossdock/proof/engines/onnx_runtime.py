@@ -28,7 +28,7 @@ def main() -> None:
     outputs = [output.name for output in session.get_outputs()]
     wanted = "logits" if "logits" in outputs else outputs[0]
     for number, window in enumerate(request["windows"]):
-        feeds = {given.name: _input(given, window) for given in session.get_inputs()}
+        feeds = {node.name: _input(node, window) for node in session.get_inputs()}
         logits = session.run([wanted], feeds)[0][0]
         np.save(f"{request['out']}/{number}.npy", logits.astype(np.float32))
 
@@ -44,10 +44,10 @@ def _graph(path: Path) -> Path:
     return found[0]
 
 
-def _input(given: Any, window: list[int]) -> Any:
-    if given.type not in TYPES:
-        raise SystemExit(f"the graph's input {given.name} is of type {given.type}")
-    dtype, name = TYPES[given.type], given.name
+def _input(node: Any, window: list[int]) -> Any:
+    if node.type not in TYPES:
+        raise SystemExit(f"the graph's input {node.name} is of type {node.type}")
+    dtype, name = TYPES[node.type], node.name
     if name == "input_ids":
         return np.array([window], dtype)
     if name == "attention_mask":
@@ -55,9 +55,9 @@ def _input(given: Any, window: list[int]) -> Any:
     if name == "position_ids":
         return np.arange(len(window), dtype=dtype)[None]
     if name.startswith("past"):
-        sizes = [size if isinstance(size, int) else 0 for size in given.shape]
+        sizes = [size if isinstance(size, int) else 0 for size in node.shape]
         return np.zeros([1, *sizes[1:]], dtype)
-    raise SystemExit(f"the graph wants an input that is not known: {name} {given.type} {given.shape}")
+    raise SystemExit(f"the graph wants an input that is not known: {name} {node.type} {node.shape}")
 
 
 if __name__ == "__main__":

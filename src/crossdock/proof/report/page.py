@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from crossdock.codecs.statistics import ErrorFigures
+from crossdock.codecs.error_stats import ErrorStats
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
-from crossdock.formats.whole import write_whole
+from crossdock.io.atomic import write_whole
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.plugins import DATA
 from crossdock.proof.report.logits import logits_section
@@ -152,7 +152,7 @@ def _tile(name: str, value: str, note: str, *, bad: bool = False) -> str:
     return f'<div class="{kind}"><dt>{text(name)}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>'
 
 
-def _sum(figures: Iterable[ErrorFigures | None]) -> ErrorFigures | None:
+def _sum(figures: Iterable[ErrorStats | None]) -> ErrorStats | None:
     known = [one for one in figures if one is not None]
     return sum(known[1:], known[0]) if known else None
 
@@ -274,7 +274,7 @@ def _error_heading(tensors: Iterable[TensorCheck]) -> tuple[str, ...]:
     return (">relative error",) if any(one.figures is not None for one in tensors) else ()
 
 
-def _error(figures: ErrorFigures | None, errors: Sequence[str]) -> str:
+def _error(figures: ErrorStats | None, errors: Sequence[str]) -> str:
     if not errors:
         return ""
     return f'<td class="n">{"" if figures is None else f"{100 * figures.relative_rms:.3g}%"}</td>'

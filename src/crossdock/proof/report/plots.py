@@ -70,7 +70,7 @@ def scatter(
     for line in lines:
         y = up(line)
         out.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{_said(line, percent)}</text>')
+        out.append(f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(line, percent)}</text>')
     for x, label in _thinned(ticks):
         out.append(f'<text x="{across(x):.1f}" y="{height - 5:g}" text-anchor="middle">{text(label)}</text>')
     for dot in dots:
@@ -123,7 +123,7 @@ def _lines(values: Sequence[float]) -> Sequence[float]:
     return [10.0**decade for decade in range(first, last + step, step)]
 
 
-def _said(value: float, percent: bool) -> str:
+def _tick_text(value: float, percent: bool) -> str:
     """A round number as people write it: 0.01, 5, 20%; beyond, 1e-7."""
     shown = f"{100 * value:.0e}" if percent else f"{value:.0e}"
     shown = f"{float(shown):g}" if 1e-4 < float(shown) < 1e4 else shown.replace("e-0", "e-").replace("e+0", "e")

@@ -1,0 +1,290 @@
+"""From a format's own configuration keys to the canonical one, by the layout's tables; every field with its origin.
+
+Nothing is guessed: a field comes from the checkpoint's keys, from `--config`, from `--set`, or is a stated default.
+All that is missing, contradictory or unknown is collected and raised once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crossdock.errors import ConfigError, Problem, UsageError
+from crossdock.formats.stored import Source
+from crossdock.layout.rules import Layout, layout
+from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
+from crossdock.model.expressions import Expression
+from crossdock.model.families import Family, family, files
+from crossdock.planning.config.overrides import LAYOUT_OF, Overrides
+from crossdock.planning.config.unknown_keys import classify, readable_keys, recognised, refused, short
+from crossdock.planning.config.validate import build, of_kind
+from crossdock.wording import nearest
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found: the family, the configuration with origins, and the layout's numbers."""
+
+    family: Family
+    described: ResolvedConfig
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldValues:
+    """Values of canonical fields as they were found, unchecked, and where each is from."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
+def describe(source: Source, overrides: Overrides) -> Description:
+    """The canonical configuration of `source`.
+
+    Raises ConfigError with all problems, UsageError for unknown `--set` keys.
+    """
+    format_name = LAYOUT_OF.get(source.format, source.format)
+    settings = {key: _literal(text) for key, text in overrides.settings.items()}
+    chosen = _family(source, format_name, _keys(source) | settings, overrides)
+    rules = layout(format_name, chosen)
+    keys, canonical = _split_settings(settings, _keys(source), rules)
+    ignored, unknown = classify(rules, source, settings)
+    keys, roots = completed(rules, keys, absent=bool(source.metadata))
+    fields = _read(rules, keys, roots, source.metadata_at, settings)
+    if overrides.config is not None:
+        fields = _overridden(fields, _from_config(overrides, chosen))
+    fields = _set(fields, canonical)
+    config = _checked(fields, chosen, rules, source, [*refused(rules, keys | settings, source.metadata_at), *unknown])
+    described = ResolvedConfig(
+        config, _origins(fields, source, overrides), ignored, _notices(fields, rules, keys, settings, source)
+    )
+    variables = {name: _number(expr, keys, name) for name, expr in rules.variables.items()}
+    return Description(chosen, described, {**config.as_dict(), **variables})
+
+
+def _checked(
+    fields: _FieldValues, chosen: Family, rules: Layout, source: Source, problems: list[Problem]
+) -> ModelConfig:
+    """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
+    clean, wrong = of_kind(fields.values)
+    wrong = [replace(p, cause=f"it is from {fields.origins[p.where]}") for p in wrong]
+    wrong += _missing(fields.values, rules, source)
+    if wrong:
+        raise ConfigError([*problems, *wrong])
+    config, wrong = build(chosen.name, clean)
+    wrong = [replace(p, cause=p.cause or _from(fields.origins, p.where)) for p in wrong]
+    if not wrong:
+        fix = "give another --family, or --set the name if the checkpoint says it wrong"
+        wrong = [replace(p, cause=_from(fields.origins, p.where), fix=fix) for p in chosen.misfits(config)]
+    if problems or wrong:
+        raise ConfigError([*problems, *wrong])
+    return config
+
+
+def _origins(fields: _FieldValues, source: Source, overrides: Overrides) -> dict[str, str]:
+    """Where each field came from, those that nobody told included."""
+    defaults = {name: "default" for name in FIELDS if name not in fields.origins}
+    family_at = "--family" if overrides.family else f"derived from {overrides.config_at or source.metadata_at}"
+    return {**fields.origins, **defaults, "family": family_at}
+
+
+def _notices(
+    fields: _FieldValues, rules: Layout, keys: Mapping[str, Any], settings: Mapping[str, Any], source: Source
+) -> tuple[str, ...]:
+    """Sentences about keys that are second best, or that may not be what the run computed with; not about --set."""
+    read = set(fields.origins.values())
+    return tuple(
+        notice.sentence
+        for notice in rules.reading.notices
+        if notice.key not in settings
+        and (
+            f"{notice.key} in {source.metadata_at}" in read
+            if notice.when is None
+            else notice.when.evaluate(_Lenient(keys))
+        )
+    )
+
+
+def _from(origins: Mapping[str, str], name: str) -> str:
+    return f"{name} is from {origins.get(name, 'the default')}"
+
+
+def _overridden(fields: _FieldValues, config: _FieldValues) -> _FieldValues:
+    """The checkpoint's own values with those of `--config` over them; an origin says what it overrides."""
+    values, origins = dict(fields.values), dict(fields.origins)
+    for name, at in config.origins.items():
+        value = config.values[name]
+        differs = name in values and values[name] != value
+        origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if differs else at
+        values[name] = value
+    return _FieldValues(values, origins)
+
+
+def _set(fields: _FieldValues, canonical: Mapping[str, Any]) -> _FieldValues:
+    """`fields` with the canonical fields of `--set` over it."""
+    return _FieldValues({**fields.values, **canonical}, {**fields.origins, **dict.fromkeys(canonical, "--set")})
+
+
+def _keys(source: Source) -> dict[str, Any]:
+    return {
+        **source.metadata,
+        "keys": source.metadata,
+        "tensors": frozenset(name for _, name in source.tensors),
+        "shapes": {name: tensor.shape for (_, name), tensor in source.tensors.items()},
+    }
+
+
+def _literal(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: Overrides) -> Family:
+    allowed = () if overrides.family is None else layout(format_name).reading.model_types.get(overrides.family, ())
+    if overrides.family is not None and not allowed:
+        return family(overrides.family)
+    if overrides.config is not None:
+        format_name, keys = "hf", dict(overrides.config)
+    elif not source.metadata:
+        raise ConfigError(
+            "the checkpoint carries no configuration",
+            where=str(source.root),
+            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
+        )
+    found, telling = [], {"architectures", "activation"}
+    for name, when in recognised(format_name):
+        if allowed and name not in allowed:
+            continue
+        telling |= when.names
+        try:
+            if when.evaluate(_Lenient(keys)):
+                found.append(name)
+        except (TypeError, ArithmeticError, KeyError):
+            continue
+    if len(found) == 1:
+        return family(found[0])
+    if overrides.family is not None:
+        return family(overrides.family)
+    telling -= {"keys", "tensors", "shapes"}
+    seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
+    where = overrides.config_at or source.metadata_at or str(source.root)
+    if not found:
+        unfit = Problem(
+            "no family that crossdock knows fits this model",
+            where=where,
+            expected=", ".join(files()),
+            got=seen or "nothing telling",
+            fix="name it with --family if it is one of these under another name",
+        )
+        raise ConfigError([unfit, *refused(layout(format_name), keys, where)])
+    raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
+
+
+def _split_settings(
+    settings: Mapping[str, Any], keys: dict[str, Any], rules: Layout
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    readable = readable_keys(rules)
+    canonical, problems = {}, []
+    for key, value in settings.items():
+        if key in FIELDS and key != "family":
+            canonical[key] = value
+        elif key in readable or key in keys:
+            keys = {**keys, key: value}
+        else:
+            near = nearest(key, [*FIELDS, *readable], 3)
+            problems.append(
+                Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows")
+            )
+    if problems:
+        raise UsageError(problems)
+    return keys, canonical
+
+
+def completed(
+    rules: Layout, keys: Mapping[str, Any], *, absent: bool
+) -> tuple[dict[str, Any], dict[str, frozenset[str]]]:
+    """`keys` with what a missing key means and with derived values; and from which keys of `keys` each of these is.
+
+    absent  whether the source has a configuration that may lack keys
+    """
+    out: dict[str, Any] = dict(keys)
+    roots: dict[str, frozenset[str]] = {}
+    stated = [*(rules.reading.absent.items() if absent else ()), *rules.reading.derived.items()]
+    for key, value in stated:
+        found = value.read(out, nulls=True) if key not in keys else None
+        if found is not None:
+            out[key] = found[0]
+            roots[key] = frozenset(root for name in found[1] for root in roots.get(name, {name})) or frozenset({key})
+    return out, roots
+
+
+def _read(
+    rules: Layout,
+    keys: Mapping[str, Any],
+    roots: Mapping[str, frozenset[str]],
+    where: str,
+    settings: Mapping[str, Any],
+) -> _FieldValues:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field_name, value in rules.reading.fields.items():
+        found = value.read(keys)
+        if found is None:
+            continue
+        values[field_name] = found[0]
+        names = {root for name in found[1] for root in roots.get(name, {name})}
+        origins[field_name] = _origin(rules, names - roots.keys(), names & roots.keys(), where, settings)
+    return _FieldValues(values, origins)
+
+
+def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, settings: Mapping[str, Any]) -> str:
+    """Where a value is from that was made of the keys `names`, and of what the keys `lacking` mean when absent."""
+    named = ", ".join(sorted(names - {"keys", "tensors", "shapes"}))
+    if not named and names:
+        return "the stored tensors"
+    if not named:
+        return f"{', '.join(sorted(lacking))} absent from {where}" if lacking else f"the format ({rules.format})"
+    if not names & settings.keys():
+        return f"{named} in {where}"
+    rest = ", ".join(sorted(names - settings.keys() - {"keys", "tensors", "shapes"}))
+    return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
+
+
+def _from_config(overrides: Overrides, chosen: Family) -> _FieldValues:
+    assert overrides.config is not None
+    rules = layout("hf", chosen)
+    keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
+    keys, roots = completed(rules, keys, absent=True)
+    return _read(rules, keys, roots, overrides.config_at, {})
+
+
+def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
+    return [
+        Problem(
+            f"{name} is not known",
+            where=source.metadata_at or str(source.root),
+            expected=rules.reading.fields[name].text if name in rules.reading.fields else "a value",
+            fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
+        )
+        for name in REQUIRED
+        if name not in values and name != "family"
+    ]
+
+
+def _number(expr: Expression, keys: Mapping[str, Any], name: str) -> Any:
+    try:
+        return expr.evaluate(_Lenient(keys))
+    except (TypeError, ArithmeticError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(f"variable {name} = {expr.text} has no value: {error}") from None

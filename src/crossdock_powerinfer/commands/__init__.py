@@ -1,0 +1,1 @@
+"""The commands that crossdock's command line has for PowerInfer; loaded when they are asked for."""
