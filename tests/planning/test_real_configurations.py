@@ -112,7 +112,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
     with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
         delivery.interpret(bare, Overrides())
-    said = delivery.given(config=tmp_path / "hf")
+    said = delivery.overrides_from(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)
     assert again.config == checkpoint.config
     assert again.described.origins["hidden_size"] == f"hidden_size in {tmp_path / 'hf' / 'config.json'}"
@@ -291,7 +291,7 @@ def test_any_values_give_a_configuration_or_an_error(
         source = registry.open_source(roots[format_name]())
     rng = random.Random(f"{format_name}{seed}")
     reads = delivery.interpret(
-        source, delivery.given(config=roots["hf"]() if format_name == "gguf" else None)
+        source, delivery.overrides_from(config=roots["hf"]() if format_name == "gguf" else None)
     ).rules.reading.fields
     known = {name for value in reads.values() for name in value.names}
     keys = sorted(key for key in source.metadata if key in known)

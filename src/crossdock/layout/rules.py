@@ -21,13 +21,13 @@ from crossdock.model.families import Family, checked_tables, merged, read_toml
 from crossdock.plugins import folders
 
 # what a layout may hold besides the config keys, and the types of the values in it
-_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
+TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
     "renames": (list,), "numbers": (str,), "variables": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "padded", "when", "sum_as_stored")
 _RENAMED = MappingProxyType({"neutral": "only_values", "omitted": "unsupported", "spelled": "aliases"})
-_RULE = ("at", "offset", "when", "stage", "part", "copy", "read_only")
+RULE_KEYS = ("at", "offset", "when", "stage", "part", "copy", "read_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
             section = family.sections.get(name, {})
             table = merged(table, {_RENAMED.get(key, key): content for key, content in section.items()})
         where += f" with families/{family.name}.toml"
-    tables = {**_TABLES, **KEY_TABLES}
+    tables = {**TENSOR_TABLES, **KEY_TABLES}
     unknown = set(table) - set(tables) - set(_SCALARS)
     if unknown:
         raise ConfigError(f"unknown keys {', '.join(sorted(unknown))}", where=where)
@@ -194,8 +194,10 @@ def _lines(rule: Any) -> list[str]:
 
 def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
     table: Mapping[str, Any] = content if isinstance(content, Mapping) else {"at": content}
-    if set(table) - set(_RULE) or "at" not in table:
-        raise ConfigError(f"a rule has `at` and perhaps {', '.join(_RULE[1:])}; this has {sorted(table)}", where=where)
+    if set(table) - set(RULE_KEYS) or "at" not in table:
+        raise ConfigError(
+            f"a rule has `at` and perhaps {', '.join(RULE_KEYS[1:])}; this has {sorted(table)}", where=where
+        )
     part, stage = table.get("part", "default"), table.get("stage", "")
     if part not in parts:
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))

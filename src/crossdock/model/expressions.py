@@ -80,7 +80,7 @@ def _cycle(pattern: Any, count: int) -> tuple[Any, ...]:
     return tuple(pattern[i % len(pattern)] for i in _counted(count))
 
 
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
     "bool": bool,
@@ -133,7 +133,7 @@ class Expression:
         _check(nodes, text, where)
         words = [node for node in nodes if isinstance(node, ast.Name)]
         bound = {word.id for word in words if isinstance(word.ctx, ast.Store)}  # by a loop, for itself
-        words_read = frozenset(word.id for word in words) - bound - _FUNCTIONS.keys()
+        words_read = frozenset(word.id for word in words) - bound - FUNCTIONS.keys()
         self.names = words_read - constants.keys()
         self._constants = {name: constants[name] for name in sorted(words_read & constants.keys())}
 
@@ -164,7 +164,7 @@ def _check(nodes: Iterable[ast.AST], text: str, where: str) -> None:
         if isinstance(node, ast.ListComp):
             known = len(node.generators) == 1 and isinstance(node.generators[0].target, ast.Name)
         if isinstance(node, ast.Call):
-            known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
+            known = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
         if not known:
             raise ConfigError(f"expression {text!r} uses {type(node).__name__}, which is not allowed", where=where)
 
@@ -212,7 +212,7 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return _value(body if _value(test, values) else orelse, values)
         case ast.Call(func=ast.Name(id=name), args=args):
-            return _FUNCTIONS[name](*(_value(arg, values) for arg in args))
+            return FUNCTIONS[name](*(_value(arg, values) for arg in args))
         case ast.Subscript(value=container, slice=index):
             return _value(container, values)[_value(index, values)]
         case ast.Tuple(elts=items):
