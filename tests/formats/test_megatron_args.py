@@ -14,7 +14,7 @@ from crossdock.formats.megatron.stages import layer_counts, layer_ranges
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import layout
 from crossdock.planning.config.describe import completed
-from crossdock.planning.config.unknown_keys import refused
+from crossdock.planning.config.unknown_keys import refusals
 
 
 def config_of(source: Source) -> dict[str, Any]:
@@ -25,11 +25,11 @@ def config_of(source: Source) -> dict[str, Any]:
     return {field: value[0] for field, value in found.items() if value is not None}
 
 
-def refusals(source: Source) -> list[str]:
+def refused(source: Source) -> list[str]:
     """The sentences of [refused] that hold for the args of `source`."""
     rules = layout(source.format)
     keys, _ = completed(rules, {**source.metadata, "tensors": frozenset(), "shapes": {}}, absent=True)
-    return [problem.what for problem in refused(rules, keys, "args")]
+    return [problem.what for problem in refusals(rules, keys, "args")]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_args_that_no_field_holds_are_refused(
     changes: dict[str, Any], sentence: str, megatron_checkpoint: Checkpoint
 ) -> None:
     source = megatron.open_source(megatron_checkpoint(REAL))
-    assert refusals(source) == []
+    assert refused(source) == []
     source.metadata.update(changes)  # type: ignore[attr-defined]
-    (found,) = refusals(source)
+    (found,) = refused(source)
     assert found.startswith(sentence)

@@ -18,7 +18,14 @@ from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import Family, family, files
 from crossdock.planning.config.overrides import LAYOUT_OF, Overrides
-from crossdock.planning.config.unknown_keys import classify, readable_keys, recognised, refused, short
+from crossdock.planning.config.unknown_keys import (
+    classify,
+    only_value_problems,
+    readable_keys,
+    recognised,
+    refusals,
+    short,
+)
 from crossdock.planning.config.validate import build, of_kind
 from crossdock.wording import nearest
 
@@ -50,13 +57,15 @@ def describe(source: Source, overrides: Overrides) -> Description:
     chosen = _family(source, format_name, _keys(source) | settings, overrides)
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, _keys(source), rules)
-    ignored, unknown = classify(rules, source, settings)
+    ignored, problems = classify(rules, source, settings)
+    problems += only_value_problems(rules, keys | settings, source.metadata_at)
     keys, roots = completed(rules, keys, absent=bool(source.metadata))
     fields = _read(rules, keys, roots, source.metadata_at, settings)
     if overrides.config is not None:
         fields = _overridden(fields, _from_config(overrides, chosen))
     fields = _set(fields, canonical)
-    config = _checked(fields, chosen, rules, source, [*refused(rules, keys | settings, source.metadata_at), *unknown])
+    problems += refusals(rules, keys, source.metadata_at)
+    config = _checked(fields, chosen, rules, source, problems)
     described = ResolvedConfig(
         config, _origins(fields, source, overrides), ignored, _notices(fields, rules, keys, settings, source)
     )
@@ -188,7 +197,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
             got=seen or "nothing telling",
             fix="name it with --family if it is one of these under another name",
         )
-        raise ConfigError([unfit, *refused(layout(format_name), keys, where)])
+        raise ConfigError([unfit, *only_value_problems(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
 
 

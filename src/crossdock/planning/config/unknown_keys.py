@@ -70,8 +70,8 @@ def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tupl
     return ignored, problems
 
 
-def refused(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
-    """The keys whose values would change the model in a way that no field holds, and what the layout refuses."""
+def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
+    """The keys whose values would change the model in a way that no field holds; a missing key is none of them."""
     problems = []
     for key, allowed in rules.reading.only_values.items():
         value = keys.get(key)
@@ -84,6 +84,12 @@ def refused(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]
                     got=short(value),
                 )
             )
+    return problems
+
+
+def refusals(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
+    """What the layout refuses to read of `keys`, which hold what missing ones mean; what cannot be computed is refused."""
+    problems = []
     for statement in rules.reading.refused:
         condition = statement.condition
         if not condition.names <= keys.keys():
