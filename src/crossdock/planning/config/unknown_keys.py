@@ -88,7 +88,7 @@ def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> l
 
 
 def refusals(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
-    """What the layout refuses to read of `keys`, which hold what missing ones mean; what cannot be computed is refused."""
+    """What the layout refuses to read of `keys` with what missing ones mean; what cannot be computed is refused."""
     problems = []
     for statement in rules.reading.refused:
         condition = statement.condition
