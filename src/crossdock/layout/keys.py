@@ -13,7 +13,7 @@ from crossdock.errors import ConfigError
 from crossdock.layout.values import Alternative, Value, parse_value
 from crossdock.model.config import FIELDS
 from crossdock.model.expressions import Expression
-from crossdock.model.families import constants
+from crossdock.model.family import constants
 
 Table = Mapping[str, Any]
 
@@ -33,6 +33,11 @@ class Statement:
     name: str
     sentence: str
     condition: Expression
+
+    @property
+    def never(self) -> bool:
+        """Whether the condition is false whatever the model is."""
+        return self.condition.text == "False"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +86,13 @@ class ReadKeys:
 class WriteKeys:
     """How canonical fields become the keys of a format, and which models it can hold.
 
-    keys   what the format's configuration holds, in order
+    keys   what the configuration holds, in order; unset: keys that a family has to write, and this one does not
     requires  canonical field -> the values that the format can hold; requires_reason: why not others
     needs  what must hold for a model to be written; warn: sentences to show when their condition holds
     """
 
     keys: tuple[Written, ...]
+    unset: tuple[str, ...]
     requires: Mapping[str, tuple[Any, ...]]
     requires_reason: Mapping[str, str]
     needs: tuple[Statement, ...]
@@ -126,10 +132,10 @@ def write_keys(table: Table, where: str) -> WriteKeys:
     strange += [f"[needs] {one.name}: {word}" for one in needs for word in sorted(one.condition.names - set(FIELDS))]
     if strange:
         raise ConfigError(f"{', '.join(strange)}: not a field of the configuration", where=where)
+    write = table.get("write", {})
     return WriteKeys(
-        keys=tuple(
-            _written(key, content, tables, f"{where} [write] {key}") for key, content in table.get("write", {}).items()
-        ),
+        keys=tuple(_written(key, value, tables, f"{where} [write] {key}") for key, value in write.items() if value),
+        unset=tuple(key for key, value in write.items() if not value),
         requires={key: constants(allowed) for key, allowed in table.get("fits", {}).items()},
         requires_reason=table.get("fits_reason", {}),
         needs=needs,

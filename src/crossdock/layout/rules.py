@@ -17,7 +17,9 @@ from crossdock.errors import ConfigError, Problem
 from crossdock.layout.keys import KEY_TABLES, ReadKeys, WriteKeys, read_keys, write_keys
 from crossdock.layout.notation import Pattern, alternatives, parse
 from crossdock.model.expressions import Expression, expression
-from crossdock.model.families import Family, checked_tables, merged, read_toml
+from crossdock.model.families import family as family_called
+from crossdock.model.family import Family
+from crossdock.model.tables import checked_tables, merged, read_toml
 from crossdock.plugins import folders
 
 # what a layout may hold besides the config keys, and the types of the values in it
@@ -25,7 +27,7 @@ TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
     "renames": (list,), "numbers": (str,), "variables": (str,),
 })  # fmt: skip
-_SCALARS = ("extends", "padded", "when", "sum_as_stored")
+_SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
 _RENAMED = MappingProxyType({"neutral": "only_values", "omitted": "unsupported", "spelled": "aliases"})
 RULE_KEYS = ("at", "offset", "when", "stage", "part", "copy", "read_only")
 
@@ -86,8 +88,29 @@ class Layout:
 
 @functools.cache
 def layout(format_name: str, family: Family | None = None) -> Layout:
-    """The layout of `format_name` for `family`; without a family only its config keys mean anything."""
+    """The layout of `format_name` for `family`; without a family only its config keys mean anything.
+
+    Raises ConfigError when the data files are wrong, or when the family says nothing about this format.
+    """
     return _layout(format_name, family)
+
+
+def unheld(format_name: str, family: Family) -> Problem | None:
+    """What is wrong when neither the family has a section for this format nor the layout names the family."""
+    table = _base(format_name)
+    if family.name in table.get("families", ()) or any(name in family.sections for name in _chain(table, format_name)):
+        return None
+    return Problem(
+        f"family {family.name} does not say how it is stored as {format_name}",
+        where=family.where,
+        expected=f"a section [{format_name}]",
+        fix='write one into the family\'s file; like = "llama" in it takes the section of the family llama',
+    )
+
+
+def _chain(table: Mapping[str, Any], format_name: str) -> tuple[str, ...]:
+    """The layout that this one extends, and itself: families have sections for both."""
+    return tuple(dict.fromkeys((table.get("extends", format_name), format_name)))
 
 
 def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
@@ -117,7 +140,7 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
                 return table
             if parent in (*chain, format_name):
                 raise ConfigError(f"extends {parent!r}: a circle", where=f"layouts/{format_name}.toml")
-            return merged(_base(parent, (*chain, format_name)), table)
+            return merged(_base(parent, (*chain, format_name)), table, f"layouts/{format_name}.toml")
     where = f"layouts/{chain[-1]}.toml" if chain else ""
     raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
 
@@ -137,10 +160,14 @@ def _layout(format_name: str, family: Family | None) -> Layout:
     table: Mapping[str, Any] = _base(format_name)
     where = f"layouts/{format_name}.toml"
     if family is not None:
-        for name in (table.get("extends", format_name), format_name):
-            section = family.sections.get(name, {})
-            table = merged(table, {_RENAMED.get(key, key): content for key, content in section.items()})
-        where += f" with families/{family.name}.toml"
+        problem = unheld(format_name, family) or _half_like(_chain(table, format_name), family)
+        if problem is not None:
+            raise ConfigError(problem)
+        where += f" with {family.where}"
+        for name in _chain(table, format_name):
+            for section in family.sections.get(name, ()):
+                renamed = {_RENAMED.get(key, key): content for key, content in section.items()}
+                table = merged(table, renamed, f"{where} [{name}]")
     tables = {**TENSOR_TABLES, **KEY_TABLES}
     unknown = set(table) - set(tables) - set(_SCALARS)
     if unknown:
@@ -178,6 +205,22 @@ def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple
                 if strange:
                     raise ConfigError(f"[numbers] does not define {', '.join(strange)}\n  {pattern.text}", where=place)
     return tuple(rules)
+
+
+def _half_like(lines: tuple[str, ...], family: Family) -> Problem | None:
+    """What is wrong when the section for the extended layout is another family's, which has one for this layout too."""
+    *parents, format_name = lines
+    if format_name in family.sections:
+        return None
+    for parent in parents:
+        other = family.like.get(parent)
+        if other is not None and format_name in family_called(other).sections:
+            return Problem(
+                f"[{parent}] is like that of {other}, which has a section [{format_name}] besides",
+                where=family.where,
+                fix=f'write [{format_name}] with like = "{other}" too, or with rules of its own',
+            )
+    return None
 
 
 def _rules_in(content: Any) -> list[Any]:
