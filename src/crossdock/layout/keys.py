@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crossdock.errors import ConfigError
+from crossdock.errors import ConfigError, UsageError
 from crossdock.layout.values import Alternative, Value, parse_value
 from crossdock.model.config import FIELDS
-from crossdock.model.expressions import Expression
+from crossdock.model.expressions import FAILURES, Expression
 from crossdock.model.family import constants
 
 Table = Mapping[str, Any]
@@ -141,6 +141,19 @@ def write_keys(table: Table, where: str) -> WriteKeys:
         needs=needs,
         warn=_statements(table, "warn", "when", where),
     )
+
+
+def written(keys: tuple[Written, ...], values: Mapping[str, Any], where: str) -> dict[str, tuple[str, Any]]:
+    """Key -> (type, value) of every key whose condition holds. Raises UsageError for one that cannot be computed."""
+    out: dict[str, tuple[str, Any]] = {}
+    for entry in keys:
+        try:
+            found = entry.value.written(values)
+        except FAILURES as error:
+            raise UsageError(f"the {where} layout cannot write {entry.key} = {entry.value.text}: {error}") from None
+        if found is not None:
+            out[entry.key] = (entry.kind, found[0])
+    return out
 
 
 def _statements(table: Table, name: str, condition: str, where: str) -> tuple[Statement, ...]:

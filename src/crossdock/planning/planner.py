@@ -14,7 +14,7 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.scale_blocks import ScaleBlocks
-from crossdock.errors import PlanError, Problem, UsageError
+from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import (
     Assembled,
@@ -28,6 +28,7 @@ from crossdock.formats.target import (
     Target,
     TensorSpec,
 )
+from crossdock.layout.keys import written
 from crossdock.layout.lenses import Container, Lens, Placement, geometry_of
 from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.config import ModelConfig
@@ -346,18 +347,7 @@ def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
 
 
 def _written(rules: Layout, variables: Mapping[str, Any], tensors: Sequence[TensorSpec]) -> dict[str, tuple[str, Any]]:
-    values = {**variables, "dtype": _main_dtype(tensors)}
-    out: dict[str, tuple[str, Any]] = {}
-    for entry in rules.writing.keys:
-        try:
-            found = entry.value.written(values)
-        except (KeyError, TypeError, ArithmeticError) as error:
-            raise UsageError(
-                f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
-            ) from None
-        if found is not None:
-            out[entry.key] = (entry.kind, found[0])
-    return out
+    return written(rules.writing.keys, {**variables, "dtype": _main_dtype(tensors)}, rules.format)
 
 
 def _equality_checks(checkpoint: Checkpoint, extents: Extents) -> tuple[EqualityCheck, ...]:
