@@ -170,7 +170,7 @@ class ModelConfig:
     linear_gate_rank: int = 0  # decay and gate of kimi_delta_attention are two matrices of this rank; 0: one each
     linear_decay_bound: float | None = None  # decay's logarithm is -bound * sigmoid(...), not -exp(a) * softplus(...)
 
-    # Mamba (mamba, mamba2) and short convolutions
+    # Mamba and short convolutions
     mamba_d_inner: int = 0
     mamba_d_state: int = 0
     mamba_d_conv: int = 0
@@ -199,6 +199,7 @@ class ModelConfig:
     altup_correct_scale: bool = False
     laurel_rank: int = 0
 
+    # How it is stored and used
     lora_ranks: Mapping[str, float] = field(default_factory=dict)  # of an adapter's pairs; empty: no adapter
 
     dtype: str = "float32"  # of the source's large tensors
