@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 import crossdock.model.forward as module
 from crossdock.model.config import FIELDS, ModelConfig
-from crossdock.model.families import Sizes, family, is_allowed
+from crossdock.model.families import family
+from crossdock.model.family import Sizes, is_allowed
 from crossdock.model.forward import forward
 from crossdock.model.layers.layer import Array
 from support.canonical_models import FAMILIES, config_of

@@ -279,7 +279,8 @@ def test_json(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     found = json.loads(run("verify", out, "--against", source, "--logits", "1,2,3,4", "--json").stdout)["logits"]
     assert set(found) == {
-        "ok", "engine", "reader", "tokens", "given", "windows", "why", "limit_max_abs", "limit_distance", "failed",
+        "ok", "engine", "reader", "tokens", "total_tokens", "windows", "why", "limit_max_abs", "limit_distance",
+        "failed",
         "max_abs", "distance", "kl", "top1", "top5", "perplexity_source", "perplexity_output", "positions", "problems",
         "seconds", "by_engine",
     }  # fmt: skip

@@ -340,7 +340,7 @@ def _report(
         engine=engine.name if engine else REFERENCE,
         reader=asked.reader,
         tokens=sum(map(len, asked.windows)),
-        given=asked.total,
+        total_tokens=asked.total,
         windows=len(asked.windows),
         why=allowed.why,
         limit_max_abs=allowed.max_abs,
