@@ -15,6 +15,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 # from the lowest layer to the highest; a module may import from its own layer's folder and from layers below
 LAYERS = (
     ("errors", "version", "wording", "plugins"),
+    ("options",),
     ("io", "model"),
     ("layout", "codecs", "unpickle"),
     ("torchfile", "tokenizers"),

@@ -33,7 +33,7 @@ from crossdock.proof.engines.registry import Engine
 from crossdock.proof.limits import Limits, limits, losing
 from crossdock.proof.texts import Asked, read_asked
 from crossdock.running.comparisons import EngineCheck, LogitsReport, PositionCheck
-from crossdock.running.run import Progress
+from crossdock.running.options import Progress
 from crossdock.running.weights import CheckpointWeights
 
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
