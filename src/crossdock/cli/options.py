@@ -302,7 +302,7 @@ def _option(about: Option, owners: Sequence[str]) -> click.Option:
     if about.metavar:
         more = {"type": Parsed(about.read), "metavar": about.metavar, "default": None, "multiple": about.many}
         more["callback"] = _listing(about)
-    names = sorted((about.flag, *about.also), key=lambda name: name.startswith("--"))  # -q, --quantize; --tp, --tensor…
+    names = sorted((about.flag, *about.also), key=lambda name: name.startswith("--"))  # short ones first
     return HeadedOption(names, heading=about.heading, help=help, **more)
 
 
