@@ -27,7 +27,7 @@ def attempt(what: str, file: Path) -> str:
             return f"value {len(list(torchfile.state_tensors(root)))}"
         if what == "dcp":
             return f"value {len(dcp.read_metadata(file).tensors)}"
-        return "found " + " ".join(sorted({finding.severity for finding in scan(file)}))
+        return "found " + " ".join(sorted({finding.severity for finding in scan(file).findings}))
     except CrossdockError as error:
         return f"{type(error).__name__} {error.text()}"
 

@@ -16,8 +16,8 @@ from crossdock import torchfile, unpickle
 from crossdock.errors import CrossdockError
 from crossdock.formats.dcp import metadata as dcp
 from crossdock.scan import scan
+from crossdock.scan.walk import Budget, walk
 from crossdock.unpickle.opcodes import ARGUMENTS
-from crossdock.unpickle.walk import walk
 
 ROUNDS = 400
 
@@ -113,5 +113,5 @@ def test_random_programs() -> None:
                 program += bytes([rng.randrange(6)]) + bytes(int(kind) - 1)
         data = bytes(program) + b"."
         survived += survive(lambda data=data: unpickle.load(data, where="x", persistent=lambda pid: storage))
-        walk(data)
+        walk(lambda at, count, data=data: data[at : at + count], 0, len(data), Budget.of(len(data)))
     assert survived > 100

@@ -12,7 +12,7 @@ from crossdock.cli.options import PATH, json_option
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock.scan import Finding
+    from crossdock.scan import Finding, Report
 
 WORST_FIRST = ("call", "import", "refused", "broken")
 COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yellow"}
@@ -23,7 +23,7 @@ COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yello
     epilog=examples(
         "crossdock scan runs/iter_0010000",
         "crossdock scan pytorch_model.bin --json",
-        "crossdock scan downloads/ && python load_it.py",
+        "crossdock scan downloads/model.zip",
     ),
 )
 @click.argument("path", type=PATH)
@@ -31,27 +31,29 @@ COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yello
 def scan(path: Path, as_json: bool) -> int:
     """List what the pickles in PATH would make a loader do.
 
-    Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files, and into what
-    holds a pickle under another name. Nothing is run or imported. Exit code 1 if there is anything beyond
-    plain data, 0 if not.
+    Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files, into zip, tar, gzip, xz,
+    bzip2, .npz and .npy, and into what holds a pickle under another name. Nothing is run or imported.
+
+    Exit code 0: everything was read to its end and holds only what torch.load(weights_only=True) builds, and names
+    that are known to do nothing. 1: a loader would run or import something else. 3: something could not be read to its
+    end; what was read holds nothing of the kind.
     """
-    from crossdock.scan import looked_at
     from crossdock.scan import scan as find
 
-    findings = find(path)
-    count = looked_at(path)
+    report = find(path)
     if as_json:
-        show.print_json({"path": path, "files": count, "findings": findings})
+        show.print_json({"path": path, "files": report.files, "findings": report.findings})
     else:
-        _show(path, findings, count)
-    return 1 if findings else 0
+        _show(path, report)
+    return report.exit_code
 
 
-def _show(path: Path, findings: list[Finding], looked_at: int) -> None:
-    files = show.counted(looked_at, "file")
+def _show(path: Path, report: Report) -> None:
+    findings = report.findings
+    files = show.counted(max(report.files, len({finding.file for finding in findings})), "file")
     if not findings:
-        say = f"no file that may hold a pickle in {path}" if not looked_at else f"clean: only data in {files}"
-        show.say(click.style(show.clean(say), fg="green" if looked_at else None))
+        say = f"no file that may hold a pickle in {path}" if not report.files else f"clean: only data in {files}"
+        show.say(click.style(show.clean(say), fg="green" if report.files else None))
         return
     by_file: dict[Path, list[Finding]] = {}
     for finding in findings:
@@ -69,5 +71,5 @@ def _show(path: Path, findings: list[Finding], looked_at: int) -> None:
     show.say(f"\n{show.counted(len(findings), 'finding')} in {len(by_file)} of {files}: {kinds}")
     if counts["call"] or counts["import"]:
         show.say("Do not open these files with torch.load(weights_only=False) or pickle.")
-    elif path.is_file() and counts["broken"] == len(findings):
-        show.say("It may be no pickle at all: GGUF and safetensors files hold none.")
+    else:
+        show.say("Not read to the end, so not called clean; what was read holds only data.")
