@@ -121,7 +121,7 @@ def names() -> tuple[str, ...]:
 def case(name: str) -> Case:
     """The recorded case of this name."""
     with tarfile.open(FOLDER / f"{name}.tar.xz") as archive:
-        parts = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        parts = {member.name: archive.extractfile(member).read() for member in archive}
     about, gguf = json.loads(parts["case.json"]), json.loads(parts["gguf.json"])
     return Case(
         name,

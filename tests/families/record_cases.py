@@ -68,7 +68,7 @@ def imported(name: str, families: Path, extra: Mapping[str, Any]) -> Case:
     )
     state = read_safetensors(families / name / "hf/model.safetensors")
     no = np.zeros((0,))
-    return Case(name, config, tuple(kinds(state, config)), recipe, no, no, None, {}, None)  # type: ignore[arg-type]
+    return Case(name, config, tuple(kinds(state, config)), recipe, no, no, None, {}, None)
 
 
 def varied(base: Case, name: str, changes: Mapping[str, Any]) -> Case:
@@ -91,7 +91,7 @@ def varied(base: Case, name: str, changes: Mapping[str, Any]) -> Case:
             raise KeyError(f"{tensor} is {like.dtype}, which transformers does not save")
         tensors.append(Stored(tensor, like.dtype, array.shape, like.kind))
     no = np.zeros((0,))
-    return Case(name, config, tuple(tensors), base.recipe, no, no, None, {}, None)  # type: ignore[arg-type]
+    return Case(name, config, tuple(tensors), base.recipe, no, no, None, {}, None)
 
 
 def kinds(state: Mapping[str, Values], config: Mapping[str, Any]) -> Iterator[Stored]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from family_cases import case
 
 SCRIPT = Path(__file__).parents[2] / "scripts/compare_families"
