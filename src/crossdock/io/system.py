@@ -1,7 +1,7 @@
 """System calls that not every system has, each with what is done without it.
 
-Linux has all of them. macOS lacks posix_fallocate, fdatasync, O_DIRECT, memfd_create, renameat2 and sched_getaffinity (Python 3.11's
-`os`, documented under "Availability"). No other module asks `os` for any of these.
+Linux has all of them. macOS lacks posix_fallocate, fdatasync, O_DIRECT, memfd_create, renameat2 and sched_getaffinity
+(Python 3.11's `os`, documented under "Availability"). No other module asks `os` for any of these.
 """
 
 from __future__ import annotations
