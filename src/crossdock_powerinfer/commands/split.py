@@ -10,6 +10,13 @@ import click
 from crossdock.cli import show
 from crossdock.cli.options import PATH, POSITIVE, SIZE, WHOLE, json_option
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.io.atomic import write_whole
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.chart import chart
+from crossdock_powerinfer.split import curve
+from crossdock_powerinfer.split import split as choose
+from crossdock_powerinfer.statistics import read_statistics
+from crossdock_powerinfer.weights import read_weights
 
 if TYPE_CHECKING:
     from crossdock_powerinfer.split import Split
@@ -67,10 +74,6 @@ def split(
         raise click.UsageError("--vram-budget needs --model: a neuron's bytes depend on the model's tensors")
     if model is not None and vram_capacity is not None:
         raise click.UsageError("--vram-capacity is for indexes made without --model")
-    from crossdock_powerinfer import gpuidx
-    from crossdock_powerinfer.split import split as choose
-    from crossdock_powerinfer.statistics import read_statistics
-    from crossdock_powerinfer.weights import read_weights
 
     statistics = read_statistics(activations)
     weights = None if model is None else read_weights(model)
@@ -96,9 +99,6 @@ def split(
 
 
 def _draw(plot: Path, chosen: Split, statistics: Statistics, weights: ModelWeights | None, title: str) -> None:
-    from crossdock.io.atomic import write_whole
-    from crossdock_powerinfer.chart import chart
-    from crossdock_powerinfer.split import curve
 
     costs = weights.neurons if weights is not None and chosen.unit == "bytes" else [1] * len(chosen.layers)
     text = chart(chosen, curve(statistics, chosen.grain, costs), title)
