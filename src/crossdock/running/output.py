@@ -20,6 +20,7 @@ from crossdock.codecs.codec import Bytes
 from crossdock.errors import InputError
 from crossdock.formats.stored import SourceFile
 from crossdock.io.files import read_into, reading
+from crossdock.running.partial import open_own
 
 PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _LARGE = 128 << 10  # bytes from which going to the disk at once pays
@@ -37,7 +38,7 @@ def aligned(nbytes: int) -> Bytes:
 class OutputFile:
     """One file of exactly `size` bytes, made where it is not there yet. Any number of threads may write to it.
 
-    Raises OSError as the file system does: no room, no right to write.
+    Raises OSError as the file system does: no room, no right to write; UsageError when a link or a pipe is there.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -45,7 +46,7 @@ class OutputFile:
         # the kernel lets one writer at a time into the cached file and lets others spin: waiting costs less
         self._alone = threading.Lock()
         self._direct: int | None = None
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             os.ftruncate(self._fd, size)
             if size:
@@ -70,10 +71,13 @@ class OutputFile:
     def copy(self, source: SourceFile) -> None:
         """Fill the file from another one. Raises InputError when that is no longer what it was."""
         offset = 0
-        with source.path.open("rb") as file:
-            while chunk := file.read(_COPY):
+        fd = source.open()
+        try:
+            while chunk := os.pread(fd, _COPY, offset):
                 self.write(np.frombuffer(chunk, np.uint8), offset)
                 offset += len(chunk)
+        finally:
+            os.close(fd)
         if offset != source.size:
             raise InputError("the file changed while it was copied", where=str(source.path))
 
@@ -143,7 +147,7 @@ class WrittenFile:
 def _open_direct(path: Path, how: int) -> int | None:
     if hasattr(os, "O_DIRECT"):
         with contextlib.suppress(OSError):
-            return os.open(path, how | os.O_DIRECT | os.O_CLOEXEC)
+            return os.open(path, how | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
     return None
 
 

@@ -32,6 +32,7 @@ from crossdock.running.memory import share_of, workers_for
 from crossdock.running.output import OutputFile
 from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
+from crossdock.running.recheck import intact
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
 from crossdock.running.scaling import distance
 
@@ -81,7 +82,8 @@ def run(
         return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
     journal = Journal.open(partial, plan, hash, force)
     try:
-        finished = dict(journal.finished)
+        finished, rewritten = intact(plan, partial, journal.finished, hash)
+        resumed = len(finished)
         _Copying(plan, journal, share, workers, compiled_for(plan, memory), hash, progress, order).go(finished)
         _check_sources(plan)
         tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
@@ -96,8 +98,8 @@ def run(
     finally:
         journal.close()
     return RunReport(
-        output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - len(journal.finished),
-        len(journal.finished), tensors, (*plan.warnings, *clamped(plan, tensors), *repeated(plan, tensors)),
+        output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - resumed, resumed, tensors,
+        (*plan.warnings, *rewritten, *clamped(plan, tensors), *repeated(plan, tensors)),
     )  # fmt: skip
 
 

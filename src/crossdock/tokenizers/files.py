@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import FormatError, TokenizerError
+from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError, TokenizerError
+from crossdock.io.files import read_exact, reading, size_of
 from crossdock.io.json import unique
+from crossdock.io.links import check_links
 
 # The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
 # whole: JSON made to take memory takes up to some twenty times its size.
@@ -68,7 +70,7 @@ def find(path: Path) -> TokenizerFiles:
 
     A folder gives all it has. A file gives itself and what lies beside it under its usual name;
     `gpt2-vocab.json` finds `gpt2-merges.txt` and travels as vocab.json. Raises TokenizerError when there is
-    no vocabulary.
+    no vocabulary, InputError for a link that leads out of the folder.
     """
     path = Path(path)
     root = path if path.is_dir() else path.parent
@@ -92,6 +94,7 @@ def find(path: Path) -> TokenizerFiles:
     _demand_vocabulary(found, path)
     for template in sorted((root / CHAT_TEMPLATES_FOLDER).glob("*.jinja")):
         found[f"{CHAT_TEMPLATES_FOLDER}/{template.name}"] = template
+    check_links(found.values(), root)
     configs = tuple(root / name for name in MODEL_CONFIGS if (root / name).is_file())
     return TokenizerFiles(root, tuple(found.items()), configs)
 
@@ -99,17 +102,18 @@ def find(path: Path) -> TokenizerFiles:
 def read_bytes(path: Path, limit: int = MAX_FILE_SIZE) -> bytes:
     """The whole file. Raises FormatError when it is larger than `limit` bytes or cannot be read."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise FormatError(
-                "too large for a tokenizer file",
-                where=str(path),
-                expected=f"at most {limit} bytes",
-                got=str(size),
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        with reading(path) as fd:
+            size = size_of(fd)
+            if size > limit:
+                raise FormatError(
+                    "too large for a tokenizer file",
+                    where=str(path),
+                    expected=f"at most {limit} bytes",
+                    got=str(size),
+                )
+            return read_exact(fd, 0, size, str(path))
+    except (NotACheckpointError, EnvironmentProblem) as error:
+        raise FormatError(f"cannot be read: {error.problems[0].what}", where=str(path)) from None
 
 
 def read_text(path: Path) -> str:

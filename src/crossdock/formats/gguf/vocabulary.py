@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from crossdock.errors import TokenizerError
+from crossdock.errors import CrossdockError, TokenizerError
 from crossdock.formats.gguf.container import read_header
+from crossdock.io.files import head_of
 
 if TYPE_CHECKING:
     from crossdock.tokenizers import Tokenizer
@@ -33,9 +34,8 @@ def is_gguf(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
+        return head_of(path, 4) == b"GGUF"
+    except (OSError, CrossdockError):
         return False
 
 
