@@ -11,13 +11,12 @@ Names are loaded when they are first used, so importing the package costs nothin
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from crossdock.version import VERSION as __version__
 
-TYPE_CHECKING = False  # what the module typing says too, which takes longer to import than all of this
-
 if TYPE_CHECKING:
-    from typing import Any
-
     from crossdock.delivery import diff, export, open, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint
@@ -33,8 +32,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     homes = {
         "Checkpoint": "planning.checkpoint", "CrossdockError": "errors", "Plan": "planning.plan",
         "DiffReport": "running.diff", "RunReport": "running.results", "VerifyReport": "running.verify",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 import crossdock
 from crossdock.errors import ConfigError, FormatError
 from crossdock.formats.megatron.root import find_folder
-from crossdock.formats.megatron.yaml_lines import read_section
+from crossdock.io.yaml import read_section
 
 LLAMA, NEMOTRON = "llama-v016-dist-tp4-perlayer-fp32", "nemotron-v016-dist-tp2-onep-fp32"
 
@@ -147,10 +149,12 @@ def test_what_would_be_another_model_is_refused(change: dict[str, Any], said: st
 
 
 @pytest.mark.parametrize("text", [
-    "train:\n  a: 1\n", "model: 3\n", "model:\n", "model:\n  a: 1\n   b: 2\n", "model:\n  a: [1, 2]\n",
-    "model:\n  a: !!python/object/apply:os.system [x]\n", "model:\n  a: |\n    x\n", "model:\n  a: 1\n  a: 2\n",
+    "train:\n  a: 1\n", "model: 3\n", "model:\n", "model:\n  a: 1\n   b: 2\n", "model:\n  a: [1, 2\n",
+    "model:\n  a: !!python/object/apply:os.system [x]\n",
+    "model:\n  b: &b {x: 1}\n  a: {<<: *b}\n", "model:\n  a: 1\nmodel:\n  a: 2\n",
+    "model:\n  a: 1\n  a: 2\n",
     "model:\n  a: 'x\n", "model:\n  a: *b\n", "model:\n" + "".join("  " * n + "  a:\n" for n in range(60)),
-    "model:\n  a\n", b"model:\n  a: \xff\n",
+    "model:\n  a\n", "model:\n  a: &a [*a]\n  b: 2020-13-45\n", b"model:\n  a: \xff\n",
 ])  # fmt: skip
 def test_other_yaml_is_refused(text: str | bytes, bridge: Any) -> None:
     _, root = bridge(LLAMA)
@@ -179,3 +183,46 @@ def test_anchors() -> None:
     text = yaml.safe_dump({"model": {"a": shared, "b": shared}})
     assert "*id001" in text
     assert read_section(text, "model", "file") == {"a": shared, "b": shared}
+
+
+LONG = 100_000
+HOSTILE = {
+    "a key with spaces inside": "model:\n  a" + " " * LONG + "b\n",
+    "a key of one long word": "model:\n  " + "a" * LONG + ": 1\n",
+    "flow lists in each other": "model:\n  a: " + "[" * LONG,
+    "flow maps in each other": "model:\n  a: " + "{a: " * (LONG // 4),
+    "lists in each other": "model:\n  " + "- " * (LONG // 2) + "1\n",
+    "many items": "model:\n  a: [" + "1," * (LONG // 2) + "]\n",
+    "an integer of many digits": "model:\n  a: " + "9" * LONG + "\n",
+    "a number to the base of 60": "model:\n  a: 1" + ":1" * (LONG // 2) + "\n",
+    "aliases that double": "model:\n  a0: &a0 [1]\n" + "".join(
+        f"  a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 200)
+    ),
+    "merges that double": "model:\n  a0: &a0 {x: 1}\n" + "".join(
+        f"  a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 200)
+    ),
+    "many anchors": "model:\n" + "".join(f"  a{n}: &b{n} 1\n" for n in range(LONG // 20)),
+    "a quoted text without end": 'model:\n  a: "' + "x\n  " * (LONG // 4),
+    "a block text": "model:\n  a: |\n" + "    x\n" * (LONG // 6),
+    "comments": "model:\n  a: 1\n" + "# x\n" * (LONG // 4),
+    "question marks": "model:\n  " + "? " * (LONG // 2),
+    "colons": "model:\n  a" + ": " * (LONG // 2),
+    "tabs": "model:\n  a:" + "\t" * LONG + "1\n",
+    "documents": "model:\n  a: 1\n" + "---\n" * (LONG // 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_time_for_a_hostile_section_is_bounded(text: str) -> None:
+    """Each takes about half a second at most; what grew with the square of the text took a quarter of a minute."""
+    before = time.process_time()
+    with contextlib.suppress(FormatError):
+        read_section(text, "model", "file")
+    assert time.process_time() - before < 8
+
+
+def test_tags_of_other_sections_are_not_looked_at() -> None:
+    text = "train: !!python/object/apply:os.system [x]\nmodel:\n  a: 1\n"
+    assert read_section(text, "model", "file") == {"a": 1}
+    with pytest.raises(FormatError, match="line 1"):
+        read_section(text, "train", "file")

@@ -18,7 +18,7 @@ from test_hf_to_gguf import APPROXIMATE, LISTED, LISTED_MORE, RECIPES
 
 import crossdock.delivery as delivery
 from crossdock.codecs import registry as codecs
-from crossdock.model.rounding import Array
+from crossdock.model.layers.layer import Array
 from oracles.ggml_reference import ggml_quantize
 from oracles.llama_engine import llama_logits
 from oracles.rewriting import Gguf, rewrite_gguf

@@ -14,6 +14,7 @@ from oracles.files import hf_hashes, hf_state, read_gguf
 from oracles.llama_engine import llama_logits
 from oracles.megatron_state import megatron_state
 from oracles.transformers_engine import transformers_logits
+from support.reference_logits import FLOAT32, STORED, relative
 
 ALL = (*CHECKPOINTS, "tiny-kjv")
 TOKENIZER = Path(__file__).parents[2] / "examples/tiny-kjv-tokenizer"
@@ -23,9 +24,6 @@ TWINS = (
     tuple(name for name in CHECKPOINTS if name.startswith("llama-v0")),
     tuple(name for name in CHECKPOINTS if name.startswith("mixtral-")),
 )
-# transformers' logits of tiny-kjv are, bit for bit, those of Megatron-Core on an AMD processor, 1.24e-5 from the
-# stored ones, which MKL computed with its kernels for Intel's: see docs/decisions/0005
-ROUNDING = {"tiny-kjv": 1.4e-5}
 Export = Callable[[str, str], Path]
 
 
@@ -83,7 +81,7 @@ def test_transformers_computes_megatrons_logits(
     tokens, expected = reference(megatron_checkpoint(name))
     got = transformers_logits(exported(name, "hf"), tokens)
     assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= ROUNDING.get(name, 1e-5)
+    assert relative(got, expected) <= STORED.get(name, FLOAT32)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -304,7 +304,7 @@ def test_what_a_text_may_be(tmp_path: Path) -> None:
     assert read_asked("1984", source, tmp_path, TOKENIZER).windows != ((1984,),)  # a text
     size = min(WINDOW, source.config.max_position_embeddings)
     long = read_asked([5] * 10_000, source, tmp_path)
-    assert (len(long.windows[0]), sum(map(len, long.windows)), long.given) == (size, MOST, 10_000)
+    assert (len(long.windows[0]), sum(map(len, long.windows)), long.total) == (size, MOST, 10_000)
 
 
 def test_a_gguf_is_a_tokenizer_too(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from crossdock.planning.config.overrides import Overrides
 from oracles.llama_engine import llama_logits
 from oracles.transformers_engine import transformers_logits
 from support import hf_models
-from support.reference_logits import reference_logits
+from support.reference_logits import FLOAT32, reference_logits, relative
 
 TOKENS = np.random.default_rng(5).integers(0, 203, (1, 90))  # the original context is 24
 YARN: dict[str, Any] = {
@@ -59,7 +59,7 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
     expected, got = transformers_logits(folder, TOKENS), llama_logits(tmp_path / "m.gguf", TOKENS)
     assert np.abs(got - expected).max() <= 1e-4
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
-    assert np.abs(reference_logits(folder, TOKENS) - expected).max() <= 1e-5
+    assert relative(reference_logits(folder, TOKENS), expected) <= FLOAT32
     # the scaling matters: without it the logits are others
     if "yarn" in case:
         config = hf_models.read_config(folder)
@@ -75,7 +75,7 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
         assert facts[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), key
     delivery.run(delivery.plan(again, "hf"), tmp_path / "back")
     back = transformers_logits(tmp_path / "back", TOKENS)
-    assert np.abs(back - expected).max() <= 1e-5
+    assert relative(back, expected) <= FLOAT32
 
 
 def test_a_gguf_with_llama3_rope_asks_for_the_config(hf_model: Callable[[str], Path], tmp_path: Path) -> None:

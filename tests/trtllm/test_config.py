@@ -11,7 +11,7 @@ import pytest
 
 from crossdock import delivery
 from crossdock.errors import ConfigError, FormatError, InputError, PlanError
-from crossdock.formats.trtllm.config import MODELS, nested
+from crossdock.formats.trtllm.config import loader_keys, nested
 from support import hf_models
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -33,7 +33,7 @@ def test_a_misspelt_key_is_refused(key: str, named: str) -> None:
 def test_a_model_that_the_loader_has_not_is_refused() -> None:
     with pytest.raises(PlanError, match="no such model"):
         nested({"architecture": "LlamaForCausalLm"})
-    assert "LlamaForCausalLM" in MODELS
+    assert "LlamaForCausalLM" in loader_keys().models
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The reference forward: what a canonical configuration and canonical tensors compute, with numpy.
 
 It is the definition of what the fields of `ModelConfig` mean, in the precision of the weights: float32 from files.
-It reads no file: `Weights` hands it the tensors.
+It reads no file: `Weights` hands it the tensors. docs/decisions/0005 states how far float32 may lie from the model.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from crossdock.errors import UsageError
-from crossdock.model.attention import attention
 from crossdock.model.config import ModelConfig
-from crossdock.model.mlp import mlp
-from crossdock.model.rope import Rotation, rotation
-from crossdock.model.rounding import Array
-from crossdock.model.sums import product
-from crossdock.model.tensors import Model, Weights, capped, linear, norm
-from crossdock.model.work import multiply_adds
-
-ORDERED = 1 << 29  # multiply-adds, which take half a second in order
+from crossdock.model.layers.attention import attention
+from crossdock.model.layers.layer import Array, Layer, Weights, capped
+from crossdock.model.layers.mlp import mlp
+from crossdock.model.layers.rope import Rotation, rotation
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
@@ -29,11 +24,11 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
     return logits(config, weights, hidden(config, weights, tokens))
 
 
-@np.errstate(all="ignore")  # of what is not finite comes nan: a finding for who compares, no warning
+@np.errstate(all="ignore")  # NaN and Inf propagate; the comparison reports them
 def logits(config: ModelConfig, weights: Weights, x: Array, rows: slice = slice(None)) -> Array:
-    """Logits [rows, vocab_size], of `rows` of what `hidden` gives."""
-    model = _model(config, weights, len(x))
-    return capped(linear(model, norm(model, x[rows], "norm"), "head"), config.final_logit_softcapping)
+    """Logits [rows, vocab_size], of `rows` of what `hidden` returns."""
+    model = Layer(config, weights)
+    return capped(model.linear(model.norm(x[rows], "norm"), "head"), config.final_logit_softcapping)
 
 
 @np.errstate(all="ignore")
@@ -48,34 +43,28 @@ def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
         raise UsageError("no token ids of this model", expected=f"0 to {config.vocab_size - 1}", got=str(tokens)[:80])
     if learned and ids.size > config.max_position_embeddings:
         raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
-    model = _model(config, weights, ids.size)
     x = weights.rows("embed", ids)
     if config.scale_embedding:
         x = x * math.sqrt(config.hidden_size)
     if learned:
         x = x + weights.rows("pos_embed", np.arange(ids.size))
     by = None if learned else rotation(config, ids.size)
-    for layer in range(config.num_hidden_layers):
-        x = _layer(model, layer, x, by)
+    for index in range(config.num_hidden_layers):
+        x = _block(Layer(config, weights, index), index, x, by)
     return x
 
 
-def _model(config: ModelConfig, weights: Weights, n: int) -> Model:
-    """Small forwards add up products in PyTorch's order, which takes numpy a hundred times as long as BLAS."""
-    return Model(config, weights, product if multiply_adds(config, n) <= ORDERED else np.matmul)
-
-
-def _layer(model: Model, layer: int, x: Array, by: Rotation | None) -> Array:
-    """The residual stream x [n, hidden_size] behind `layer`."""
-    config = model.config
+def _block(layer: Layer, index: int, x: Array, by: Rotation | None) -> Array:
+    """The residual stream x [n, hidden_size] behind one layer: attention, then the MLP, each added to it."""
+    config = layer.config
     attended = x
-    if config.has_attention(layer):
-        normed = norm(model, x, "attn_norm", layer)
-        y = attention(model, layer, normed, by)
-        attended = x + (norm(model, y, "attn_post_norm", layer) if config.post_norms else y)
-    if not config.has_mlp(layer):
+    if config.has_attention(index):
+        normed = layer.norm(x, "attn_norm")
+        y = attention(layer, index, normed, by)
+        attended = x + (layer.norm(y, "attn_post_norm") if config.post_norms else y)
+    if not config.has_mlp(index):
         return attended
     if config.num_ln_in_parallel_attn == 2:
-        normed = norm(model, x if config.parallel_attn else attended, "ffn_norm", layer)
-    y = mlp(model, layer, normed)
-    return attended + (norm(model, y, "ffn_post_norm", layer) if config.post_norms else y)
+        normed = layer.norm(x if config.parallel_attn else attended, "ffn_norm")
+    y = mlp(layer, index, normed)
+    return attended + (layer.norm(y, "ffn_post_norm") if config.post_norms else y)

@@ -29,7 +29,7 @@ from crossdock.planning.plan import Plan
 from crossdock.proof.engines.registry import Engine
 
 TIMES = 3.0
-SAME = 1e-5  # largest difference, for logits up to 1, of float32 sums in another order
+SAME = 2e-6  # of the largest logit: the difference of float32 sums in another order (docs/decisions/0005)
 ACTIVATIONS = "q8_0"  # what engines that round activations round them to where weights are blocks
 UNKNOWN = 0.1  # noise of a type that is only read
 SAMPLE = 8192  # values, of every block size a multiple
@@ -37,7 +37,8 @@ SAMPLE = 8192  # values, of every block size a multiple
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is allowed. max_abs: of a logit's difference, where types lose nothing; else distance: relative, over all.
+    """What is allowed. max_abs: of a logit's difference, where types lose nothing, as a share of the largest
+    logit until it is `scaled`; else distance: relative, over all.
 
     noise   relative, on every weight, to find out what it does: `TIMES` that is added to the distance
     median  the middle position's distance counts
@@ -67,8 +68,8 @@ class Limits:
         return replace(self, distance=TIMES * self.over(distances) + (self.distance or 0.0))
 
     def scaled(self, largest: float) -> Limits:
-        """For logits up to `largest`: float32 rounds in proportion."""
-        return replace(self, max_abs=None if self.max_abs is None else self.max_abs * max(1.0, largest))
+        """With `max_abs` in the logits' own unit, for logits up to `largest`: float32 rounds in proportion."""
+        return replace(self, max_abs=None if self.max_abs is None else self.max_abs * largest)
 
 
 def limits(

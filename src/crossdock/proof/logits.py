@@ -23,7 +23,7 @@ from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Proble
 from crossdock.formats import registry as formats
 from crossdock.model.config import ModelConfig
 from crossdock.model.forward import hidden, logits
-from crossdock.model.rounding import Array
+from crossdock.model.layers.layer import Array
 from crossdock.planning.canonical import slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan

@@ -22,7 +22,6 @@ from crossdock.plugins import DATA
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _FILE = "data/gguf_mixtures.toml"
-_LARGE = 80  # layers of a Llama 2 of 70 B
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Mixtures:
 
     named: Mapping[str, Mixture]
     roles: Mapping[str, tuple[str, ...]]
+    models: Mapping[str, Expression]
     always: Mapping[str, Expression]
     fallback: Mapping[str, str]
 
@@ -54,6 +54,7 @@ def mixtures() -> Mixtures:
     return Mixtures(
         MappingProxyType(named),
         MappingProxyType(roles),
+        MappingProxyType({name: Expression(text, _FILE) for name, text in data["models"].items()}),
         MappingProxyType({role: Expression(text, _FILE) for role, text in data["always"].items()}),
         MappingProxyType(data["fallback"]),
     )
@@ -115,16 +116,14 @@ def _facts(keys: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
         value = keys[key][1] if key in keys else otherwise
         return int(value[0] if isinstance(value, list | tuple) else value)  # that of the first layer
 
-    arch, layers, experts = keys["general.architecture"][1], number("block_count", 0), number("expert_count", 0)
     heads = number("attention.head_count", 1)
     kv_heads = number("attention.head_count_kv", heads)
-    large = layers == _LARGE and (
-        arch in ("qwen2", "deci") or (arch == "llama" and heads != kv_heads and experts != 8)
-    )  # fmt: skip
-    return {
-        "layers": layers,
-        "experts": experts,
+    facts = {
+        "arch": keys["general.architecture"][1],
+        "layers": number("block_count", 0),
+        "experts": number("expert_count", 0),
+        "heads": heads,
+        "kv_heads": kv_heads,
         "kv_sharing": heads // kv_heads if kv_heads else 0,
-        "falcon": arch == "falcon",
-        "large": large,
     }
+    return facts | {name: bool(rule.evaluate(facts)) for name, rule in mixtures().models.items()}

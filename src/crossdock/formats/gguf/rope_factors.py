@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
-from crossdock.model.rope import llama3_divisors
+from crossdock.model.layers.rope import llama3_divisors
 
 
 def llama3_factors(config: ModelConfig) -> NDArray[np.float32]:

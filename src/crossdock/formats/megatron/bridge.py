@@ -13,18 +13,18 @@ from typing import Any
 
 from crossdock.errors import FormatError
 from crossdock.formats.megatron.args import plain
-from crossdock.formats.megatron.yaml_lines import read_section
 from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.yaml import read_section
 
 FILE = "run_config.yaml"
-LARGEST = 4 << 20
+LARGEST = 1 << 20  # bytes; Bridge writes some ten thousand
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
     """The model's keys in `path`: fields of TransformerConfig and of the provider, in one flat dict.
 
     `model_provider` and `model_builder` name the classes that Bridge would make the model with.
-    Raises FormatError when there is no model in it, or YAML that Bridge does not write.
+    Raises FormatError when there is no model in it, or YAML that `io.yaml` does not read.
     """
     where = str(path)
     with reading(path) as fd:

@@ -29,8 +29,8 @@ class Engine:
     script    the child script; packages: what it imports; extra: of crossdock, that brings them
     reads     glob of the file (in the folder, if OUT is one) that it opens; format: crossdock's name for it, or None
     rounds    it rounds activations to the type of the weights they meet, so plain float16 costs more than its weights
-    close     activation function -> largest difference of a logit between this engine and float32, for float32 weights;
-              "" for all others
+    close     activation function -> largest difference of a logit between this engine and float32, for float32 weights,
+              as a share of the largest logit; "" for all others
     """
 
     name: str

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
-from crossdock.model.rounding import Array, cosine, sine
+from crossdock.model.layers.layer import Array
 
 
 class Rotation(NamedTuple):
@@ -30,8 +30,9 @@ def rotation(config: ModelConfig, n: int) -> Rotation:
     latent = config.kv_lora_rank > 0
     dim = config.qk_rope_head_dim if latent else int(config.head_dim * config.partial_rotary_factor)
     frequencies, magnitude = _frequencies(config, dim)
-    angles = np.outer(np.arange(n, dtype=np.float32), frequencies)
-    return Rotation(cosine(angles) * magnitude, sine(angles) * magnitude, latent)
+    angles = np.outer(np.arange(n, dtype=np.float32), frequencies).astype(np.float64)
+    cos, sin = (np.asarray(f(angles) * magnitude, np.float32) for f in (np.cos, np.sin))
+    return Rotation(cos, sin, latent)
 
 
 def rotate(x: Array, by: Rotation) -> Array:
