@@ -6,19 +6,17 @@ a size limit. File names from huggingface/transformers `tokenization_utils_base.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError, TokenizerError
 from crossdock.io.files import read_exact, reading, size_of
-from crossdock.io.json import unique
+from crossdock.io.json import TOKENIZER, parse_json
 from crossdock.io.links import check_links
 
-# The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
-# whole: JSON made to take memory takes up to some twenty times its size.
-MAX_FILE_SIZE = 64 << 20
+# The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB.
+MAX_FILE_SIZE = 48 << 20
 MAX_MODEL_SIZE = 32 << 20
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -128,13 +126,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises FormatError for anything that is not one JSON object in UTF-8, for a key given two values in one
-    object (JSON readers silently keep the last), and for nesting deeper than Python's stack. NaN and Infinity are
+    object (JSON readers silently keep the last), and beyond the limits of `TOKENIZER`. NaN and Infinity are
     read, since Python writes them into config.json (Mamba's time_step_limit).
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=unique)
-    except RecursionError:
-        raise FormatError("nested too deeply for JSON", where=str(path)) from None
+        value = parse_json(read_bytes(path), TOKENIZER)
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}", where=str(path), cause="truncated or edited file") from None
     if not isinstance(value, dict):
