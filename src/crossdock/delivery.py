@@ -47,7 +47,8 @@ def open(
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run; family: instead of the derived one
+    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
+               or the path of a family file
     config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}

@@ -98,7 +98,7 @@ def test_links_and_named_paths_exist(path: Path) -> None:
     assert [name_of(Path(os.path.normpath(one))) for one in links + named if not one.exists()] == []
 
 
-@pytest.mark.parametrize("script", ["demo", "test"])
+@pytest.mark.parametrize("script", ["demo", "test", "check"])
 def test_scripts_are_programs_of_sh(script: str) -> None:
     file = ROOT / "scripts" / script
     assert os.access(file, os.X_OK)

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from crossdock.model.config import FIELDS, ModelConfig
-from crossdock.model.families import Sizes, family, is_allowed
+from crossdock.model.families import family
+from crossdock.model.family import Sizes, is_allowed
 from crossdock.model.forward import forward
 from crossdock.model.layers.layer import Array
 from support.canonical_models import FAMILIES, config_of
@@ -75,7 +76,7 @@ def obeyed(config: ModelConfig) -> tuple[Recorded, set[str]]:
 def fitting(name: str) -> ModelConfig:
     """A small configuration of what the family allows, with all experts chosen, so that each is read."""
     config = config_of(name)
-    fits = family(name).fits
+    fits = family(name).requires
     example = {"fraction": 0.5, "positive": 1}
     changes = {
         field: example.get(allowed[0], allowed[0])

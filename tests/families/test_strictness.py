@@ -12,7 +12,7 @@ from crossdock import plugins
 from crossdock.errors import ConfigError, UsageError
 from crossdock.layout.rules import layout
 from crossdock.model import families
-from support.canonical_models import UNPLACED
+from support.canonical_models import UNHELD, UNPLACED
 
 Add = Callable[[str, str], None]
 FAMILY = """
@@ -71,17 +71,26 @@ FAMILIES = [
         FAMILY + "odd = { axes = 'embed', same_as = 'nothing' }",
         "the same as 'nothing', which [tensors] does not define",
     ),
-    (FAMILY + "odd = { axes = 'embed', when = 'colour' }", "names 'colour', which is no field"),
+    (FAMILY + "odd = { axes = 'embed', when = 'colour' }", "names 'colour', which is not a field"),
     (FAMILY + "odd = { axes = 'embed', when = 'hidden_size +' }", "does not parse"),
     (FAMILY + "odd = { axes = 'embed', when = 'hidden_size.real' }", "Attribute, which is not allowed"),
-    (FAMILY + "[layers]\nsome = 'colour'", "some = colour names 'colour', which is no field"),
+    (FAMILY + "[layers]\nsome = 'colour'", "some = colour names 'colour', which is not a field"),
     (FAMILY + "[layers]\nsome = 3", "[layers] some is of the wrong type"),
     (FAMILY + "odd = 3", "[tensors] odd is of the wrong type"),
-    (FAMILY + "[fits]\ncolour = [1]", "[fits] names 'colour', which is no field"),
+    (FAMILY + "[fits]\ncolour = [1]", "[fits] names 'colour', which is not a field"),
     (FAMILY + "[fits]\nnorm = 'rms'", "[fits] norm is of the wrong type"),
     ("extends = 'nothing'", "extends 'nothing': there is no such family"),
     ("extends = 'odd'", "extends 'odd': a circle"),
     ("colour = 1\n" + FAMILY, "unknown keys colour"),
+    ("extends = 'llama'\n[tensors]\nattn_p = ''", '[tensors] attn_p = "" removes nothing'),
+    ("extends = 'llama'\n[fits]\nnorm = ''", '[fits] norm = "" removes nothing'),
+    (FAMILY + "[gguf]\nlike = 'nothing'", "[gguf] like 'nothing': there is no such family"),
+    (FAMILY + "[gguf]\nlike = 'odd'", "[gguf] like 'odd': a circle"),
+    (FAMILY + "[gguf]\nlike = 3", "[gguf] like is the name of a family, holds a list of fields"),
+    (FAMILY + "[gguf]\nlike = 'llama'\nholds = 'norm'", "[gguf] like is the name of a family, holds a list of fields"),
+    (FAMILY + "[peft]\nlike = 'llama'", "[peft] like 'llama': families/llama.toml has no [peft]"),
+    (FAMILY + "[gguf]\nholds = ['norm']", "[gguf] holds means something beside like only"),
+    (FAMILY + "[gguf]\nlike = 'llama'\nholds = ['norm']", "the family does not differ from llama in it"),
 ]
 
 
@@ -121,18 +130,18 @@ LAYOUTS = [
     ("[tensors]\nnorm = { at = 'a.{layer} : embed', stage = 'middle' }", "there is no stage 'middle'"),
     ("[tensors]\n'embed norm' = 'a.{layer} : embed'", "several tensors need a bracket"),
     ("[tensors]\nnorm = 'a.{layer} : [embed:vocab*embed norm:embed]'", "the bracket holds embed norm"),
-    ("[read]\ncolour = 'colour'", "[read] colour: no field of the configuration"),
+    ("[read]\ncolour = 'colour'", "[read] colour: not a field of the configuration"),
     ("[read]\nnorm = 'a ** b'", "BinOp, which is not allowed"),
     ("[read]\nnorm = 1", "[read] norm is of the wrong type"),
-    ("[fits]\ncolour = [1]", "[fits] colour: no field of the configuration"),
+    ("[fits]\ncolour = [1]", "[fits] colour: not a field of the configuration"),
     ("[neutral]\ncolour = 1", "[neutral] colour is of the wrong type"),
-    ("ignored = ['colour']", "[ignored] is no table"),
+    ("ignored = ['colour']", "[ignored] is not a table"),
 ]
 
 
 @pytest.mark.parametrize(("text", "what"), LAYOUTS, ids=[what for _, what in LAYOUTS])
 def test_a_wrong_layout_file(text: str, what: str, add: Add) -> None:
-    add("families/odd", FAMILY)
+    add("families/odd", FAMILY + "[strange]")
     add("layouts/strange", text)
     with pytest.raises(ConfigError) as caught:
         layout("strange", families.family("odd"))
@@ -143,6 +152,10 @@ def test_a_wrong_layout_file(text: str, what: str, add: Add) -> None:
 @pytest.mark.parametrize("name", sorted(families.families()))
 @pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "megatron_rank"])
 def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
+    if (format_name, name) in UNHELD:
+        with pytest.raises(ConfigError, match=f"family {name} does not say how it is stored as {format_name}"):
+            layout(format_name, families.family(name))
+        return
     rules_of = layout(format_name, families.family(name))
     placed = {tensor for rule in rules_of.rules for tensor in rule.tensors}
     if name == "llama_lora":  # an adapter, which formats of models do not hold
@@ -151,26 +164,23 @@ def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
     assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")}
 
 
-@pytest.mark.parametrize("format_name", ["hf", "gguf", "megatron", "trtllm", "ggml_training"])
-def test_a_table_read_alone_is_that_of_the_whole_file(format_name: str) -> None:
-    for name, file in families.files().items():
-        assert (
-            file.table.get(format_name, {}).get("when") == (file.when(format_name) or SimpleNamespace(text=None)).text
-        ), name
+def test_a_removal_that_removes_nothing_names_section_and_family(add: Add) -> None:
+    add("families/odd", FAMILY + "[strange.tensors]\nnrom = ''")
+    add("layouts/strange", "[tensors]\nnorm = 'n.{layer} : embed'")
+    with pytest.raises(ConfigError, match=r'odd\.toml \[strange\]: \[tensors\] nrom = "" removes nothing'):
+        layout("strange", families.family("odd"))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[odd]\nwhen = 'a'\n[odd.read]\nb = 'c'",
-        "[odd] # said\nwhen = 'a'",
-        "odd.when = 'a'",
-        "odd = { when = 'a' }",
-        "[odd]\nlists = [\n[1],\n[2]]\nwhen = 'a'",
-        "[first]\nx = '''\n[odd]\nwhen = 'b'\n'''\n[odd]\nwhen = 'a'",
-    ],
-)
-def test_a_table_read_alone_however_it_is_written(tmp_path: Path, text: str) -> None:
-    (tmp_path / "file.toml").write_text(text)
-    assert families.read_toml(tmp_path / "file.toml", "", "odd")["when"] == "a"
-    assert families.read_toml(tmp_path / "file.toml", "", "none") == {}
+def test_a_section_that_is_like_anothers_is_like_its_ranks_too(add: Add) -> None:
+    add("families/odd", "extends = 'gemma2'\n[megatron]\nlike = 'gemma2'")
+    layout("megatron", families.family("odd"))
+    with pytest.raises(ConfigError, match=r"that of gemma2, which has a section \[megatron_rank\] besides"):
+        layout("megatron_rank", families.family("odd"))
+
+
+def test_a_layout_names_families_that_it_holds_as_it_is(add: Add) -> None:
+    add("families/odd", FAMILY)
+    add("layouts/strange", "families = ['odd']\n[tensors]\nnorm = 'n.{layer} : embed'")
+    assert [rule.tensors for rule in layout("strange", families.family("odd")).rules] == [("norm",)]
+    with pytest.raises(ConfigError, match="family llama does not say how it is stored as strange"):
+        layout("strange", families.family("llama"))

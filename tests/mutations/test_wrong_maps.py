@@ -101,8 +101,8 @@ FAULTS = (
           "untie_embeddings_and_output_weights", "tied-head"),
     Fault("rope order forgotten for llama.cpp", LLAMA, family("llama"), "(group head pair half)",
           "(group head half pair)", "llama.cpp"),
-    Fault("rope order turned for llama.cpp", QWEN3, family("qwen3"), "(group head half pair)", "(group head pair half)",
-          "llama.cpp"),
+    Fault("rope order turned for llama.cpp", QWEN3, GGUF, "attn_q.weight : (group head half pair)",
+          "attn_q.weight : (group head pair half)", "llama.cpp"),
     Fault("q heads permuted between groups", QWEN3, HF, "q_proj.weight : (group head half pair)",
           "q_proj.weight : (head group half pair)", "transformers"),
     Fault("columns of attention's output permuted", QWEN3, HF, "embed (group head half pair)",
@@ -144,7 +144,7 @@ def planted(fault: Fault, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             module,
             "read_toml",
-            lambda file, where, *part: read(Faulty(file) if where == fault.file else file, where, *part),
+            lambda file, where: read(Faulty(file) if where == fault.file else file, where),
         )
     fresh()
     rules.layout(fault.file[8:-5]) if fault.file.startswith("layouts/") else families.families()

@@ -16,7 +16,8 @@ from crossdock.layout.boxes import steps_of
 from crossdock.layout.lenses import Container, Lens, containers, geometry_of
 from crossdock.layout.rules import layout
 from crossdock.model.config import ModelConfig
-from crossdock.model.families import Family, families, family
+from crossdock.model.families import families, family
+from crossdock.model.family import Family
 
 Array = NDArray[np.int64]
 SIZES: dict[str, Any] = {
@@ -73,6 +74,8 @@ LACKING = {
     ("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext"), ("hf", "llama_2023"), ("gguf", "llama_2023"),
     ("hf", "llama_lora"), ("gguf", "llama_lora"),
 }  # fmt: skip
+# families that say nothing about the format: no checkpoint of it is of them
+UNHELD = {(name, kind) for name in ("megatron", "megatron_rank") for kind in ("llama_2023", "llama_lora")}
 # tensors that the format has no place for: models that have them are refused
 UNPLACED = {("hf", "gpt"): "pos_embed", ("gguf", "nemotron_nas"): "ffn_linear"}
 

@@ -25,7 +25,7 @@ from crossdock.cli.progress import Progress, watching
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock import Plan
+    from crossdock import Checkpoint, Plan
     from crossdock.running.results import RunReport, TensorResult
 
 MOST = 10  # tensors listed for what was found in them
@@ -87,9 +87,10 @@ def export(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
-    plan = target.plan(source.open(src))
+    checkpoint = source.open(src)
+    plan = target.plan(checkpoint)
     if dry_run or output is None:
-        show_plan(plan, memory=memory, workers=workers, as_json=as_json)
+        show_plan(plan, checkpoint, memory=memory, workers=workers, as_json=as_json)
         return
     import crossdock
 
@@ -102,7 +103,7 @@ def export(
             force=force,
             hash=hash,
             fail_on=frozenset(fail_on),
-            progress=progress if as_json else _after(_header(plan, output), progress),
+            progress=progress if as_json else _after(_header(plan, checkpoint, output), progress),
         )
     if as_json:
         show.print_json(report)
@@ -127,10 +128,10 @@ def _after(text: str, progress: Progress | None) -> Progress:
     return report
 
 
-def _header(plan: Plan, output: Path) -> str:
+def _header(plan: Plan, checkpoint: Checkpoint, output: Path) -> str:
     from crossdock.planning import estimate
 
-    parameters = show.about(estimate.planned(plan))
+    parameters = show.about(estimate.parameters(checkpoint.family, checkpoint.config))
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 

@@ -247,7 +247,7 @@ keep_order_option = click.option(
     "--keep-order", is_flag=True, help="Leave the optimizer's vectors in their order (gguf-checkpoint)."
 )
 family_option = click.option(
-    "--family", metavar="NAME", help="Model family, such as llama.  [default: from the config]"
+    "--family", metavar="NAME", help="Model family, such as llama, or a file of one.  [default: from the config]"
 )
 set_option = click.option(
     "--set",

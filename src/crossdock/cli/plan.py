@@ -23,6 +23,7 @@ from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
     from crossdock.formats.target import RankFile
+    from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
 
 FILES = 12  # target files listed before the rest is only counted
@@ -55,14 +56,15 @@ def plan(
 
     Every error that can be known before copying is found here.
     """
-    made = target.plan(source.open(src))
+    checkpoint = source.open(src)
+    made = target.plan(checkpoint)
     if save is not None:
         _save(made, save)
-    show_plan(made, memory=memory, workers=workers, as_json=as_json)
+    show_plan(made, checkpoint, memory=memory, workers=workers, as_json=as_json)
 
 
-def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) -> None:
-    """Print a plan's summary. Raises MemoryPlanError when it cannot run in `memory` bytes."""
+def show_plan(plan: Plan, checkpoint: Checkpoint, *, memory: int, workers: int | None, as_json: bool) -> None:
+    """Print the summary of the plan for `checkpoint`. Raises MemoryPlanError when it cannot run in `memory` bytes."""
     from crossdock.planning import estimate
     from crossdock.running.memory import share_of, workers_for
 
@@ -77,7 +79,7 @@ def show_plan(plan: Plan, *, memory: int, workers: int | None, as_json: bool) ->
             ("reads", _files(len(plan.sources), sum(file.size for file in plan.sources))),
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
-            ("parameters", show.number(estimate.planned(plan))),
+            ("parameters", show.number(estimate.parameters(checkpoint.family, checkpoint.config))),
             ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
             ("plan", plan.digest[:16]),
         ]

@@ -17,7 +17,7 @@ from crossdock.errors import PlanError
 from crossdock.layout.notation import Atom, Bracket, Dim, Pattern
 from crossdock.layout.rules import Rule
 from crossdock.model.config import ModelConfig
-from crossdock.model.families import Family
+from crossdock.model.family import Family
 
 Range = tuple[int, int]
 Box = Mapping[str, Range]

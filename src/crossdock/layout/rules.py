@@ -16,7 +16,9 @@ from crossdock.errors import ConfigError, Problem
 from crossdock.layout.notation import Pattern, parse
 from crossdock.model.config import FIELDS
 from crossdock.model.expressions import Expression, expression
-from crossdock.model.families import Family, checked_tables, constants, merged, read_toml
+from crossdock.model.families import family as family_called
+from crossdock.model.family import Family, constants
+from crossdock.model.tables import checked_tables, merged, read_toml
 from crossdock.plugins import folders
 
 # what a layout may hold, and the types of the values in it
@@ -26,7 +28,7 @@ _TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
     "spelled": (str, list), "model_types": (list,), "renames": (list,),
 })  # fmt: skip
-_SCALARS = ("extends", "padded", "when", "sum_as_stored")
+_SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Layout:
     sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
     notices  sentences to show about keys of the format
     unsupported  canonical tensors (globs) that the format has no place for, and the sentence to say so
+    unset    keys that a family has to write, and this one does not
     aliases  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
     """
 
@@ -85,6 +88,7 @@ class Layout:
     skip: Mapping[str, str]
     read: Mapping[str, tuple[Expression, ...]]
     write: tuple[Written, ...]
+    unset: tuple[str, ...]
     ignored: Mapping[str, str]
     only_values: Mapping[str, tuple[Any, ...]]
     variables: Mapping[str, Expression]
@@ -102,8 +106,29 @@ class Layout:
 
 @functools.cache
 def layout(format_name: str, family: Family | None = None) -> Layout:
-    """The layout of `format_name` for `family`; without a family only its config keys mean anything."""
+    """The layout of `format_name` for `family`; without a family only its config keys mean anything.
+
+    Raises ConfigError when the data files are wrong, or when the family says nothing about this format.
+    """
     return _layout(format_name, family)
+
+
+def unheld(format_name: str, family: Family) -> Problem | None:
+    """What is wrong when neither the family has a section for this format nor the layout names the family."""
+    table = _base(format_name)
+    if family.name in table.get("families", ()) or any(name in family.sections for name in _lines(table, format_name)):
+        return None
+    return Problem(
+        f"family {family.name} does not say how it is stored as {format_name}",
+        where=family.where,
+        expected=f"a section [{format_name}]",
+        fix='write one into the family\'s file; like = "llama" in it takes the section of the family llama',
+    )
+
+
+def _lines(table: Mapping[str, Any], format_name: str) -> tuple[str, ...]:
+    """The layout that this one extends, and itself: families have sections for both."""
+    return tuple(dict.fromkeys((table.get("extends", format_name), format_name)))
 
 
 def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
@@ -133,7 +158,7 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
                 return table
             if parent in (*chain, format_name):
                 raise ConfigError(f"extends {parent!r}: a circle", where=f"layouts/{format_name}.toml")
-            return merged(_base(parent, (*chain, format_name)), table)
+            return merged(_base(parent, (*chain, format_name)), table, f"layouts/{format_name}.toml")
     where = f"layouts/{chain[-1]}.toml" if chain else ""
     raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
 
@@ -142,16 +167,20 @@ def _layout(format_name: str, family: Family | None) -> Layout:
     table: Mapping[str, Any] = _base(format_name)
     where = f"layouts/{format_name}.toml"
     if family is not None:
-        for name in (table.get("extends", format_name), format_name):
-            table = merged(table, family.sections.get(name, {}))
-        where += f" with families/{family.name}.toml"
+        problem = unheld(format_name, family) or _half_like(_lines(table, format_name), family)
+        if problem is not None:
+            raise ConfigError(problem)
+        where += f" with {family.where}"
+        for name in _lines(table, format_name):
+            for section in family.sections.get(name, ()):
+                table = merged(table, section, f"{where} [{name}]")
     unknown = set(table) - set(_TABLES) - set(_SCALARS)
     if unknown:
         raise ConfigError(f"unknown keys {', '.join(sorted(unknown))}", where=where)
     checked_tables(table, _TABLES, where)
     strange = [f"[{name}] {key}" for name in ("read", "fits") for key in table.get(name, {}) if key not in FIELDS]
     if strange:
-        raise ConfigError(f"{', '.join(strange)}: no field of the configuration", where=where)
+        raise ConfigError(f"{', '.join(strange)}: not a field of the configuration", where=where)
     parts = {"default": "", **table.get("parts", {})}
     rules = []
     for key, value in table.get("tensors", {}).items():
@@ -169,7 +198,8 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         padded=frozenset(table.get("padded", ())),
         skip=texts("skip"),
         read={key: _expressions(value, f"{where} [read] {key}") for key, value in texts("read").items()},
-        write=tuple(_written(key, value, f"{where} [write] {key}") for key, value in texts("write").items()),
+        write=tuple(_written(key, value, f"{where} [write] {key}") for key, value in texts("write").items() if value),
+        unset=tuple(key for key, value in texts("write").items() if not value),
         ignored=texts("ignored"),
         only_values={key: tuple(value) for key, value in texts("neutral").items()},
         variables={key: expression(str(value), where) for key, value in texts("variables").items()},
@@ -184,6 +214,22 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         aliases={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
         model_types={key: tuple(value) for key, value in texts("model_types").items()},
     )
+
+
+def _half_like(lines: tuple[str, ...], family: Family) -> Problem | None:
+    """What is wrong when the section for the extended layout is another family's, which has one for this layout too."""
+    *parents, format_name = lines
+    if format_name in family.sections:
+        return None
+    for parent in parents:
+        other = family.like.get(parent)
+        if other is not None and format_name in family_called(other).sections:
+            return Problem(
+                f"[{parent}] is like that of {other}, which has a section [{format_name}] besides",
+                where=family.where,
+                fix=f'write [{format_name}] with like = "{other}" too, or with rules of its own',
+            )
+    return None
 
 
 def _expressions(value: Any, where: str) -> tuple[Expression, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 
@@ -119,6 +120,37 @@ DEFAULTS: Mapping[str, Any] = {
     for f in dataclasses.fields(ModelConfig)
     if f.name not in REQUIRED
 }
+
+
+# Families are closed by default: a field that a family does not name must have its default, except these two kinds.
+# Free fields have any value in every family, for the reason that is given.
+FREE: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(REQUIRED, "a size, or another number without which there is no model")
+    | {
+        "rope_theta": "a number in the formula of rope_type, which families name",
+        "rope_scaling": "the numbers of rope_type, which families name",
+        "num_experts_per_tok": "a size, in families that name num_experts",
+        "moe_intermediate_size": "a size, in families that name num_experts",
+        "topk_group": "a size, in families that name n_group",
+        "q_lora_rank": "a size, in families that name kv_lora_rank",
+        "qk_nope_head_dim": "a size, in families that name kv_lora_rank",
+        "qk_rope_head_dim": "a size, in families that name kv_lora_rank",
+        "v_head_dim": "a size, in families that name kv_lora_rank",
+        "dtype": "how values are stored, not what is computed with them",
+        "bos_token_id": "the tokenizer's",
+        "eos_token_id": "the tokenizer's",
+        "pad_token_id": "the tokenizer's",
+    }
+)
+# Idle fields take no part in the computation where the condition over the other fields holds.
+IDLE: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("rope_type", "partial_rotary_factor"), "position_embedding != 'rope'")
+    | dict.fromkeys(
+        ("shared_expert_intermediate_size", "router_scoring", "router_bias", "norm_topk_prob", "routed_scaling_factor",
+         "n_group"),
+        "num_experts == 0",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
-from crossdock.model.families import Family
+from crossdock.model.family import Family
 from crossdock.planning.tensors.resolve import Resolved
 
 

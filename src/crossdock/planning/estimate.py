@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Final
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.registry import get
 from crossdock.layout.lenses import containers, geometry_of
-from crossdock.layout.rules import layout
-from crossdock.model.families import family
+from crossdock.layout.rules import layout, unheld
 
 if TYPE_CHECKING:
     from crossdock.model.config import ModelConfig
-    from crossdock.model.families import Family
-    from crossdock.planning.plan import Plan
+    from crossdock.model.family import Family
 
 TYPES: Final = (
     ("hf", "float32"),
@@ -36,7 +34,9 @@ Shape = tuple[int, ...]
 
 
 def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
-    """Shape -> how many tensors of a Hugging Face folder of this model have it."""
+    """Shape -> how many tensors of a Hugging Face folder of this model have it; nothing where the family has none."""
+    if unheld("hf", family) is not None:
+        return Counter()
     rules = layout("hf", family)
     present = family.present(config)
     geometry = geometry_of(family, config)
@@ -52,12 +52,6 @@ def parameters(family: Family, config: ModelConfig) -> int:
     """How many numbers the model's tensors hold."""
     sizes = family.sizes(config)
     return sum(sizes.elements(decl.axes, family.layers_of(decl, config)) for decl in family.present(config).values())
-
-
-def planned(plan: Plan) -> int:
-    """How many numbers the model of a plan has, however many copies of them the target holds."""
-    config = plan.described.config
-    return parameters(family(config.family), config)
 
 
 def weights(tensors: Mapping[Shape, int]) -> list[tuple[str, str, int]]:

@@ -16,7 +16,8 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
-from crossdock.model.families import Family, family, files
+from crossdock.model.families import family, files
+from crossdock.model.family import Family
 from crossdock.planning.config.overrides import LAYOUT_OF, Overrides
 from crossdock.planning.config.unknown_keys import classify, only_value_problems, recognised, short
 from crossdock.planning.config.validate import build, of_kind

@@ -16,7 +16,7 @@ from crossdock.layout.lenses import Container, Geometry, Placement, containers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ModelConfig
-from crossdock.model.families import Family
+from crossdock.model.family import Family
 from crossdock.planning.tensors.resolve import clipped
 
 

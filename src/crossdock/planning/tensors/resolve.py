@@ -19,7 +19,7 @@ from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ResolvedConfig
-from crossdock.model.families import Family, Sizes
+from crossdock.model.family import Family, Sizes
 
 Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
 
