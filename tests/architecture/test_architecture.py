@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
+import tokenize
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -13,6 +15,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 # from the lowest layer to the highest; a module may import from its own layer's folder and from layers below
 LAYERS = (
     ("errors", "version", "wording", "plugins"),
+    ("options",),
     ("io", "model"),
     ("layout", "codecs", "unpickle"),
     ("torchfile", "tokenizers"),
@@ -105,3 +108,15 @@ def test_layouts_know_no_bytes() -> None:
     assert [
         shown(found) for found in imports() if folder(found.module) == "layout" and folder(found.target) in low
     ] == []
+
+
+def test_identifiers_are_the_fields_words() -> None:
+    """No name in the source says who said it: a value is an override, a stated key, an alias."""
+    old = re.compile(r"(?:^|_)(?:said|told|given|spoken|spelled)(?:_|s?$)|Said|Told|Given|Spoken|Spelled")
+    wrong = [
+        f"{name}:{token.start[0]}: {token.string}"
+        for name, file in modules().items()
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
+        if token.type == tokenize.NAME and old.search(token.string)
+    ]
+    assert not wrong

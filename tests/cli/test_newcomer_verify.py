@@ -28,10 +28,12 @@ MISTAKES = {
     "text without tokenizer": (("verify", "mute.gguf", "--against", KJV, "--logits", "a b"), 3, "has no tokenizer"),
     "ids without tokenizer": (("verify", "mute.gguf", "--against", KJV, "--tokenizer", TOKENIZER, "--tokens"), 3,
                               "has no tokenizer"),
-    "an engine without text": (("verify", "mute.gguf", "--against", KJV, "--engine", "llama.cpp"), 2, "--logits"),
-    "no such engine": (("verify", "mute.gguf", "--against", KJV, "--logits", "1,2", "--engine", "llama"), 2,
+    "an engine without text": (("verify", "mute.gguf", "--against", KJV, "--logits-engine", "llama.cpp"), 2,
+                               "--logits"),
+    "no such engine": (("verify", "mute.gguf", "--against", KJV, "--logits", "1,2", "--logits-engine", "llama"), 2,
                        "expected llama.cpp, transformers, onnxruntime"),
-    "another engine's format": (("verify", "hf", "--against", KJV, "--logits", "1,2", "--engine", "llama.cpp"), 2,
+    "another engine's format": (("verify", "hf", "--against", KJV, "--logits", "1,2", "--logits-engine", "llama.cpp"),
+                                2,
                                 "expected *.gguf"),
 }  # fmt: skip
 

@@ -1,10 +1,11 @@
 """Values of options, their spellings, and what is said about wrong ones."""
 
-import click
 import pytest
 from click.testing import CliRunner
 
-from crossdock.cli import main, options
+from crossdock.cli import main
+from crossdock.errors import UsageError
+from crossdock.options import size as read_size
 
 
 @pytest.mark.parametrize(
@@ -22,28 +23,13 @@ from crossdock.cli import main, options
     ],
 )
 def test_size(text: str, size: int) -> None:
-    assert options.size(text) == size
+    assert read_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "GB", "-1GB", "5XB", "1e9", "٥GB", "1GB2", "9" * 41, "2000000TiB", "0.1B"])
 def test_not_a_size(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"is not a size|is too (small|large)"):
-        options.size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [("bf16", "bfloat16"), ("f32", "float32"), ("torch.float16", "float16"), ("Q8-0", "q8_0")],
-)
-def test_dtype(text: str, name: str) -> None:
-    assert options.dtype(text) == name
-    assert options.dtype_or_auto(text) == name
-
-
-def test_auto_is_a_dtype_but_no_quantisation() -> None:
-    assert options.dtype_or_auto("auto") == "auto"
-    with pytest.raises(click.BadParameter, match="no dtype or quantisation is called 'auto'"):
-        options.dtype("auto")
+    with pytest.raises(UsageError, match=r"is not a size|is too (small|large)"):
+        read_size(text)
 
 
 def usage(*args: str) -> str:
@@ -59,9 +45,6 @@ def usage(*args: str) -> str:
     [
         (["scan", "x", "--jsno"], "Did you mean '--json'?"),
         (["export", "x", "--max_shard_sise", "1GB"], "Did you mean '--max-shard-size'?"),
-        (["plan", "x", "--dtype", "bf61"], "did you mean bf16"),
-        (["plan", "x", "-q", "q4km"], "did you mean q4_k_m"),
-        (["plan", "x", "--to", "hf", "-q", "awq"], "fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"),
         (["plan", "x", "--workers", "0"], "at least 1"),
         (["plan", "x", "--workers", "-3"], "-3 is too small"),
         (["plan", "x", "--memory", "lots"], "'lots' is not a size; write it like 5GB, 500MB or 2GiB"),
@@ -74,6 +57,31 @@ def usage(*args: str) -> str:
 )
 def test_usage_errors(args: list[str], said: str) -> None:
     assert said in usage(*args)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--to", "gguf", "--dtype", "bf61"], "expected bf16"),
+        (["--to", "gguf", "-q", "q4km"], "expected -q q4_k_m"),
+        (["--to", "hf", "-q", "awq"], "expected -q fp8 or fp8_static"),
+        (["--to", "hf", "-q", "q8_0"], "hf has no quantisation q8_0"),
+        (["--to", "hf", "--dtype", "i8"], "hf cannot be written as int8"),
+        (["--to", "gguf-lora", "--dtype", "bf16"], "gguf-lora cannot be written as bfloat16"),
+        (
+            ["--to", "hf", "--keep-order"],
+            "hf has no option --keep-order\n  to do: leave it out, or --to gguf-checkpoint",
+        ),
+        (["--to", "gguf", "--fp8-kv-cache"], "leave it out, or --to hf or trtllm, which has it"),
+        (["--to", "hf", "--fp8-kv-cache"], "--fp8-kv-cache requires fp8 weights"),
+        (["--to", "peft", "--tokenizer", "x"], "peft has no option --tokenizer"),
+        (["--to", "trtllm", "--tp", "70", "--pp", "70"], "no such ranks"),
+    ],
+)
+def test_what_a_target_does_not_have_is_refused_before_anything_is_read(words: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(main, ["plan", "/nowhere", *words])
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
 
 
 def test_near_command() -> None:

@@ -11,7 +11,7 @@ SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename"
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow"}  # fmt: skip
-RUNNING = {"--memory", "--workers"}
+RUNNING = {"--memory", "--workers", "--engine"}
 
 SURFACE = {
     "inspect": (["path"], SOURCE | {"--tensors", "--json"}),
@@ -28,8 +28,8 @@ SURFACE = {
         ["out"],
         SOURCE
         | RUNNING
-        | {"--against", "--tokenizer", "--keep-order", "--model", "--tokens", "--logits", "--engine"}
-        | {"--report", "--json", "--no-progress"},
+        | {"--against", "--tokenizer", "--pre-tokenizer", "--keep-order", "--model", "--tokens", "--logits"}
+        | {"--logits-engine", "--report", "--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (
@@ -52,7 +52,12 @@ def test_commands_in_the_order_of_use() -> None:
 @pytest.mark.parametrize("name", SURFACE)
 def test_options(name: str) -> None:
     arguments, options = SURFACE[name]
-    params = main.commands[name].params
+    command = main.commands[name]
+    params = [
+        p
+        for p in command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
+        if "--help" not in p.opts
+    ]
     assert [p.name for p in params if isinstance(p, click.Argument)] == arguments
     found = [o for p in params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
     assert set(found) == options

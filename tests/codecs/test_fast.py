@@ -14,6 +14,7 @@ from crossdock.codecs.conversion import convert
 from oracles.ggml_reference import awkward_values
 
 VALUES = awkward_values()
+COMPILED = [name for name in registry.names() if registry.get(name).compiled]
 
 
 def converted(source: str, target: str, raw: np.ndarray, compiled: bool) -> np.ndarray:
@@ -24,14 +25,14 @@ def converted(source: str, target: str, raw: np.ndarray, compiled: bool) -> np.n
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", compiled_encoders.NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_equals_numpy(name: str, values: str) -> None:
     raw = VALUES[values].view(np.uint8)
     ours = converted("float32", name, raw, True)
     assert np.array_equal(ours, converted("float32", name, raw, False))
 
 
-@pytest.mark.parametrize("name", compiled_encoders.NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("source", ["float32", "bfloat16", "float16"])
 def test_compiled_equals_numpy_on_any_bytes(name: str, source: str) -> None:
     """Random patterns with nan and inf among them, and blocks with one such value each."""
@@ -45,7 +46,7 @@ def test_compiled_equals_numpy_on_any_bytes(name: str, source: str) -> None:
     assert np.array_equal(converted("float32", name, raw, True), converted("float32", name, raw, False))
 
 
-@pytest.mark.parametrize("name", compiled_encoders.NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_scales_of_every_float16_exponent(name: str) -> None:
     """Block maxima around every float16 rounding boundary, denormal and overflowing ones included."""
     halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -57,12 +58,16 @@ def test_scales_of_every_float16_exponent(name: str) -> None:
     assert np.array_equal(converted("float32", name, raw, True), converted("float32", name, raw, False))
 
 
+def test_q8_0_and_all_k_types_are_compiled() -> None:
+    assert COMPILED == ["q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+
 def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled_encoders.OFF, raising=False)
-    assert compiled_encoders.available("q8_0")
-    assert not compiled_encoders.available("q5_1")
+    assert compiled_encoders.available(registry.get("q8_0"))
+    assert not compiled_encoders.available(registry.get("q5_1"))
     monkeypatch.setenv(compiled_encoders.OFF, "1")
-    assert not compiled_encoders.available("q8_0")
+    assert not compiled_encoders.available(registry.get("q8_0"))
 
 
 @pytest.mark.parametrize(("target", "off", "imported"), [("q8_0", "", True), ("q8_0", "1", False), ("bf16", "", False)])

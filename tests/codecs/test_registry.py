@@ -63,6 +63,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         class Negated:
             name, block, block_bytes, exact, encodes = "negated", 2, 8, True, True
+            searches, cost, is_scaled, file_type, compiled = False, 0, False, None, ""
 
             def encode(self, values, out):
                 np.negative(values, out=out.view(np.float32))
@@ -70,7 +71,10 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             def decode(self, raw, out):
                 np.negative(raw.view(np.float32), out=out)
 
-        good = Negated()
+        class Bare:
+            name, block, block_bytes, exact, encodes = "bare", 2, 8, True, True
+
+        good, bare = Negated(), Bare()
         """)
     )
     info = tmp_path / "negated_codec-1.dist-info"
@@ -78,7 +82,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: negated-codec\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
         "[crossdock.codecs]\nnegated = negated_codec:good\nmisnamed = negated_codec:good\n"
-        "broken = negated_codec:absent\nfloat32 = negated_codec:good\n"
+        "broken = negated_codec:absent\nbare = negated_codec:bare\nfloat32 = negated_codec:good\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     registry._registered.cache_clear()
@@ -90,7 +94,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("plugins")
 def test_a_registered_codec_converts_like_our_own() -> None:
-    assert registry.names()[-3:] == ("broken", "misnamed", "negated")
+    assert registry.names()[-4:] == ("bare", "broken", "misnamed", "negated")
     raw = np.arange(100_000, dtype=np.float32).view(np.uint8)
     out = np.zeros_like(raw)
     convert(registry.get("float32"), registry.get("Negated"))(raw, out)
@@ -106,4 +110,6 @@ def test_plugins_cannot_lie_or_replace_our_own() -> None:
         registry.get("misnamed")
     with pytest.raises(EnvironmentProblem, match="cannot be loaded"):
         registry.get("broken")
+    with pytest.raises(EnvironmentProblem, match="'bare' lacks compiled, cost, decode, encode, file_type"):
+        registry.get("bare")
     assert type(registry.get("float32")).__module__ == "crossdock.codecs.cast"

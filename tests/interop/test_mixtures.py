@@ -122,7 +122,7 @@ def test_llama_cpp_computes_with_super_blocks(quantize: str, tmp_path: Path) -> 
     source = make_hf("llama", tmp_path / "hf", hidden_size=256, intermediate_size=512)
     ids = np.random.default_rng(0).integers(0, 203, 48).tolist()
     crossdock.export(source, tmp_path / "model.gguf", "gguf", quantize=quantize)
-    found = crossdock.verify(tmp_path / "model.gguf", source, logits=ids, engine="llama.cpp").logits
+    found = crossdock.verify(tmp_path / "model.gguf", source, logits=ids, logits_engine="llama.cpp").logits
     assert found is not None
     assert found.limit_distance is not None
     assert found.ok, found.failed or found.problems

@@ -52,7 +52,7 @@ def test_an_export_of_a_trained_model_passes(tmp_path: Path, quantize: str | Non
     crossdock.export(
         KJV, out, "gguf", tokenizer=TOKENIZER, **({"quantize": quantize} if quantize else {"dtype": "f32"})
     )
-    found = crossdock.verify(out, KJV, tokenizer=TOKENIZER, logits=TEXT, engine=engine)
+    found = crossdock.verify(out, KJV, tokenizer=TOKENIZER, logits=TEXT, logits_engine=engine)
     logits = found.logits
     assert found.ok
     assert logits is not None
@@ -70,7 +70,7 @@ def test_an_export_of_a_trained_model_passes(tmp_path: Path, quantize: str | Non
 
 def test_transformers_reads_what_was_exported(tmp_path: Path) -> None:
     crossdock.export(KJV, tmp_path / "hf", "hf", dtype="f32", tokenizer=TOKENIZER)
-    found = crossdock.verify(tmp_path / "hf", KJV, tokenizer=TOKENIZER, logits=TEXT, engine="transformers")
+    found = crossdock.verify(tmp_path / "hf", KJV, tokenizer=TOKENIZER, logits=TEXT, logits_engine="transformers")
     assert found.ok
     assert found.logits is not None
     assert 0 < found.logits.max_abs <= 1e-4
@@ -80,7 +80,7 @@ def test_transformers_reads_what_was_exported(tmp_path: Path) -> None:
 def test_other_models_pass(recipe: str, engine: str | None, tmp_path: Path) -> None:
     source = hf_models.make_hf(recipe, tmp_path / "hf", dtype="float32")
     crossdock.export(source, tmp_path / "model.gguf", "gguf")
-    found = crossdock.verify(tmp_path / "model.gguf", source, logits=IDS, engine=engine).logits
+    found = crossdock.verify(tmp_path / "model.gguf", source, logits=IDS, logits_engine=engine).logits
     assert found is not None
     assert found.ok, found.failed or found.problems
 
@@ -91,7 +91,7 @@ def test_a_router_may_change_its_mind(dtype: str, tmp_path: Path) -> None:
     source, out = hf_models.make_hf("mixtral", tmp_path / "hf", dtype="float32"), tmp_path / "model.gguf"
     crossdock.export(source, out, "gguf", **({"quantize": dtype} if dtype == "q8_0" else {"dtype": dtype}))
     ids = np.random.default_rng(0).integers(0, 203, 60).tolist()
-    assert crossdock.verify(out, source, logits=ids, engine="llama.cpp").ok
+    assert crossdock.verify(out, source, logits=ids, logits_engine="llama.cpp").ok
 
 
 def swapped(one: str, other: str) -> Callable[[Gguf], None]:
@@ -123,7 +123,7 @@ FAULTS: dict[str, Callable[[Gguf], None]] = {
 def test_a_planted_fault_is_caught(fault: str, engine: str | None, tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     rewrite_gguf(out, tmp_path / "bad.gguf", FAULTS[fault])
-    bad = crossdock.verify(tmp_path / "bad.gguf", source, logits=IDS, engine=engine).logits
+    bad = crossdock.verify(tmp_path / "bad.gguf", source, logits=IDS, logits_engine=engine).logits
     assert bad is not None
     assert not bad.ok
     assert bad.limit_max_abs is not None
@@ -134,7 +134,7 @@ def test_a_planted_fault_is_caught(fault: str, engine: str | None, tmp_path: Pat
 def test_a_fault_in_a_quantised_model_is_caught(tmp_path: Path) -> None:
     source, out = llama(tmp_path, quantize="q8_0")
     rewrite_gguf(out, tmp_path / "bad.gguf", FAULTS["rope base"])
-    bad = crossdock.verify(tmp_path / "bad.gguf", source, logits=IDS, engine="llama.cpp").logits
+    bad = crossdock.verify(tmp_path / "bad.gguf", source, logits=IDS, logits_engine="llama.cpp").logits
     assert bad is not None
     assert "relative distance" in bad.failed[0]
 
@@ -144,14 +144,16 @@ def test_few_bits_hide_no_fault_of_the_header(fault: str, tmp_path: Path) -> Non
     """The source is far from any 4-bit output; llama.cpp is not far from the reference forward of the same weights."""
     out = tmp_path / "kjv.gguf"
     crossdock.export(KJV, out, "gguf", quantize="q4_0", tokenizer=TOKENIZER)
-    good = crossdock.verify(out, KJV, tokenizer=TOKENIZER, logits=TEXT, engine="llama.cpp").logits
+    good = crossdock.verify(out, KJV, tokenizer=TOKENIZER, logits=TEXT, logits_engine="llama.cpp").logits
     assert good is not None
     assert good.ok
     assert good.by_engine is not None
     assert good.by_engine.limit_distance is not None
     assert good.by_engine.distance < good.by_engine.limit_distance < 0.1 * (good.limit_distance or 0)
     rewrite_gguf(out, tmp_path / "bad.gguf", FAULTS[fault])
-    bad = crossdock.verify(tmp_path / "bad.gguf", KJV, tokenizer=TOKENIZER, logits=TEXT, engine="llama.cpp").logits
+    bad = crossdock.verify(
+        tmp_path / "bad.gguf", KJV, tokenizer=TOKENIZER, logits=TEXT, logits_engine="llama.cpp"
+    ).logits
     assert bad is not None
     assert bad.failed[-1].startswith("llama.cpp by itself: the relative distance is ")
     assert max(one.engine_distance or 0 for one in bad.positions) > good.by_engine.limit_distance
@@ -166,7 +168,7 @@ def test_transformers_alone_is_exact(tmp_path: Path) -> None:
 
     rewrite_hf(hf_models.make_hf("llama", tmp_path / "hf", dtype="float32"), source, change)
     crossdock.export(source, tmp_path / "out", "hf", dtype="bfloat16")
-    found = crossdock.verify(tmp_path / "out", source, logits=IDS, engine="transformers").logits
+    found = crossdock.verify(tmp_path / "out", source, logits=IDS, logits_engine="transformers").logits
     assert found is not None
     assert found.ok
     assert found.by_engine is not None
@@ -181,7 +183,7 @@ def test_a_folder_with_a_fault_is_caught_in_transformers(tmp_path: Path) -> None
         folder.config["rms_norm_eps"] = 1e-2
 
     rewrite_hf(tmp_path / "out", tmp_path / "bad", change)
-    asked = ("--against", source, "--logits", ",".join(map(str, IDS)), "--engine", "transformers")
+    asked = ("--against", source, "--logits", ",".join(map(str, IDS)), "--logits-engine", "transformers")
     run("verify", tmp_path / "out", *asked)
     text = run("verify", tmp_path / "bad", *asked, code=1).stdout
     assert "NOT EQUAL" in text
@@ -228,7 +230,7 @@ def test_an_output_that_only_an_engine_reads(tmp_path: Path) -> None:
     """Another model in ONNX: told by logits alone. One with another vocabulary: told in a sentence."""
     source = hf_models.make_hf("llama", tmp_path / "hf", dtype="float32")
     onnx_model(tmp_path / "onnx", np.ones((8, 203), np.float32))
-    asked = ("--against", source, "--logits", "1,2,3", "--engine", "onnxruntime", "--json")
+    asked = ("--against", source, "--logits", "1,2,3", "--logits-engine", "onnxruntime", "--json")
     found = json.loads(run("verify", tmp_path / "onnx", *asked, code=1).stdout)
     assert found["tensors"] == []
     assert found["logits"]["failed"]
@@ -246,13 +248,13 @@ def test_an_output_that_only_an_engine_reads_passes(tmp_path: Path) -> None:
     embed = np.zeros((203, 8), np.float32)
     embed[ids, [0, 1, 2]] = 1
     onnx_model(tmp_path / "onnx", head, embed)
-    good = crossdock.verify(tmp_path / "onnx", source, logits=ids, engine="onnxruntime")
+    good = crossdock.verify(tmp_path / "onnx", source, logits=ids, logits_engine="onnxruntime")
     assert good.ok
     assert good.logits is not None
     assert good.logits.max_abs <= 1e-4
     embed[ids, [1, 0, 2]], embed[ids, [0, 1, 2]] = 1, [0, 0, 1]
     onnx_model(tmp_path / "swapped", head, embed)
-    assert not crossdock.verify(tmp_path / "swapped", source, logits=ids, engine="onnxruntime").ok
+    assert not crossdock.verify(tmp_path / "swapped", source, logits=ids, logits_engine="onnxruntime").ok
 
 
 def test_memory_and_progress(tmp_path: Path) -> None:
@@ -279,7 +281,8 @@ def test_json(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     found = json.loads(run("verify", out, "--against", source, "--logits", "1,2,3,4", "--json").stdout)["logits"]
     assert set(found) == {
-        "ok", "engine", "reader", "tokens", "given", "windows", "why", "limit_max_abs", "limit_distance", "failed",
+        "ok", "engine", "reader", "tokens", "total_tokens", "windows", "why", "limit_max_abs", "limit_distance",
+        "failed",
         "max_abs", "distance", "kl", "top1", "top5", "perplexity_source", "perplexity_output", "positions", "problems",
         "seconds", "by_engine",
     }  # fmt: skip
@@ -317,7 +320,9 @@ def test_a_gguf_is_a_tokenizer_too(tmp_path: Path) -> None:
 def test_long_texts_are_windows_of_their_own(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     np.save(tmp_path / "ids.npy", np.array([IDS, IDS]))
-    found = crossdock.verify(out, source, logits=f"@{tmp_path}/ids.npy", engine="llama.cpp", memory=8 << 20).logits
+    found = crossdock.verify(
+        out, source, logits=f"@{tmp_path}/ids.npy", logits_engine="llama.cpp", memory=8 << 20
+    ).logits
     assert found is not None
     assert found.windows == 2
     first, second = found.positions[: len(IDS)], found.positions[len(IDS) :]
@@ -328,9 +333,11 @@ def test_long_texts_are_windows_of_their_own(tmp_path: Path) -> None:
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     against = ("--against", source)
-    assert "for which text" in run("verify", out, *against, "--engine", "llama.cpp", code=2).stderr
-    assert "expected llama.cpp" in run("verify", out, *against, "--logits", "1,2", "--engine", "x", code=2).stderr
-    wrong = run("verify", out, *against, "--logits", "1,2", "--engine", "transformers", code=2)
+    assert "for which text" in run("verify", out, *against, "--logits-engine", "llama.cpp", code=2).stderr
+    assert (
+        "expected llama.cpp" in run("verify", out, *against, "--logits", "1,2", "--logits-engine", "x", code=2).stderr
+    )
+    wrong = run("verify", out, *against, "--logits", "1,2", "--logits-engine", "transformers", code=2)
     assert "does not read this output" in wrong.stderr
     assert "no token ids of this model" in run("verify", out, *against, "--logits", "1,999", code=2).stderr
     assert "needs a tokenizer" in run("verify", source, *against, "--logits", "hello", code=2).stderr
@@ -341,7 +348,7 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = llama(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    asked = ("--against", source, "--logits", "1,2", "--engine", "llama.cpp")
+    asked = ("--against", source, "--logits", "1,2", "--logits-engine", "llama.cpp")
     missing = run("verify", out, *asked, code=4).stderr
     assert "llama.cpp is not installed" in missing
     assert 'pip install "crossdock[llama]"' in missing
@@ -352,7 +359,9 @@ def test_an_engine_that_refuses_says_why(tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     rewrite_gguf(out, bad, lambda model: model.set("llama.block_count", 7))
     found = json.loads(
-        run("verify", bad, "--against", source, "--logits", "1,2", "--engine", "llama.cpp", "--json", code=1).stdout
+        run(
+            "verify", bad, "--against", source, "--logits", "1,2", "--logits-engine", "llama.cpp", "--json", code=1
+        ).stdout
     )["logits"]
     assert "llama.cpp does not take the model" in found["problems"][0]["what"]
     assert "blk.3" in found["problems"][0]["cause"]

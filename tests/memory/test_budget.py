@@ -42,8 +42,8 @@ if to == "logits":
     with crossdock.running.weights.CheckpointWeights(checkpoint, int(memory)) as weights:
         crossdock.model.forward.forward(checkpoint.config, weights, range(64))
 else:
-    tp = 4 if to == "trtllm" else 1
-    plan = crossdock.plan(checkpoint, to, dtype=dtype, quantize=quantize or None, tp=tp)
+    cut = {"tp": 4} if to == "trtllm" else {}
+    plan = crossdock.plan(checkpoint, to, dtype=dtype, quantize=quantize or None, **cut)
     crossdock.run(plan, output, memory=int(memory), workers=2)
 done = True
 thread.join()

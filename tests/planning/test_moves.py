@@ -12,7 +12,6 @@ import pytest
 
 from crossdock.formats import registry
 from crossdock.formats.stored import Extent, Source, StoredTensor
-from crossdock.formats.target import Request
 from crossdock.layout.rules import layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.families import family
@@ -133,7 +132,7 @@ def test_every_element_arrives(name: str, source: tuple[str, dict[str, int]], ta
     rng = random.Random(f"{name}{source}{target}{seed}")
     tensors = canonical(family(name), config)
     opened, data = stored(*source, config, tensors, rng)
-    plan = make_plan(checkpoint_of(opened, config), registry.target(target), Request())
+    plan = make_plan(checkpoint_of(opened, config), registry.made_target(target, {}))
     expected = {}
     for turn, container in laid_out(target, config):
         if turn == 0 and not container.rule.read_only:
@@ -160,7 +159,7 @@ def test_padding_rows_stay_behind(ranks: dict[str, int], tied: bool) -> None:
     checkpoint = checkpoint_of(opened, config)
     assert checkpoint.resolved.padding == {"vocab": 6}
     assert "6 padding rows of the source are left out (stored 256, true 250)" in checkpoint.resolved.notices[0]
-    plan = make_plan(checkpoint, registry.target("hf"), Request())
+    plan = make_plan(checkpoint, registry.made_target("hf", {}))
     got = carried_out(plan, data)
     np.testing.assert_array_equal(got["model.embed_tokens.weight"], tensors["embed"][:250])
     assert ("lm_head.weight" in got) is not tied
@@ -174,7 +173,7 @@ def test_a_copy_of_a_tied_head_is_compared() -> None:
     tensors = canonical(family("llama"), apart)
     ranks = {"tp": 2, "pp": 2, "vpp": 1, "ep": 1, "etp": 1}
     opened, data = stored("megatron_rank", ranks, apart, tensors, random.Random(2))
-    plan = make_plan(checkpoint_of(opened, config), registry.target("hf"), Request())
+    plan = make_plan(checkpoint_of(opened, config), registry.made_target("hf", {}))
     assert len(plan.equality_checks) == 2  # one for each tensor rank
     for rank, twin in enumerate(plan.equality_checks):
         one, other = np.zeros(twin.elements, np.int64), np.zeros(twin.elements, np.int64)

@@ -18,7 +18,7 @@ TARGETS = [("hf", "", "out"), ("gguf", "q8_0", "out.gguf"), ("trtllm", "", "out"
 
 
 def settings(to: str, quantize: str) -> dict[str, Any]:
-    return {"quantize": quantize or None, "tp": 2 if to == "trtllm" else 1}
+    return {"quantize": quantize or None, **({"tp": 2} if to == "trtllm" else {})}
 
 
 def killed_at(last: int, source: Path, output: Path, to: str, quantize: str, force: bool, names: str) -> int:

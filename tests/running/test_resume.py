@@ -15,7 +15,7 @@ import pytest
 
 import crossdock
 from crossdock.errors import CrossdockError, UsageError
-from crossdock.running.run import run
+from crossdock.running.engines.threads import Threads
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "examples" / "tiny-kjv"
@@ -23,9 +23,8 @@ TOKENIZER = ROOT / "examples" / "tiny-kjv-tokenizer"
 KILLED = """
 import os, signal, sys
 import crossdock
-import crossdock.running.run
-module = sys.modules["crossdock.running.run"]
-module._FLUSH_SECONDS = -1.0  # every tensor: the model is small
+import crossdock.running.engines.threads as threads
+threads.SETTLE_SECONDS = -1.0  # every tensor: the model is small
 calls = 0
 def progress(done, total, name):
     global calls
@@ -97,11 +96,12 @@ def test_any_order_workers_and_memory(to: str, order: Any, workers: int, memory:
     plan = planned(to)
     seen: list[list[int]] = []
 
-    def ordered(tasks: Sequence[int]) -> Sequence[int]:
-        seen.append(list(order(tasks)))
-        return seen[-1]
+    class Ordered(Threads):
+        def work(self, job: Any, tasks: Any, **more: Any) -> None:
+            seen.append(list(order(tasks)))
+            super().work(job, seen[-1], **more)
 
-    run(plan, tmp_path / "other", workers=workers, memory=memory, order=ordered)
+    crossdock.run(plan, tmp_path / "other", workers=workers, memory=memory, engine=Ordered())
     assert contents(tmp_path / "other") == expected
     assert sorted(seen[0]) == list(range(len(plan.tensors))) != seen[0]
 

@@ -99,7 +99,7 @@ def test_a_file_that_is_not_of_the_run_is_refused_by_name(to: str, tmp_path: Pat
     for force in (False, True):
         with pytest.raises(UsageError, match=r"thesis\.txt"):
             crossdock.run(planned(to), tmp_path / "out", force=force)
-    other = crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER, dtype="float32")
+    other = crossdock.plan(crossdock.open(CHECKPOINT), to, tokenizer=TOKENIZER, dtype="float16")
     with pytest.raises(UsageError, match=r"thesis\.txt"):
         crossdock.run(other, tmp_path / "out", force=True)
     assert (partial / "thesis.txt").read_text() == "mine"

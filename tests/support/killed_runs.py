@@ -13,8 +13,8 @@ from typing import Any
 # counts what changes the disk, and kills the process before the n-th such call (or says how many there were)
 _KILLED = """
 import json, os, signal, sys
-import crossdock, crossdock.running.run as running
-running._FLUSH_SECONDS = 0.0
+import crossdock, crossdock.running.engines.threads as threads
+threads.SETTLE_SECONDS = 0.0
 last, names, source, output, to, options = sys.argv[1:]
 options = json.loads(options)
 calls = 0

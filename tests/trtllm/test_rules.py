@@ -220,14 +220,15 @@ def test_all_that_does_not_divide_is_said_at_once(tmp_path: Path) -> None:
 def test_impossible_numbers_and_targets_without_ranks(llama: Path) -> None:
     checkpoint = delivery.open(llama)
     for wrong, said in (
-        ({"tp": 0}, "no such ranks"), ({"tp": 70, "pp": 70}, "no such ranks"),
-        ({"embedding_sharding_dim": 2}, "rows and columns"), ({"max_shard_size": 1 << 20}, "no shards"),
+        ({"tp": 0}, "--tp: 0 is too small"), ({"tp": 70, "pp": 70}, "no such ranks"),
+        ({"embedding_sharding_dim": 2}, "rows and columns"),
+        ({"max_shard_size": 1 << 20}, "trtllm has no option --max-shard-size"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             delivery.plan(checkpoint, "trtllm", **wrong)  # type: ignore[arg-type]
     assert any("changes nothing" in w for w in delivery.plan(checkpoint, "trtllm", embedding_sharding_dim=1).warnings)
     for target in ("hf", "gguf"):
-        with pytest.raises(UsageError, match="has no ranks"):
+        with pytest.raises(UsageError, match="has no option --tp"):
             delivery.plan(checkpoint, target, tp=2)
 
 
@@ -293,7 +294,7 @@ def test_weights_stay_plain_where_the_build_quantises(llama: Path, tmp_path: Pat
         assert delivery.open(tmp_path / algorithm).source.metadata["quantization"]["quant_algo"] == algorithm.upper()
         for got, want in zip(ranks, plain, strict=True):
             same(got, want)
-    with pytest.raises(UsageError, match="trtllm cannot be quantised to q8_0"):
+    with pytest.raises(UsageError, match="trtllm has no quantisation q8_0"):
         delivery.plan(delivery.open(llama), "trtllm", quantize="q8_0")
 
 

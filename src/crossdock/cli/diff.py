@@ -52,8 +52,7 @@ def diff(
     config: Path | None,
     config_b: Path | None,
     set: Mapping[str, str],
-    memory: int,
-    workers: int | None,
+    running: Mapping[str, Any],
     as_json: bool,
     no_progress: bool,
 ) -> int:
@@ -68,7 +67,7 @@ def diff(
     one = SourceFlags(None, None, family, config, set, {}).open(a)
     other = SourceFlags(None, None, family, config_b or config, set, {}).open(b)
     with watching("diff", off=no_progress) as progress:
-        report = crossdock.diff(one, other, memory=memory, workers=workers, progress=progress)
+        report = crossdock.diff(one, other, progress=progress, **running)
     if as_json:
         show.print_json(report)
     else:

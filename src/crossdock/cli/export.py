@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,16 @@ from crossdock.cli.options import (
     TargetFlags,
     json_option,
     progress_option,
-    running_options,
     source_options,
     target_options,
+    writing_options,
 )
 from crossdock.cli.plan import show_plan, show_warnings
 from crossdock.cli.progress import Progress, watching
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
-    from crossdock import Checkpoint, Plan
+    from crossdock import Plan
     from crossdock.running.results import RunReport, TensorResult
 
 MOST = 10  # tensors listed for what was found in them
@@ -45,23 +45,7 @@ MOST = 10  # tensors listed for what was found in them
 @target_options
 @click.option("-o", "--output", type=PATH, metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
 @source_options
-@running_options
-@click.option("-f", "--force", is_flag=True, help="Replace OUT, once the new one is whole.")
-@click.option(
-    "--hash",
-    type=click.Choice(["xxh3", "sha256"]),
-    default="xxh3",
-    show_default=True,
-    metavar="NAME",
-    help="xxh3 or sha256: hash of each tensor in the manifest.",
-)
-@click.option(
-    "--fail-on",
-    type=click.Choice(["nonfinite", "overflow"]),
-    multiple=True,
-    metavar="WHAT",
-    help="Fail on nonfinite (NaN, Inf) or on overflow of the target's type.  [repeatable]",
-)
+@writing_options
 @click.option("--dry-run", is_flag=True, help="Only plan: the same as `crossdock plan`.")
 @json_option
 @progress_option
@@ -70,11 +54,7 @@ def export(
     target: TargetFlags,
     output: Path | None,
     source: SourceFlags,
-    memory: int,
-    workers: int | None,
-    force: bool,
-    hash: str,
-    fail_on: Sequence[str],
+    running: Mapping[str, Any],
     dry_run: bool,
     as_json: bool,
     no_progress: bool,
@@ -87,10 +67,9 @@ def export(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
-    checkpoint = source.open(src)
-    plan = target.plan(checkpoint)
+    plan = target.plan(source.open(src))
     if dry_run or output is None:
-        show_plan(plan, checkpoint, memory=memory, workers=workers, as_json=as_json)
+        show_plan(plan, running, as_json=as_json)
         return
     import crossdock
 
@@ -98,20 +77,15 @@ def export(
         report = crossdock.run(
             plan,
             output,
-            memory=memory,
-            workers=workers,
-            force=force,
-            hash=hash,
-            fail_on=frozenset(fail_on),
-            progress=progress if as_json else _after(_header(plan, checkpoint, output), progress),
+            **running,
+            progress=progress if as_json else _after(_header(plan, output), progress),
         )
     if as_json:
         show.print_json(report)
     else:
         _show(report, plan, output)
         _show_next(src, output, source, target)
-        tokenizer = ["--tokenizer", str(target.tokenizer)] if target.tokenizer else []
-        for step in target.next_steps(output, [str(src), *source.words(), *tokenizer]):
+        for step in target.next_steps(output, [str(src), *source.words(), *target.words()]):
             show.say(f"then: {show.clean(step)}")
 
 
@@ -128,10 +102,8 @@ def _after(text: str, progress: Progress | None) -> Progress:
     return report
 
 
-def _header(plan: Plan, checkpoint: Checkpoint, output: Path) -> str:
-    from crossdock.planning import estimate
-
-    parameters = show.about(estimate.parameters(checkpoint.family, checkpoint.config))
+def _header(plan: Plan, output: Path) -> str:
+    parameters = show.about(plan.parameters)
     what = f"{show.clean(plan.source_root)} ({plan.source_format}, {parameters} parameters)"
     return f"{what} → {show.clean(output)} ({plan.target_format}, {show.nbytes(plan.nbytes)})"
 
@@ -156,11 +128,7 @@ def _show(report: RunReport, plan: Plan, output: Path) -> None:
 
 def _show_next(src: Path, output: Path, source: SourceFlags, target: TargetFlags) -> None:
     """The command that proves the output."""
-    words = ["crossdock", "verify", str(output), "--against", str(src), *source.words()]
-    if target.tokenizer:
-        words += ["--tokenizer", str(target.tokenizer)]
-    if target.keep_order:
-        words.append("--keep-order")
+    words = ["crossdock", "verify", str(output), "--against", str(src), *source.words(), *target.words()]
     show.say(f"\nnext: {show.clean(shlex.join(words))}")
 
 

@@ -20,8 +20,8 @@ def show_logits(report: LogitsReport) -> None:
     by = "the reference forward" if report.engine == "reference" else report.engine
     show.heading(f"Logits: source by the reference forward, output by {by}")
     used = show.counted(report.tokens, "token")
-    if report.given > report.tokens:
-        used = f"the first {report.tokens:,} of {report.given:,} tokens"
+    if report.total_tokens > report.tokens:
+        used = f"the first {report.tokens:,} of {report.total_tokens:,} tokens"
     pairs = [("text", used + (f" in {report.windows} windows" if report.windows > 1 else ""))]
     pairs.append(("read by", show.clean(report.reader)))
     if report.positions:

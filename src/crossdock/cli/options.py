@@ -5,10 +5,9 @@ What only the library can know (is there such a file, does that dtype fit the ta
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossdock.errors import UsageError
+from crossdock.formats import registry
+from crossdock.options import Option, made, options_of, positive, size, whole
+from crossdock.running.options import RunOptions, WriteOptions
 from crossdock.wording import nearest
 
 if TYPE_CHECKING:
@@ -24,82 +26,52 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-UNITS: Mapping[str, int] = MappingProxyType(
-    {"": 1} | {p: 1000**n for n, p in enumerate("kmgt", 1)} | {f"{p}i": 1024**n for n, p in enumerate("kmgt", 1)}
-)
-SIZE = re.compile(r"(\d+(?:\.\d+)?) *((?:[kmgt]i?)?)b?", re.IGNORECASE | re.ASCII)
-LARGEST = 1 << 60
-WRITTEN = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0"  # for messages: what the targets take
-QUANTISED = (
-    "q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q5_1, q5_0, q4_1, q4_0 (gguf); "
-    "fp8, fp8_static (hf); fp8, w8a16, w4a16 (trtllm)"
-)
 PATH = click.Path(path_type=Path)
 
 
-def size(text: str) -> int:
-    """Bytes: "5GB" is 5 * 10**9, "256MiB" is 256 * 2**20."""
-    match = SIZE.fullmatch(text.strip()) if len(text) < 40 else None
-    out = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
-    if match and not 0 < out <= LARGEST:
-        raise click.BadParameter(f"{text} is too {'large' if out else 'small'}")
-    if not match:
-        raise click.BadParameter(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
-    return out
+class Parsed(click.ParamType[Any]):
+    """A value that `crossdock.options` reads: what is wrong with it is said there."""
+
+    name = "value"
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self.read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value, or click's error about it."""
+        try:
+            return self.read(value)
+        except UsageError as error:
+            self.fail(error.problems[0].what, param, ctx)
 
 
-def whole(text: str) -> int:
-    """A number without sign."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise click.BadParameter(f"{text!r} is not a whole number")
-    return int(text)
+class HeadedOption(click.Option):
+    """An option that knows its heading in the help text, and whose help is filled in when it is shown."""
+
+    def __init__(self, names: Sequence[str], *, heading: str, **more: Any) -> None:
+        super().__init__(names, **more)
+        self.heading = heading
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The row of the help text."""
+        if self.help is not None and "{quantizations}" in self.help:
+            self.help = self.help.format(quantizations=_quantizations())
+        return super().get_help_record(ctx)
 
 
-def positive(text: str) -> int:
-    """A number of at least one."""
-    number = 0 if text.removeprefix("-").isdecimal() and text.startswith("-") else whole(text)
-    if number < 1:
-        raise click.BadParameter(f"{text} is too small; it must be at least 1")
-    return number
-
-
-def dtype(text: str, known: str = WRITTEN, more: Sequence[str] = ()) -> str:
-    """A dtype or quantisation under any of its usual names, as its canonical name. more: what else may be meant."""
-    from crossdock.codecs.registry import canonical_name
-
-    try:
-        return canonical_name(text, more)
-    except UsageError as error:
-        problem = error.problems[0]
-        near = "" if problem.expected.startswith("one of") else f"; did you mean {problem.expected}?"
-        raise click.BadParameter(f"{problem.what}{near or f'; choose one of {known}'}") from None
-
-
-def dtype_or_auto(text: str) -> str:
-    """As `dtype`, or "auto"."""
-    return text if text == "auto" else dtype(text)
-
-
-def quantisation(text: str) -> str:
-    """As `dtype`, or what a target knows by name beside the codecs: w8a16, fp8_static."""
-    from crossdock.formats import registry
-
-    named = text.lower().replace("-", "_")
-    quantizations = [own for name in registry.targets() for own in registry.target(name).quantizations]
-    return named if named in quantizations else dtype(text, QUANTISED, quantizations)
+def _quantizations() -> str:
+    """What each target can be quantised to: "q8_0, q6_k (gguf); fp8 (hf)"."""
+    known = {name: registry.target(name).quantizations() for name in registry.targets()}
+    return "; ".join(f"{', '.join(names)} ({target})" for target, names in known.items() if names)
 
 
 def source_format(text: str) -> str:
     """A format that is read."""
-    from crossdock.formats import registry
-
     return _one_of(text, registry.names(), "reads")
 
 
 def target_format(text: str) -> str:
     """A format that is written."""
-    from crossdock.formats import registry
-
     return _one_of(text, registry.targets(), "writes")
 
 
@@ -110,6 +82,9 @@ def _one_of(text: str, known: Sequence[str], verb: str) -> str:
     near = nearest(name, known)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
+
+
+SIZE, WHOLE, POSITIVE = Parsed(size), Parsed(whole), Parsed(positive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +110,6 @@ class SourceFlags:
 
     def read(self, path: Path) -> Source:
         """What is stored at `path`: headers only, without its meaning."""
-        from crossdock.formats import registry
-
         return registry.open_source(path, format=self.format, iteration=self.iteration)
 
     def interpret(self, source: Source) -> Checkpoint:
@@ -167,51 +140,24 @@ class SourceFlags:
 
 @dataclass(frozen=True, slots=True)
 class TargetFlags:
-    """What the user wants to be written."""
+    """What the user wants to be written: the target, and those of its options that are not left at their defaults."""
 
     to: str
-    dtype: str
-    quantize: str | None
-    tokenizer: Path | None
-    pre_tokenizer: str | None
-    max_shard_size: int
-    tp: int
-    pp: int
-    moe_tp: int
-    moe_ep: int
-    use_parallel_embedding: bool
-    embedding_sharding_dim: int
-    fp8_kv_cache: bool
-    allow_overflow: bool
-    keep_order: bool
+    options: Mapping[str, Any]
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """Plan the conversion: no tensor data is read."""
         import crossdock
 
-        return crossdock.plan(
-            checkpoint,
-            self.to,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            tokenizer=self.tokenizer,
-            pre_tokenizer=self.pre_tokenizer,
-            max_shard_size=self.max_shard_size,
-            tp=self.tp,
-            pp=self.pp,
-            moe_tp=self.moe_tp,
-            moe_ep=self.moe_ep,
-            use_parallel_embedding=self.use_parallel_embedding,
-            embedding_sharding_dim=self.embedding_sharding_dim,
-            fp8_kv_cache=self.fp8_kv_cache,
-            allow_overflow=self.allow_overflow,
-            keep_order=self.keep_order,
-        )
+        return crossdock.plan(checkpoint, self.to, **self.options)
+
+    def words(self) -> list[str]:
+        """The options that an output does not show, for a command to be shown that reads it."""
+        again = {name: value for name, value in self.options.items() if name in replayed()}
+        return [word for n, v in again.items() for word in (replayed()[n].flag, *([] if v is True else [str(v)]))]
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What follows an export to `output`."""
-        from crossdock.formats import registry
-
         return registry.target(self.to).next_steps(output, source)
 
 
@@ -226,26 +172,6 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return out
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """`--pre-tokenizer list` shows the names and ends."""
-    if value == "list" and not ctx.resilient_parsing:
-        from crossdock.tokenizers.pre_tokenizers import table
-
-        click.echo("\n".join(table().names))
-        ctx.exit()
-    return value
-
-
-tokenizer_option = click.option(
-    "--tokenizer",
-    type=PATH,
-    metavar="PATH",
-    help="Tokenizer folder or file that goes along.  [default: the one beside the source]",
-)
-
-keep_order_option = click.option(
-    "--keep-order", is_flag=True, help="Leave the optimizer's vectors in their order (gguf-checkpoint)."
-)
 family_option = click.option(
     "--family", metavar="NAME", help="Model family, such as llama, or a file of one.  [default: from the config]"
 )
@@ -267,7 +193,7 @@ rename_option = click.option(
 
 _SOURCE = (
     click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
-    click.option("--iteration", type=whole, metavar="N", help="Iteration to take.  [default: latest]"),
+    click.option("--iteration", type=WHOLE, metavar="N", help="Iteration to take.  [default: latest]"),
     family_option,
     click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
     set_option,
@@ -278,114 +204,133 @@ _SOURCE = (
     click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
 )
 
-_TARGET = (
-    click.option(
-        "--to",
-        required=True,
-        type=target_format,
-        metavar="FORMAT",
-        help="gguf, hf, trtllm; gguf-checkpoint, gguf-lora, peft.",
-    ),
-    click.option(
-        "--dtype",
-        type=dtype_or_auto,
-        default="auto",
-        show_default=True,
-        metavar="NAME",
-        help="auto (as the source), float32, bfloat16, float16; also f32, bf16, f16.",
-    ),
-    click.option(
-        "-q",
-        "--quantize",
-        type=quantisation,
-        metavar="NAME",
-        help=f"Quantise matrices: {QUANTISED}",
-    ),
-    tokenizer_option,
-    click.option(
-        "--pre-tokenizer",
-        metavar="NAME",
-        callback=_listed,
-        help="Pre-tokenizer type for gguf; `list` shows all.  [default: found out]",
-    ),
-    click.option(
-        "--max-shard-size",
-        type=size,
-        default="5GB",
-        show_default=True,
-        metavar="SIZE",
-        help="Largest safetensors file (hf).",
-    ),
-    click.option(
-        "--tp",
-        "--tensor-parallel-size",
-        type=positive,
-        default="1",
-        metavar="N",
-        help="Tensor parallel ranks (trtllm).",
-    ),
-    click.option(
-        "--pp", "--pipeline-parallel-size", type=positive, default="1", metavar="N", help="Pipeline stages (trtllm)."
-    ),
-    click.option(
-        "--moe-tp", type=whole, default="0", metavar="N", help="Ranks that share each expert.  [default: tp / moe-ep]"
-    ),
-    click.option(
-        "--moe-ep",
-        type=whole,
-        default="0",
-        metavar="N",
-        help="Ranks that share the experts out.  [default: tp / moe-tp]",
-    ),
-    click.option("--use-parallel-embedding", is_flag=True, help="Cut the embedding over the ranks too (trtllm)."),
-    click.option(
-        "--embedding-sharding-dim", type=whole, default="0", metavar="N", help="0: cut its rows, 1: its columns."
-    ),
-    click.option("--fp8-kv-cache", is_flag=True, help="The engine keeps keys and values in fp8 (trtllm)."),
-    click.option("--allow-overflow", is_flag=True, help="Let values become Inf in float16 (trtllm)."),
-    keep_order_option,
-)
-
-_RUNNING = (
-    click.option(
-        "--memory",
-        type=size,
-        default="256MiB",
-        show_default=True,
-        metavar="SIZE",
-        help="Memory for all workers together, whatever the model's size.",
-    ),
-    click.option("--workers", type=positive, metavar="N", help="Threads.  [default: one or two per core]"),
-)
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 progress_option = click.option("--no-progress", is_flag=True, help="Show no progress on stderr.")
 
 
 def source_options(function: Function) -> Function:
-    """Options on reading the source, given to the command as `source: SourceFlags`."""
-    return _packed(function, _SOURCE, "source", SourceFlags)
+    """Options on reading the source, passed to the command as `source: SourceFlags`."""
+    for option in reversed(_SOURCE):
+        function = option(function)
+
+    @wraps(function)
+    def call(**values: Any) -> Any:
+        flags = {field: values.pop(field) for field in SourceFlags.__dataclass_fields__}
+        return function(**values, source=SourceFlags(**flags))
+
+    return call  # type: ignore[return-value]
 
 
 def target_options(function: Function) -> Function:
-    """Options on what is written, given to the command as `target: TargetFlags`."""
-    return _packed(function, _TARGET, "target", TargetFlags)
+    """`--to` and the options of all targets, passed to the command as `target: TargetFlags`."""
+    return _packed(function, _target_options, "target", _target)
+
+
+def replay_options(function: Function) -> Function:
+    """The options of targets that an output does not show, passed to the command as `replay`."""
+    return _packed(function, lambda: _options(replayed()), "replay", _chosen)
 
 
 def running_options(function: Function) -> Function:
-    """`memory` in bytes and `workers`, None where the library decides."""
-    for option in reversed(_RUNNING):
-        function = option(function)
-    return function
+    """Options of running a plan, passed to the command as `running`: those that are not left at their defaults."""
+    return _packed(function, lambda: _options(options_of(RunOptions)), "running", _chosen)
 
 
-def _packed(function: Function, options: Sequence[Callable[[Any], Any]], name: str, flags: type[Any]) -> Function:
+def writing_options(function: Function) -> Function:
+    """Options of writing an output, passed to the command as `running`."""
+    return _packed(function, lambda: _options(options_of(WriteOptions)), "running", _chosen)
+
+
+def options_for(kind: type[Any], name: str) -> Callable[[Function], Function]:
+    """Adds the options of a dataclass to a command, which gets it as `name`."""
+    return lambda function: _packed(
+        function, lambda: _options(options_of(kind)), name, lambda values: made(kind, _chosen(values))
+    )
+
+
+@cache
+def replayed() -> Mapping[str, Option]:
+    """The options of targets that an output does not show."""
+    return {name: about for name, about in _of_targets().items() if about.replayed}
+
+
+@cache
+def _of_targets() -> Mapping[str, Option]:
+    """The options of all targets by name; one that several have is the same in all."""
+    known: dict[str, Option] = {}
+    for target in registry.targets():
+        own = options_of(registry.options_type(target))
+        known |= {name: about for name, about in own.items() if name not in known}
+    return MappingProxyType(known)
+
+
+def _target_options() -> Sequence[click.Option]:
+    to = HeadedOption(
+        ["--to"], heading="Target", required=True, type=target_format, metavar="FORMAT",
+        help=f"{', '.join(registry.targets())}.",
+    )  # fmt: skip
+    return [to, *_options(_of_targets())]
+
+
+def _target(values: Mapping[str, Any]) -> TargetFlags:
+    to, chosen = values["to"], {name: value for name, value in _chosen(values).items() if name != "to"}
+    registry.made_target(to, chosen)  # what is wrong with them is said before anything is read
+    return TargetFlags(to, chosen)
+
+
+def _chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _options(known: Mapping[str, Option]) -> list[click.Option]:
+    """The command line's options for fields of dataclasses."""
+    return [_option(about, _owners(name)) for name, about in known.items()]
+
+
+def _owners(option: str) -> Sequence[str]:
+    """The targets that have an option; none where all do, and where none does."""
+    owners = registry.with_option(option)
+    return () if len(owners) == len(registry.targets()) else owners
+
+
+def _option(about: Option, owners: Sequence[str]) -> click.Option:
+    whose = f" ({', '.join(owners)})" if owners else ""
+    default = f"  [default: {about.default}]" if about.default else ""
+    text, bracket, rest = about.help.partition("  [")
+    help = f"{text.removesuffix('.')}{whose}.{bracket}{rest}{default}" if owners else f"{about.help}{default}"
+    more: dict[str, Any] = {"is_flag": True, "default": None}
+    if about.metavar:
+        more = {"type": Parsed(about.read), "metavar": about.metavar, "default": None, "multiple": about.many}
+        more["callback"] = _listing(about)
+    names = sorted((about.flag, *about.also), key=lambda name: name.startswith("--"))  # short ones first
+    return HeadedOption(names, heading=about.heading, help=help, **more)
+
+
+def _listing(about: Option) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """`list` in place of a value shows the choices, where there are some, and ends."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value == "list" and about.choices is not None and not ctx.resilient_parsing:
+            click.echo("\n".join(about.choices()))
+            ctx.exit()
+        return frozenset().union(*value) or None if about.many else value
+
+    return callback
+
+
+def _packed(
+    function: Function,
+    options: Callable[[], Sequence[click.Option]],
+    name: str,
+    pack: Callable[[Mapping[str, Any]], Any],
+) -> Function:
+    """`function` with `options`, whose values it gets as one argument. They are made when the command is used."""
+    late = cache(options)
+
     @wraps(function)
-    def call(**arguments: Any) -> Any:
-        arguments[name] = flags(**{field: arguments.pop(field) for field in flags.__dataclass_fields__})
-        return function(**arguments)
+    def call(**values: Any) -> Any:
+        own = {str(option.name): values.pop(str(option.name)) for option in late()}
+        return function(**values, **{name: pack(own)})
 
-    out: Any = call
-    for option in reversed(options):
-        out = option(out)
-    return out  # type: ignore[no-any-return]
+    call.late_options = (late, *getattr(function, "late_options", ()))  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]

@@ -20,10 +20,11 @@ from crossdock.cli.options import (
     target_options,
 )
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.options import made
+from crossdock.running.options import RunOptions
 
 if TYPE_CHECKING:
     from crossdock.formats.target import RankFile
-    from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
 
 FILES = 12  # target files listed before the rest is only counted
@@ -47,8 +48,7 @@ def plan(
     src: Path,
     target: TargetFlags,
     source: SourceFlags,
-    memory: int,
-    workers: int | None,
+    running: Mapping[str, Any],
     save: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,19 +56,18 @@ def plan(
 
     Every error that can be known before copying is found here.
     """
-    checkpoint = source.open(src)
-    made = target.plan(checkpoint)
+    planned = target.plan(source.open(src))
     if save is not None:
-        _save(made, save)
-    show_plan(made, checkpoint, memory=memory, workers=workers, as_json=as_json)
+        _save(planned, save)
+    show_plan(planned, running, as_json=as_json)
 
 
-def show_plan(plan: Plan, checkpoint: Checkpoint, *, memory: int, workers: int | None, as_json: bool) -> None:
-    """Print the summary of the plan for `checkpoint`. Raises MemoryPlanError when it cannot run in `memory` bytes."""
-    from crossdock.planning import estimate
+def show_plan(plan: Plan, running: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a plan's summary. Raises MemoryPlanError when it cannot run in the memory of the options `running`."""
     from crossdock.running.memory import share_of, workers_for
 
-    workers = workers or workers_for(memory)
+    options = made(RunOptions, running)
+    memory, workers = options.memory, options.workers or workers_for(options.memory)
     share_of(memory, workers)
     if as_json:
         show.print_json(_record(plan, memory, workers))
@@ -79,7 +78,7 @@ def show_plan(plan: Plan, checkpoint: Checkpoint, *, memory: int, workers: int |
             ("reads", _files(len(plan.sources), sum(file.size for file in plan.sources))),
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
-            ("parameters", show.number(estimate.parameters(checkpoint.family, checkpoint.config))),
+            ("parameters", show.number(plan.parameters)),
             ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
             ("plan", plan.digest[:16]),
         ]

@@ -7,46 +7,16 @@ from types import MappingProxyType
 
 import click
 
-HEADINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "Target": (
-            "to",
-            "output",
-            "capacity",
-            "vram_budget",
-            "vram_capacity",
-            "threshold",
-            "grain",
-            "dtype",
-            "quantize",
-            "tokenizer",
-            "pre_tokenizer",
-            "max_shard_size",
-            "keep_order",
-        ),
-        "Source": (
-            "against",
-            "format",
-            "iteration",
-            "family",
-            "config",
-            "config_b",
-            "set",
-            "base",
-            "merge",
-            "norm_eps",
-            "rope_base",
-            "model",
-            "ctx",
-            "text",
-            "drelu",
-        ),
-        "Checks": ("tokens", "logits", "engine", "report"),
-        "Running": ("memory", "window", "workers", "force", "hash", "fail_on", "dry_run"),
-        "Output": ("tensors", "save", "plot", "as_json", "no_progress"),
-    }
+HEADINGS = ("Target", "Source", "Checks", "Running", "Output")
+LAST = "Output"  # what has no other heading
+# options of single commands; the others say their heading themselves
+OWN: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("output", "capacity", "vram_budget", "vram_capacity", "threshold", "grain"), "Target")
+    | dict.fromkeys(("against", "format", "iteration", "family", "config", "config_b", "set", "rename"), "Source")
+    | dict.fromkeys(("base", "merge", "norm_eps", "rope_base", "model", "ctx", "text", "drelu"), "Source")
+    | dict.fromkeys(("tokens", "logits", "logits_engine", "report"), "Checks")
+    | dict.fromkeys(("window", "dry_run"), "Running")
 )
-LAST = "Output"  # what no heading names comes here
 
 
 class WithExamples(click.Command):
@@ -57,20 +27,29 @@ class WithExamples(click.Command):
 
 
 class Sectioned(WithExamples):
-    """A command whose help lists its options under `HEADINGS`, in aligned columns."""
+    """A command whose help lists its options under `HEADINGS`, in aligned columns.
+
+    Options that `cli.options` makes of dataclasses come first, and are made when the command is used.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its arguments and options."""
+        late = getattr(self.callback, "late_options", ())
+        return [*(option for options in late for option in options()), *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        records = {str(one.name): record for one in options if (record := one.get_help_record(ctx))}
-        width = max(len(left) for left, _ in records.values())
-        listed = {name for names in HEADINGS.values() for name in names}
-        for heading, names in HEADINGS.items():
-            if heading == LAST:
-                names = (*names, *(name for name in records if name not in listed))
-            rows = [(f"{records[name][0]:{width}}", records[name][1]) for name in names if name in records]
-            if rows:
+        rows = [(_heading(option), record) for option in options if (record := option.get_help_record(ctx))]
+        width = max(len(left) for _, (left, _) in rows)
+        for heading in HEADINGS:
+            listed = [(f"{left:{width}}", right) for own, (left, right) in rows if own == heading]
+            if listed:
                 with formatter.section(heading):
-                    formatter.write_dl(rows)
+                    formatter.write_dl(listed, col_max=width)
+
+
+def _heading(option: click.Option) -> str:
+    return str(getattr(option, "heading", "")) or OWN.get(str(option.name), LAST)
 
 
 def examples(*lines: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +15,10 @@ from crossdock.cli.options import (
     PATH,
     SourceFlags,
     json_option,
-    keep_order_option,
     progress_option,
+    replay_options,
     running_options,
     source_options,
-    tokenizer_option,
 )
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
@@ -42,7 +41,7 @@ STATUSES = ("equal", "different", "missing", "unexpected")
         "crossdock verify model.gguf --against runs/iter_0010000",
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
         "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
-        'crossdock verify model.gguf --against runs/iter_0010000 --logits "In the beginning" --engine llama.cpp',
+        'crossdock verify model.gguf --against runs/iter_0010000 --logits "In the beginning" --logits-engine llama.cpp',
         "crossdock verify model.gguf --against runs/iter_0010000 --report report.html",
         "crossdock verify model.gguf.generated.gpuidx --against activation/ --model model.gguf",
     ),
@@ -50,11 +49,10 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @click.argument("out", type=PATH)
 @click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
-@tokenizer_option
-@keep_order_option
+@replay_options
 @click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
 @click.option("--logits", metavar="TEXT", help="Also hold logits against the source's: a text, @file, or ids: 1,2,3.")
-@click.option("--engine", metavar="NAME", help="Who computes OUT's logits: llama.cpp, transformers, onnxruntime.")
+@click.option("--logits-engine", metavar="NAME", help="Computes OUT's logits: llama.cpp, transformers, onnxruntime.")
 @click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page that needs nothing else.")
 @click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
 @running_options
@@ -64,15 +62,13 @@ def verify(
     out: Path,
     against: Path,
     source: SourceFlags,
-    tokenizer: Path | None,
-    keep_order: bool,
+    replay: Mapping[str, Any],
     tokens: bool,
     logits: str | None,
-    engine: str | None,
+    logits_engine: str | None,
     report: Path | None,
     model: Path | None,
-    memory: int,
-    workers: int | None,
+    running: Mapping[str, Any],
     as_json: bool,
     no_progress: bool,
 ) -> int:
@@ -80,7 +76,7 @@ def verify(
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
-    With --logits both sides compute a text, by the reference forward (OUT by --engine, if one is named), and
+    With --logits both sides compute a text, by the reference forward (OUT by --logits-engine, if one is named), and
     lie no further apart than OUT's types explain.
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
@@ -95,15 +91,13 @@ def verify(
         found = crossdock.verify(
             out,
             checkpoint,
-            tokenizer=tokenizer,
-            keep_order=keep_order,
             tokens=tokens,
             logits=logits,
-            engine=engine,
+            logits_engine=logits_engine,
             report=report,
-            memory=memory,
-            workers=workers,
             progress=progress,
+            **replay,
+            **running,
         )
     if as_json:
         show.print_json(found)

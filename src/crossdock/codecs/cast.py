@@ -36,6 +36,7 @@ _COPIED: dict[str, tuple[int, float, float]] = {
     "bool": (0, 1.0, 1.0),
 }
 PLAIN: Final = (*_FLOATS, *_COPIED)
+_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class Plain:
     fraction_bits: int
     smallest: float
     largest: float
+    searches: bool = False
+    cost: int = 0
+    compiled: str = ""
 
     @property
     def block(self) -> int:
@@ -63,6 +67,14 @@ class Plain:
     @property
     def exact(self) -> bool:
         return self.name in ("float32", "float64")
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.encodes and self.block_bytes == 1
+
+    @property
+    def file_type(self) -> int | None:
+        return _FILE_TYPES.get(self.name)
 
     @property
     def looked_up(self) -> bool:

@@ -9,29 +9,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
-import numpy as np
-
-from crossdock.codecs.codec import Bytes, Values
+from crossdock.codecs.codec import Bytes, Codec, Values
 
 Encode = Callable[[Values, Bytes], None]
-NAMES = ("q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 OFF = "CROSSDOCK_NO_NUMBA"
 
 
-def available(name: str) -> bool:
+def available(codec: Codec) -> bool:
     """True when there is a compiled encoder for a codec and numba is installed and not turned off."""
-    return name in NAMES and os.environ.get(OFF, "") in ("", "0") and find_spec("numba") is not None
+    return bool(codec.compiled) and os.environ.get(OFF, "") in ("", "0") and find_spec("numba") is not None
+
+
+def encoder(codec: Codec) -> Encode | None:
+    """The compiled encoder of a codec; None when numba is installed but does not work here."""
+    return _encoder(codec.compiled, codec.name)
 
 
 @cache
-def encoder(name: str) -> Encode | None:
-    """The compiled encoder of a codec; None when numba is installed but does not work here."""
+def _encoder(where: str, name: str) -> Encode | None:
+    module, _, function = where.partition(":")
     try:
-        from crossdock.codecs import ggml_k_encode, ggml_k_numba, ggml_legacy_numba
+        found: Encode = getattr(import_module(module), function)(name)
     except (ImportError, RuntimeError, OSError):  # no place for its cache, a numpy it does not know, ...
         return None
-    if name == "q8_0":
-        return lambda values, out: ggml_legacy_numba.q8_0(values, values.view(np.uint32), out)
-    return lambda values, out: ggml_k_encode.encode(name, values, out, ggml_k_numba.NUMBA)
+    return found

@@ -19,7 +19,6 @@ from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.errors import UsageError
 
 RUN = 32768  # elements converted at a time: 128 KiB of float32
-SUPER_BLOCK = 256  # elements of the blocks whose encoding is a search
 
 
 class Workspace:
@@ -94,13 +93,9 @@ def convert(source: Codec, target: Codec, compiled: bool | None = None) -> Conve
             run, scratch = _direct(source, target)
             return Conversion(source, target, 1, exact, False, run, scratch)
     block = math.lcm(source.block, target.block)
-    wanted = (
-        compiled_encoders.available(target.name)
-        if compiled is None
-        else compiled and target.name in compiled_encoders.NAMES
-    )
+    wanted = compiled_encoders.available(target) if compiled is None else compiled and bool(target.compiled)
     # float32 values, and what block codecs allocate: about three times a run, those that search eight times
-    scratch = (16 if target.block < 256 else 36) * max(RUN, block)
+    scratch = (36 if target.searches else 16) * max(RUN, block)
     return Conversion(
         source, target, block, exact, not wanted, _through_float32(source, target, block, wanted), scratch
     )
@@ -143,12 +138,12 @@ def _direct(source: Plain, target: Plain) -> tuple[Run, int]:
 
 def _through_float32(source: Codec, target: Codec, block: int, compiled: bool) -> Run:
     # a search that is compiled needs little beside the values, and its pieces cost less in longer runs
-    run_length = 2 * RUN if compiled and target.block == SUPER_BLOCK else RUN
+    run_length = 2 * RUN if compiled and target.searches else RUN
     step = max(run_length // block, 1) * block
     read, written = encoded_size(source, step), encoded_size(target, step)
 
     def run(raw: Bytes, out: Bytes, workspace: Workspace) -> None:
-        encode = (compiled_encoders.encoder(target.name) if compiled else None) or target.encode
+        encode = (compiled_encoders.encoder(target) if compiled else None) or target.encode
         for index in range(-(-raw.size // read)):
             part = raw[index * read : (index + 1) * read]
             values = workspace.floats(part.size // source.block_bytes * source.block)

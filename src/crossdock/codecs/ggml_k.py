@@ -25,10 +25,15 @@ class SuperBlocks:
 
     name: str
     block_bytes: int
+    file_type: int
     unpack: Callable[[Bytes], Values] = field(repr=False)
     block: int = BLOCK
     exact: bool = False
     encodes: bool = True
+    searches: bool = True
+    cost: int = 16
+    is_scaled: bool = False
+    compiled: str = "crossdock.codecs.ggml_k_numba:encoder"
 
     def encode(self, values: Values, out: Bytes) -> None:
         """The bytes of ggml's own quantiser, without an importance matrix."""
@@ -46,11 +51,11 @@ class SuperBlocks:
 def super_blocks(name: str) -> SuperBlocks:
     """One of the five codecs of this file."""
     kinds = {
-        "q2_k": (84, _q2_k),
-        "q3_k": (110, _q3_k),
-        "q4_k": (144, _q4_k),
-        "q5_k": (176, _q5_k),
-        "q6_k": (210, _q6_k),
+        "q2_k": (84, 10, _q2_k),
+        "q3_k": (110, 12, _q3_k),
+        "q4_k": (144, 15, _q4_k),
+        "q5_k": (176, 17, _q5_k),
+        "q6_k": (210, 18, _q6_k),
     }
     return SuperBlocks(name, *kinds[name])
 

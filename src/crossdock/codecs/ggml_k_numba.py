@@ -6,11 +6,13 @@ element, so that LLVM vectorises over sub-blocks while each of them keeps ggml's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from crossdock.codecs.codec import Values
+from crossdock.codecs.codec import Bytes, Values
+from crossdock.codecs.ggml_k_encode import encode
 from crossdock.codecs.ggml_k_search import (
     LEAST,
     MAGIC,
@@ -292,3 +294,8 @@ def levels(values: Values, scale: Values, add: Values, middle: int, top: int) ->
 
 
 NUMBA = Searches(RUN, affine, symmetric, search_q3_k, levels)
+
+
+def encoder(name: str) -> Callable[[Values, Bytes], None]:
+    """The compiled encoder of the K type `name`."""
+    return lambda values, out: encode(name, values, out, NUMBA)

@@ -36,6 +36,11 @@ class Q8_0:
     block_bytes: int = 34
     exact: bool = False
     encodes: bool = True
+    searches: bool = False
+    cost: int = 1
+    is_scaled: bool = False
+    file_type: int = 7
+    compiled: str = "crossdock.codecs.ggml_legacy_numba:encoder"
 
     def encode(self, values: Values, out: Bytes) -> None:
         """Scale = largest magnitude / 127; quotients are rounded half away from zero."""
@@ -76,9 +81,14 @@ class Nibbles:
     name: str
     bits: int
     affine: bool
+    file_type: int
     block: int = BLOCK
     exact: bool = False
     encodes: bool = True
+    searches: bool = False
+    cost: int = 1
+    is_scaled: bool = False
+    compiled: str = ""
 
     @property
     def block_bytes(self) -> int:
@@ -136,7 +146,8 @@ class Nibbles:
 
 def legacy(name: str) -> Q8_0 | Nibbles:
     """One of the five codecs of this file."""
-    return Q8_0() if name == "q8_0" else Nibbles(name, bits=int(name[1]), affine=name.endswith("_1"))
+    file_types = {"q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9}
+    return Q8_0() if name == "q8_0" else Nibbles(name, int(name[1]), name.endswith("_1"), file_types[name])
 
 
 def _fold(op: np.ufunc, rows: NDArray[Number]) -> NDArray[Number]:

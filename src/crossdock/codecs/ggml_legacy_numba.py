@@ -13,6 +13,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from crossdock.codecs.codec import Bytes, Values
+
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 compiled: Compile = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 inlined: Compile = numba.njit(inline="always", error_model="numpy")
@@ -69,3 +71,8 @@ def q8_0(values: Any, patterns: Any, out: Any) -> None:
             for i in range(32):
                 v = values[x + i] * inverse
                 out[o + 2 + i] = np.uint8(np.int8(np.trunc(v + np.copysign(BELOW_HALF, v))))
+
+
+def encoder(name: str) -> Callable[[Values, Bytes], None]:
+    """The compiled encoder of q8_0."""
+    return lambda values, out: q8_0(values, values.view(np.uint32), out)

@@ -118,6 +118,13 @@ def _load(name: str) -> Codec:
             where=point.value,
             fix="reinstall that package",
         ) from error
+    lacking = sorted(fact for fact in vars(Codec) if not fact.startswith("_") and not hasattr(codec, fact))
+    if lacking:
+        raise EnvironmentProblem(
+            f"the codec plug-in {name!r} lacks {', '.join(lacking)}",
+            where=point.value,
+            fix="crossdock.codecs.codec.Codec lists what a codec says of itself",
+        )
     if named != name:
         raise EnvironmentProblem(
             "a codec plug-in is registered under another name than its own",

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from crossdock.errors import InputError
 from crossdock.formats.gguf.vocabulary import tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
-from crossdock.formats.target import Request, TargetFile
-from crossdock.model.config import ModelConfig
+from crossdock.formats.target import Findings, TargetFile
 
 if TYPE_CHECKING:  # most sources bring none along
     from crossdock.tokenizers import Tokenizer
@@ -51,43 +50,43 @@ class CompanionFiles:
     warnings: tuple[str, ...]
 
 
-def companion_files_for(request: Request, config: ModelConfig) -> CompanionFiles:
+def companion_files_for(chosen: Path | None, findings: Findings) -> CompanionFiles:
     """Files that go along, and a warning when there is no tokenizer among them.
 
     A tokenizer that was given replaces the source's. Of a GGUF file the vocabulary is taken and made into files.
     Raises TokenizerError when what was given is none, or is for another model; OSError.
     """
-    vocabulary = vocabulary_in(request.tokenizer, request.companion_files)
-    found = {path.name: path for path in request.companion_files if path != vocabulary}
-    if request.tokenizer is not None:
+    vocabulary = vocabulary_in(chosen, findings.companions)
+    found = {path.name: path for path in findings.companions if path != vocabulary}
+    if chosen is not None:
         from crossdock.tokenizers import find
 
-        tokenizer_files = () if vocabulary is not None else find(request.tokenizer).companion_files
+        tokenizer_files = () if vocabulary is not None else find(chosen).companion_files
         found = {name: path for name, path in found.items() if name == GENERATION} | dict(tokenizer_files)
     sources = {name: SourceFile.of(path) for name, path in found.items()}
     files = tuple(TargetFile(name, source.size, b"", source) for name, source in sources.items())
     if vocabulary is not None:
-        return _made(vocabulary, files, request, config)
+        return _made(vocabulary, files, chosen, findings)
     home = next((found[name].parent for name in VOCABULARIES if name in found), None)
     if home is None:
         lacking = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
         return CompanionFiles(files, None, (lacking,))
-    if request.tokenizer is None and any(getattr(config, name) is not None for name in IDS):
+    if chosen is None and any(getattr(findings.config, name) is not None for name in IDS):
         return CompanionFiles(files, None, ())
     from crossdock.tokenizers import read
 
     try:
-        tokenizer = read(request.tokenizer or home)
+        tokenizer = read(chosen or home)
     except InputError:  # a kind that crossdock does not read travels all the same
         return CompanionFiles(files, None, ())
-    return CompanionFiles(files, tokenizer, () if request.tokenizer is None else _beyond(tokenizer, request, config))
+    return CompanionFiles(files, tokenizer, () if chosen is None else _beyond(tokenizer, chosen, findings))
 
 
-def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, config: ModelConfig) -> CompanionFiles:
+def _made(vocabulary: Path, files: tuple[TargetFile, ...], chosen: Path | None, findings: Findings) -> CompanionFiles:
     try:
-        tokenizer = tokenizer_of(vocabulary, config.vocab_size, request.vocab_from)
+        tokenizer = tokenizer_of(vocabulary, findings.config.vocab_size, findings.vocab_from)
     except InputError as error:
-        if request.tokenizer is not None:
+        if chosen is not None:
             raise
         return CompanionFiles(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
     from crossdock.tokenizers import hf_differences, hf_files
@@ -96,14 +95,14 @@ def _made(vocabulary: Path, files: tuple[TargetFile, ...], request: Request, con
     return CompanionFiles((*files, *made), tokenizer, hf_differences(tokenizer))
 
 
-def _beyond(tokenizer: Tokenizer, request: Request, config: ModelConfig) -> tuple[str, ...]:
+def _beyond(tokenizer: Tokenizer, chosen: Path, findings: Findings) -> tuple[str, ...]:
     """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
     size = len(tokenizer.tokens)
-    if size <= config.vocab_size:
+    if size <= findings.config.vocab_size:
         from crossdock.tokenizers import too_few
 
-        return too_few(tokenizer, config.vocab_size)
+        return too_few(tokenizer, findings.config.vocab_size)
     return (
-        f"the tokenizer in {request.tokenizer} has {size} tokens, the embedding only {config.vocab_size} rows "
-        f"({request.vocab_from}): the last {size - config.vocab_size} tokens cannot be computed",
+        f"the tokenizer in {chosen} has {size} tokens, the embedding only {findings.config.vocab_size} rows "
+        f"({findings.vocab_from}): the last {size - findings.config.vocab_size} tokens cannot be computed",
     )

@@ -11,14 +11,18 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from crossdock.errors import EnvironmentProblem, NotACheckpointError, UsageError
-from crossdock.formats.stored import Source
-from crossdock.formats.target import ReopeningTarget, Target
-from crossdock.io.files import head_of
+from crossdock.errors import EnvironmentProblem, NotACheckpointError, Problem, UsageError
 from crossdock.io.links import check_links, links_in
+from crossdock.options import made, options_of
 from crossdock.plugins import registered
+from crossdock.wording import nearest
+
+if TYPE_CHECKING:  # the command line asks for options before numpy is worth importing
+    from crossdock.formats.options import Options
+    from crossdock.formats.stored import Source
+    from crossdock.formats.target import Target
 
 
 class SourceFormat(Protocol):
@@ -46,14 +50,15 @@ _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
         "dcp": ("folder", "crossdock.formats.dcp.source"),
     }
 )
-_TARGETS: Mapping[str, str] = MappingProxyType(
+# each with the dataclass of its options, which the command line reads before it knows the target
+_TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "gguf": "crossdock.formats.gguf.target:GgufTarget",
-        "hf": "crossdock.formats.hf.target:HfTarget",
-        "trtllm": "crossdock.formats.trtllm.target:TrtllmTarget",
-        "gguf-lora": "crossdock.formats.gguf.adapter:GgufLoraTarget",
-        "peft": "crossdock.formats.hf.peft:PeftTarget",
-        "gguf-checkpoint": "crossdock.formats.ggml_training.target:GgufCheckpointTarget",
+        "gguf": ("gguf.options:GgufOptions", "gguf.target:GgufTarget"),
+        "hf": ("hf.options:HfOptions", "hf.target:HfTarget"),
+        "trtllm": ("trtllm.options:TrtllmOptions", "trtllm.target:TrtllmTarget"),
+        "gguf-lora": ("options:Options", "gguf.adapter:GgufLoraTarget"),
+        "peft": ("options:Options", "hf.peft:PeftTarget"),
+        "gguf-checkpoint": ("gguf.options:GgufCheckpointOptions", "ggml_training.target:GgufCheckpointTarget"),
     }
 )
 
@@ -77,14 +82,55 @@ def source_format(name: str) -> SourceFormat:
     raise UsageError(f"there is no source format {name!r}", expected=", ".join(names()))
 
 
-def target(name: str) -> Target:
+def target(name: str) -> type[Target[Any]]:
     """The target called `name`. Raises UsageError that lists the known ones."""
     if name in _TARGETS:
-        module, _, attribute = _TARGETS[name].partition(":")
-        return cast(Target, getattr(importlib.import_module(module), attribute)())
+        return cast("type[Target[Any]]", _loaded(_TARGETS[name][1]))
     if name in _plugins("crossdock.targets"):
-        return cast(Target, _plugins("crossdock.targets")[name].load()())
+        return cast("type[Target[Any]]", _plugins("crossdock.targets")[name].load())
     raise UsageError(f"there is no target format {name!r}", expected=", ".join(targets()))
+
+
+def options_type(name: str) -> type[Options]:
+    """The dataclass of the options of the target called `name`. Raises UsageError that lists the known ones."""
+    if name in _TARGETS:
+        return cast("type[Options]", _loaded(_TARGETS[name][0]))
+    return target(name).options_type
+
+
+def with_option(option: str) -> list[str]:
+    """The targets that have `option`."""
+    return [name for name in targets() if option in options_of(options_type(name))]
+
+
+def made_target(name: str, values: Mapping[str, Any]) -> Target[Any]:
+    """The target called `name` with the options `values`.
+
+    Raises UsageError with every value that is wrong, and every option that only other targets have, or none.
+    """
+    kind = target(name)
+    foreign = [option for option in values if option not in options_of(kind.options_type)]
+    problems = [_foreign(name, option) for option in foreign]
+    try:
+        options = made(kind.options_type, {key: value for key, value in values.items() if key not in foreign})
+    except UsageError as error:
+        problems += error.problems
+    if problems:
+        raise UsageError(problems)
+    return kind(options)
+
+
+def _foreign(name: str, option: str) -> Problem:
+    flag, owners = "--" + option.replace("_", "-"), with_option(option)
+    if not owners:
+        near = nearest(option, options_of(options_type(name)))
+        return Problem(f"{name} has no option {option}", expected=" or ".join(near))
+    return Problem(f"{name} has no option {flag}", fix=f"leave it out, or --to {' or '.join(owners)}, which has it")
+
+
+def _loaded(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(f"crossdock.formats.{module}"), attribute)
 
 
 def open_source(path: Path, *, format: str | None = None, iteration: int | None = None) -> Source:
@@ -144,8 +190,7 @@ def open_output(path: Path) -> Source:
     Raises NotACheckpointError, FormatError.
     """
     for name in targets():
-        writer = target(name)
-        found = writer.reopen(path) if isinstance(writer, ReopeningTarget) else None
+        found = target(name).reopen(path)
         if found is not None:
             return found
     return open_source(path)
@@ -157,6 +202,8 @@ def _plugins(group: str) -> Mapping[str, Any]:
 
 def _contents(path: Path) -> str:
     if path.is_file():
+        from crossdock.io.files import head_of
+
         return f"a file of {path.stat().st_size:,} bytes that begins with {head_of(path, 8)!r}"
     found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     if not found:

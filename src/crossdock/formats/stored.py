@@ -15,6 +15,7 @@ from typing import Any, Literal
 from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import InputError
 from crossdock.io.files import open_regular
+from crossdock.layout.partitions import Partitions
 
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
 
@@ -143,6 +144,7 @@ class Source:
     skipped_bytes  how many bytes of the files those are
     companion_files      files that go along with the model: tokenizer.json, generation_config.json, ...
     scales       reads the scales of fp8 training, where there may be some
+    layout_of    the format whose names it has, where that is another one (a DCP folder of Hugging Face names)
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     """
 
@@ -153,10 +155,16 @@ class Source:
     metadata: Mapping[str, Any]
     metadata_at: str
     ranks: Mapping[str, int] = field(default_factory=dict)
-    partitions: Mapping[str, Mapping[tuple[tuple[str, int], ...], tuple[int, int]]] = field(default_factory=dict)
+    partitions: Partitions = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     skipped_bytes: int = 0
     companion_files: tuple[Path, ...] = ()
     scales: Callable[[], TrainingScales] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     aliased: bool = False
+    layout_of: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layout that says where its tensors are: that of its format, unless it has another's names."""
+        return self.layout_of or self.format

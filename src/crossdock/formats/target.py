@@ -1,21 +1,29 @@
 """What a target format is: it chooses encodings, lays tensors out in files, and writes headers. Never tensor data.
 
-A target module offers one `Target`; the planner calls it with names, shapes and codecs and gets back files with their
-exact sizes and first bytes, and the place of every tensor in them.
+A target module offers one `Target` and the dataclass of its options; the planner calls it with names, shapes and codecs
+and gets back files with their exact sizes and first bytes, and the place of every tensor in them.
 """
 
 from __future__ import annotations
 
+import fnmatch
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from crossdock.codecs import registry as codecs
 from crossdock.codecs.scale_blocks import ScaleBlocks
-from crossdock.errors import UsageError
+from crossdock.errors import PlanError, Problem, UsageError
+from crossdock.formats.options import Options
 from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
-from crossdock.layout.rules import Layout
+from crossdock.layout.partitions import Partitions
 from crossdock.model.config import ModelConfig
+from crossdock.wording import nearest
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+PLAIN = ("float32", "float16", "bfloat16")  # what every engine reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,66 +40,42 @@ class TargetFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Parallel:
-    """Over how many ranks a target with rank files is cut, and what each of them holds of the embedding.
-
-    moe_tensor_parallel, moe_expert_parallel   how the tensor-parallel ranks share the experts; 0: what is left over
-    use_parallel_embedding    every rank has a part of the embedding: of its rows, or of its columns (sharding dim 1)
-    """
-
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    moe_tensor_parallel: int = 0
-    moe_expert_parallel: int = 0
-    use_parallel_embedding: bool = False
-    embedding_sharding_dim: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Ranks:
-    """What a target makes of `Parallel`.
+    """How a target cuts a model over its rank files.
 
     sizes       rank name of the layout -> how many; partitions: axis -> {ranks: range} where the cut is not even
     settings    names that the layout's expressions may use besides the fields of the configuration
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
-    partitions: Mapping[str, Mapping[tuple[tuple[str, int], ...], tuple[int, int]]] = field(default_factory=dict)
+    partitions: Partitions = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked of the target.
+class Findings:
+    """What the planner found out about the model and its source; what the user asked for is in the target's options.
 
-    source_dtype   what most of the source's matrices are in; the planner fills it in
-    dtype          codec name of large tensors, or "auto": as the source has them
-    quantize       block codec for matrices, or what the target knows by name, or None
-    mixture        tensor name -> codec, of a quantisation that gives tensors different ones; the planner fills it in
-    tokenizer      folder or file of the tokenizer; `companion_files`: files that the source brings along
-    max_shard_size bytes per file, for formats with shards
-    vocab_from     where the model's vocab_size comes from, for messages; the planner knows
-    encodings      tensor name -> codec, fixed beforehand (verify takes them from the file it checks)
-    parallel       ranks, for formats with rank files; allow_overflow: values too large for the dtype may become inf
-    keep_order     leave the optimizer's vectors in the order in which the source has them
-    fp8_kv_cache   the engine keeps keys and values in fp8
+    config         the canonical configuration; vocab_from: where its vocab_size comes from, for messages
+    companions     files that the source brings along: tokenizer, generation_config.json
+    encoding       the layout's [encoding]: what is encoded in its own way -> globs over the format's names
+    header         the layout's [write]: key -> (type, value)
+    source_dtype   what most of the source's matrices are in
+    fixed          tensor name -> codec, taken from the output that is being verified
     """
 
-    dtype: str = "auto"
-    quantize: str | None = None
-    mixture: Mapping[str, str] = field(default_factory=dict)
-    tokenizer: Path | None = None
-    pre_tokenizer: str | None = None
-    max_shard_size: int = 5_000_000_000
-    companion_files: tuple[Path, ...] = ()
-    vocab_from: str = ""
-    encodings: Mapping[str, str] = field(default_factory=dict)
-    keep_order: bool = False
-    source_dtype: str = "float32"
-    parallel: Parallel = Parallel()
-    allow_overflow: bool = False
-    fp8_kv_cache: bool = False
+    config: ModelConfig
+    vocab_from: str
+    companions: tuple[Path, ...]
+    encoding: Mapping[str, tuple[str, ...]]
+    header: Mapping[str, tuple[str, Any]]
+    source_dtype: str
+    fixed: Mapping[str, str]
+
+    def is_listed(self, kind: str, name: str) -> bool:
+        """Whether the layout's [encoding] lists the tensor `name` under `kind`."""
+        return any(fnmatch.fnmatchcase(name, glob) for glob in self.encoding.get(kind, ()))
 
 
 class TensorSpec(NamedTuple):
@@ -158,73 +142,6 @@ class Assembled:
     ranks: tuple[RankFile, ...] = ()
 
 
-def adapter_encoding(request: Request) -> Encoding:
-    """float32, in which adapters were trained. Raises UsageError when another type was asked for."""
-    if request.quantize is not None or request.dtype not in ("auto", "float32"):
-        raise UsageError("an adapter is float32", fix="leave --dtype and --quantize out")
-    return Encoding("float32")
-
-
-def no_ranks(name: str, request: Request) -> Ranks:
-    """The ranks of a target without rank files. Raises UsageError when some were asked for."""
-    if request.parallel != Parallel():
-        raise UsageError(
-            f"{name} has no ranks: --tp, --pp and their like are for targets with rank files", fix="--to trtllm has"
-        )
-    return Ranks()
-
-
-class Target(Protocol):
-    """One target format. `layout` names its layout table; `single_file`: OUT is the file itself, not a folder."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def layout(self) -> str: ...
-    @property
-    def single_file(self) -> bool: ...
-    @property
-    def quantizations(self) -> tuple[str, ...]:
-        """Quantisations beside the codecs that the format knows by name."""
-        ...
-
-    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
-        """How the model is cut over rank files. Raises PlanError with all that does not divide, UsageError."""
-        ...
-
-    def request_from_output(self, request: Request, output: Source) -> Request:
-        """`request` with what can be seen in an output of this format, so that a replay gives the same files."""
-        ...
-
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """Commands and notices that follow an export to `output`. source: the words that name the source in them."""
-        ...
-
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
-        """The codec for `tensor`, whose dtype is the source's. Raises UsageError for a dtype the format lacks."""
-        ...
-
-    def computed(
-        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
-    ) -> Sequence[tuple[TensorSpec, bytes]]:
-        """Tensors that no source holds, with their encoded bytes. `tensors`: those that it holds, as encoded."""
-        ...
-
-    def facts(self, output: Path) -> Mapping[str, Any]:
-        """What an output of this format says about itself, in the terms of `Assembled.facts`."""
-        ...
-
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
-        """Files and places for `tensors`. `written`: config key -> (type, value) from the layout's [write]."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class PassThrough:
     """A stored tensor that goes along although it is no weight, its last axis perhaps in another order.
@@ -251,38 +168,121 @@ class State:
     same: tuple[PassThrough, tuple[StoredTensor, ...]] | None = None
 
 
-@runtime_checkable
-class StateTarget(Protocol):
-    """A target that takes the state of training along."""
+class Target(ABC, Generic[OptionsT]):
+    """One target format with what the user asked of it. The planner calls its methods in the order in which they stand.
 
-    def state(self, source: Source, request: Request) -> State:
-        """What of `source` goes along. May read a few hundred bytes a tensor. Raises PlanError, UsageError."""
-        ...
+    name         as the user calls it; layout: name of its layout table; single_file: OUT is the file, not a folder
+    options_type the dataclass of its options
+    needs_training_scales   those of `quantizations` that take the scales of fp8 training
+    instead      advice where a type is asked for that it does not write
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+    single_file: ClassVar[bool] = False
+    options_type: ClassVar[type[Options]]
+    needs_training_scales: ClassVar[frozenset[str]] = frozenset()
+    instead: ClassVar[str] = ""
+
+    def __init__(self, options: OptionsT) -> None:
+        """Raises UsageError for a type that the format lacks, and for what `check` refuses."""
+        dtype = options.dtype if options.dtype == "auto" else codecs.canonical_name(options.dtype)
+        if dtype != "auto" and dtype not in self.dtypes():
+            raise UsageError(
+                f"{self.name} cannot be written as {dtype}",
+                expected=f"--dtype {' or '.join(name for name in self.dtypes() if codecs.get(name).block == 1)}",
+                fix=self.instead,
+            )
+        quantize = None if options.quantize is None else self._quantization(options.quantize)
+        self.options: OptionsT = replace(options, dtype=dtype, quantize=quantize)
+        self.check()
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        """Codecs that --dtype may name."""
+        return ("float32",)
+
+    @classmethod
+    def quantizations(cls) -> tuple[str, ...]:
+        """Names for -q: codecs, and what the format knows by a name of its own."""
+        return ()
+
+    def check(self) -> None:
+        """Raises UsageError where options do not fit together."""
+
+    def ranks(self, config: ModelConfig) -> Ranks:
+        """How the model is cut over rank files. Raises PlanError with all that does not divide."""
+        return Ranks()
+
+    def state(self, source: Source) -> State:
+        """What of the state of training goes along. May read a few hundred bytes a tensor. Raises PlanError."""
+        return State((), ())
+
+    def encode(self, tensors: Sequence[TensorSpec], found: Findings) -> list[Encoding]:
+        """The codec of each of `tensors`, whose dtypes are the source's. Raises PlanError with all problems."""
+        encodings: list[Encoding] = []
+        problems: list[Problem] = []
+        for tensor in tensors:
+            try:
+                encodings.append(self.encoding(tensor, found))
+            except PlanError as error:
+                problems += error.problems
+        if problems:
+            raise PlanError(each_once(problems))
+        return encodings
+
+    def encoding(self, tensor: TensorSpec, found: Findings) -> Encoding:
+        """The codec of one tensor, where it does not depend on the others."""
+        return Encoding("float32")
+
+    def extra(self, tensors: Sequence[TensorSpec], found: Findings) -> Sequence[tuple[TensorSpec, bytes]]:
+        """Tensors that no source holds, with their encoded bytes. `tensors`: those that it holds, as encoded."""
+        return ()
+
+    @abstractmethod
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
+        """Files and places for `tensors`."""
+
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
+        """The stored tensors of an output that is not a source of its own, for `verify`; None when `output` is
+        something else. Raises FormatError."""
+        return None
+
+    @classmethod
+    def recorded(cls, output: Source) -> Mapping[str, Any]:
+        """Options that an output of this format shows, so that a replay gives the same files."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
+        """What an output of this format says about itself, in the terms of `Assembled.facts`."""
+
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
+        """Commands and notices that follow an export to `output`. source: the words that name the source in them."""
+        return ()
+
+    def _quantization(self, name: str) -> str:
+        own = name.strip().lower().replace("-", "_")
+        known = self.quantizations()
+        if own not in known:
+            expected = " or ".join(nearest(own, known, 3) or known)
+            raise UsageError(
+                f"{self.name} has no quantisation {own}",
+                expected=f"-q {expected}" if known else "no -q",
+                fix=self.instead,
+            )
+        return own
 
 
-@runtime_checkable
-class ScaledTarget(Protocol):
-    """A target some of whose `quantizations` take the scales of fp8 training: `needs_training_scales`."""
-
-    @property
-    def needs_training_scales(self) -> tuple[str, ...]: ...
-
-
-@runtime_checkable
-class MixingTarget(Protocol):
-    """A target with quantisations under which a tensor's type depends on the others, or on the model."""
-
-    def mixture(
-        self, tensors: Sequence[TensorSpec], written: Mapping[str, tuple[str, Any]], request: Request
-    ) -> Mapping[str, str]:
-        """Tensor name -> codec, for all `tensors` or none. written: as for `assemble`, before there are encodings."""
-        ...
-
-
-@runtime_checkable
-class ReopeningTarget(Protocol):
-    """A target whose outputs are no source of their own; `verify` opens them through it."""
-
-    def reopen(self, output: Path) -> Source | None:
-        """The output's stored tensors, None when `output` is something else. Raises FormatError."""
-        ...
+def each_once(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems that differ only in where they are as one, which names the first place and how many there are."""
+    found: dict[Problem, list[str]] = {}
+    for problem in problems:
+        found.setdefault(replace(problem, where=""), []).append(problem.where)
+    return [
+        replace(one, where=places[0] + (f" (and {len(places) - 1} more tensors)" if len(places) > 1 else ""))
+        for one, places in found.items()
+    ]

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.errors import PlanError
 from crossdock.layout.notation import Atom, Bracket, Dim, Pattern
+from crossdock.layout.partitions import Partitions
 from crossdock.layout.rules import Rule
 from crossdock.model.config import ModelConfig
 from crossdock.model.family import Family
 
 Range = tuple[int, int]
 Box = Mapping[str, Range]
-Partitions = Mapping[str, Mapping[tuple[tuple[str, int], ...], Range]]
 _RANK = re.compile(r"{(\w+)}")
 
 

@@ -140,7 +140,7 @@ class Plan:
     facts      what the target's headers say, key by key, for `verify`
     warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
     fail_on    findings in the values with which the output must not come into being
-    ranks      what each rank file holds, for people
+    ranks      what each rank file holds, for people; parameters: how many numbers the model has
     """
 
     source_format: str
@@ -159,6 +159,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fail_on: frozenset[str] = frozenset()
     ranks: tuple[RankFile, ...] = ()
+    parameters: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -33,7 +33,7 @@ from crossdock.proof.engines.registry import Engine
 from crossdock.proof.limits import Limits, limits, losing
 from crossdock.proof.texts import Asked, read_asked
 from crossdock.running.comparisons import EngineCheck, LogitsReport, PositionCheck
-from crossdock.running.run import Progress
+from crossdock.running.options import Progress
 from crossdock.running.weights import CheckpointWeights
 
 REFERENCE = "reference"  # the engine's name when the output goes through the reference forward
@@ -340,7 +340,7 @@ def _report(
         engine=engine.name if engine else REFERENCE,
         reader=asked.reader,
         tokens=sum(map(len, asked.windows)),
-        given=asked.total,
+        total_tokens=asked.total,
         windows=len(asked.windows),
         why=allowed.why,
         limit_max_abs=allowed.max_abs,

@@ -52,7 +52,7 @@ class LogitsReport:
     """Logits of an output against those of its source. Figures are NaN when nothing could be compared.
 
     engine    what computed the output's: "reference" or an engine's name; reader: what made token ids of the text
-    given     tokens of the text, of which `tokens` were used, in `windows` that each start at position 0
+    total_tokens     tokens of the text, of which `tokens` were used, in `windows` that each start at position 0
     distance  root mean square difference, over the source's standard deviation; with experts, of the middle position
     kl        mean over positions, in nats; top1, top5: shares of 1
     failed    the limits that were broken, as sentences; why: what the limits come from; None: no such limit
@@ -64,7 +64,7 @@ class LogitsReport:
     engine: str
     reader: str
     tokens: int
-    given: int
+    total_tokens: int
     windows: int
     why: str
     limit_max_abs: float | None

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,10 +24,11 @@ from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, 
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.running.blocks import WorkerBuffers, blocks
-from crossdock.running.engines.threads import work
-from crossdock.running.memory import share_of
+from crossdock.running.engines.engine import Watch
+from crossdock.running.engines.registry import engine
+from crossdock.running.memory import share_of, workers_for
+from crossdock.running.options import RunOptions
 from crossdock.running.reader import Reader, units_for
-from crossdock.running.run import Progress
 
 Status = Literal["equal", "equal after cast", "different", "other shape", "only in A", "only in B"]
 # what a model is called, how it is stored, which token ids it names: no value that its tensors compute depends on them
@@ -88,43 +88,71 @@ class DiffReport:
     seconds: float
 
 
-def diff_checkpoints(
-    a: Checkpoint, b: Checkpoint, *, memory: int, workers: int, progress: Progress | None = None
-) -> DiffReport:
+def diff_checkpoints(a: Checkpoint, b: Checkpoint, options: RunOptions) -> DiffReport:
     """Compare two checkpoints. Raises MemoryPlanError, PlanError, and what reading a broken file raises."""
     started = time.monotonic()
     ours, theirs = slots(a), slots(b)
     found = {name: _unpaired(a, b, ours.get(name), theirs.get(name)) for name in _in_order(ours, theirs)}
     orders = {name: _order(a, b, ours[name], theirs[name]) for name, diff in found.items() if diff is None}
     plans = canonical_plan(a, orders), canonical_plan(b, orders)
-    scaled = [any(extent.scaling for extent in plan.extents) for plan in plans]
-    share = share_of(memory, workers) // (3 + sum(scaled))  # a part for each side and its scales, one for comparing
-    counts = [0] * len(orders)
+    workers = options.workers or workers_for(options.memory)
+    job = DiffJob(plans, share_of(options.memory, workers))
     total = sum(ours[name].elements for name in orders)
-    with contextlib.ExitStack() as opened:
-        readers = [
-            (opened.enter_context(Reader(plan)), opened.enter_context(Reader(plan, scales_alone=True)))
-            for plan in plans
-        ]  # fmt: skip
+    report = options.progress or (lambda done, total, what: None)
 
-        def do(task: int, mine: _Desk, stop: threading.Event) -> TensorDiff | None:
-            one, other = (_Side.of(plan, task, *pair) for plan, pair in zip(plans, readers, strict=True))
-            slot = ours[one.name]
-            diff = _compare(one, other, mine, counts, task, stop)
-            if diff is None:
-                return None
-            return replace(diff, tensor=slot.tensor, layer=slot.layer,
-                           dtype_a=stored_as(a, slot), dtype_b=stored_as(b, theirs[one.name]))  # fmt: skip
+    def done(results: Sequence[TensorDiff]) -> None:
+        for diff in results:
+            slot, other = ours[diff.name], theirs[diff.name]
+            found[diff.name] = replace(diff, tensor=slot.tensor, layer=slot.layer,
+                                       dtype_a=stored_as(a, slot), dtype_b=stored_as(b, other))  # fmt: skip
 
-        for result in work(range(len(orders)), do, workers, lambda: _Desk(share, scaled)):
-            if result is not None:
-                found[result.name] = result
-            if progress is not None:
-                progress(sum(counts), total, "")
+    engine(options.engine).work(
+        job, range(len(orders)), workers=workers, done=done, progress=lambda units: report(units, total, "")
+    )
     tensors = tuple(diff for diff in found.values() if diff is not None)
     fields = tuple(_fields(a, b))
     same = all(diff.same for diff in tensors) and all(diff.label for diff in fields)
     return DiffReport(same, tensors, fields, total, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class DiffJob:
+    """Comparing the tensors of two plans of the same tensors, one by one. share: bytes of memory for each worker."""
+
+    plans: tuple[Plan, Plan]
+    share: int
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[_Diffing]:
+        """Open both sources in this process."""
+        with contextlib.ExitStack() as stack:
+            readers = [
+                (stack.enter_context(Reader(plan)), stack.enter_context(Reader(plan, scales_alone=True)))
+                for plan in self.plans
+            ]  # fmt: skip
+            yield _Diffing(self, readers)
+
+
+class _Diffing:
+    """The job in one process."""
+
+    def __init__(self, job: DiffJob, readers: Sequence[tuple[Reader, Reader]]) -> None:
+        self._job, self._readers = job, readers
+        self._scaled = [any(extent.scaling for extent in plan.extents) for plan in job.plans]
+
+    def worker(self) -> Callable[[int, Watch], TensorDiff | None]:
+        """One thread's: of its share a part for each side and its scales, and one for comparing."""
+        desk = _Desk(self._job.share // (3 + sum(self._scaled)), self._scaled)
+
+        def work(task: int, watch: Watch) -> TensorDiff | None:
+            pairs = zip(self._job.plans, self._readers, strict=True)
+            one, other = (_Side.of(plan, task, *readers) for plan, readers in pairs)
+            return _compare(one, other, desk, watch)
+
+        return work
+
+    def settle(self, results: Sequence[TensorDiff]) -> None:
+        """Nothing was written."""
 
 
 def _in_order(ours: Mapping[str, Slot], theirs: Mapping[str, Slot]) -> list[str]:
@@ -213,9 +241,7 @@ class _Side:
         return (block.encoded.view(np.float32) for block in found)
 
 
-def _compare(
-    one: _Side, other: _Side, desk: _Desk, counts: list[int], task: int, stop: threading.Event
-) -> TensorDiff | None:
+def _compare(one: _Side, other: _Side, desk: _Desk, watch: Watch) -> TensorDiff | None:
     casts = _casts(one, other)
     whole = max(one.codec.block, other.codec.block)
     most = max(whole, desk.most // whole * whole)
@@ -223,7 +249,7 @@ def _compare(
     values_of = (side.blocks(share, most) for side, share in zip((one, other), desk.sides, strict=True))
     scales_of = (side.scale_blocks(share, most) for side, share in zip((one, other), desk.scales, strict=True))
     for (mine, theirs), scales in zip(zip(*values_of, strict=True), zip(*scales_of, strict=False), strict=False):
-        if stop.is_set():
+        if watch.stopped():
             return None
         size = mine.encoded.size // one.codec.block_bytes * one.codec.block
         if one.codec.name != other.codec.name or not np.array_equal(mine.encoded, theirs.encoded):
@@ -240,7 +266,7 @@ def _compare(
                     if _casts_to(values[1 - cast.into], cast.codec, values[cast.into], scales[cast.into], desk)
                 )  # fmt: skip
         done += size
-        counts[task] = done
+        watch.reached(done)
     shape = one.plan.tensors[one.number].shape
     status: Status = "equal" if not different else "equal after cast" if casts else "different"
     cast = casts[0].text if different and casts else ""

@@ -5,7 +5,7 @@ Reads only; what they are taken for, and what is said if that is wrong, stands i
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,16 +15,16 @@ from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.reader import Reader
 
 
-def check(plan: Plan, reader: Reader, memory: int, stop: threading.Event) -> None:
+def check(plan: Plan, reader: Reader, memory: int, stopped: Callable[[], bool]) -> None:
     """Raise PlanError when a tensor that is stored twice holds two different contents. `memory`: bytes for reading.
 
-    Returns early, having proved nothing, when `stop` is set.
+    Returns early, having proved nothing, when `stopped` says so.
     """
     first, second = WorkerBuffers(memory // 2), WorkerBuffers(memory // 2)
     problems = [
         checked.on_mismatch
         for checked in plan.equality_checks
-        if not _equal(plan, checked, reader, first, second, stop)
+        if not _equal(plan, checked, reader, (first, second), stopped)
     ]
     if problems:
         raise PlanError(problems)
@@ -34,14 +34,13 @@ def _equal(
     plan: Plan,
     checked: EqualityCheck,
     reader: Reader,
-    first: WorkerBuffers,
-    second: WorkerBuffers,
-    stop: threading.Event,
+    buffers: tuple[WorkerBuffers, WorkerBuffers],
+    stopped: Callable[[], bool],
 ) -> bool:
-    one, other = (_imaginary(moves, checked.elements) for moves in (checked.one, checked.other))
-    pairs = zip(blocks(plan, one, reader, first), blocks(plan, other, reader, second), strict=True)
-    for mine, like in pairs:
-        if stop.is_set():
+    sides = (_imaginary(moves, checked.elements) for moves in (checked.one, checked.other))
+    read = (blocks(plan, tensor, reader, room) for tensor, room in zip(sides, buffers, strict=True))
+    for mine, like in zip(*read, strict=True):
+        if stopped():
             return True
         if not np.array_equal(mine.encoded, like.encoded):
             return False

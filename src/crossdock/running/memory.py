@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+from crossdock.codecs import registry as codecs
 from crossdock.errors import MemoryPlanError
+from crossdock.planning.plan import Plan
 
 STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
 SMALLEST = 64 << 10  # bytes of one block at least
+COMPILED_FROM = 512 << 20  # bytes to encode, at a codec's cost, from which numba's start-up (0.5 s, 110 MB) pays
 _BUFFERS = 6  # gathered, encoded, float32 values (2x), hull, scratch of the codec
 
 
@@ -30,3 +33,9 @@ def workers_for(memory: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = max(cores, min(2 * cores, memory // (_BUFFERS * STRIP)))
     return max(1, min(wanted, memory // (_BUFFERS * SMALLEST)))
+
+
+def compiled_for(plan: Plan, memory: int) -> bool | None:
+    """Whether compiled encoders pay: None for wherever they are available, False for numpy."""
+    effort = sum(tensor.nbytes * codecs.get(tensor.dtype).cost for tensor in plan.tensors)
+    return None if effort > COMPILED_FROM and memory >= 256 << 20 else False

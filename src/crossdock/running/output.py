@@ -36,20 +36,23 @@ def aligned(nbytes: int) -> Bytes:
 
 
 class OutputFile:
-    """One file of exactly `size` bytes, made where it is not there yet. Any number of threads may write to it.
+    """One file of exactly `size` bytes. Any number of threads may write to it.
+
+    make  make it where it is not there yet, and reserve its room; else it must be there
 
     Raises OSError as the file system does: no room, no right to write; UsageError when a link or a pipe is there.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, size: int, *, make: bool = True) -> None:
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
         # the kernel lets one writer at a time into the cached file and lets others spin: waiting costs less
         self._alone = threading.Lock()
         self._direct: int | None = None
-        self._fd = open_own(path, os.O_RDWR | os.O_CREAT)
+        self._fd = open_own(path, os.O_RDWR | (os.O_CREAT if make else 0))
         try:
-            os.ftruncate(self._fd, size)
-            if size:
+            if make:
+                os.ftruncate(self._fd, size)
                 _reserve(self._fd, size)
             if size >= _LARGE:
                 self._direct = _open_direct(path, os.O_WRONLY)
@@ -153,7 +156,8 @@ def _open_direct(path: Path, how: int) -> int | None:
 
 def _reserve(fd: int, size: int) -> None:
     try:
-        os.posix_fallocate(fd, 0, size)
+        if size:
+            os.posix_fallocate(fd, 0, size)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise

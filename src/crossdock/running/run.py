@@ -10,211 +10,125 @@ import contextlib
 import errno
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from crossdock.codecs import registry as codecs
-from crossdock.codecs.error_stats import ErrorStats
-from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
-from crossdock.running import equality, hashing, low_rank
-from crossdock.running.blocks import WorkerBuffers, blocks
-from crossdock.running.engines.threads import work
+from crossdock.running import low_rank
+from crossdock.running.copying import EQUALITY, CopyJob, opened_files
+from crossdock.running.engines.registry import engine
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
-from crossdock.running.memory import share_of, workers_for
-from crossdock.running.output import OutputFile
+from crossdock.running.memory import compiled_for, share_of, workers_for
+from crossdock.running.options import WriteOptions
 from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.recheck import intact
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
-from crossdock.running.scaling import distance
-
-Progress = Callable[[int, int, str], None]
-_FLUSH_SECONDS = 1.0
-_TWINS = -1  # the task of comparing what is stored twice
-_COMPILED_FROM = 512 << 20  # bytes to quantise from which numba's start-up (0.5 s, 110 MB) pays
-_SEARCHED = 16  # times as many seconds go into a byte of a K-quant
 
 
 def run(
     plan: Plan,
     output: Path,
-    *,
-    memory: int = 256 << 20,
-    workers: int | None = None,
-    force: bool = False,
-    hash: str = "xxh3",
-    fail_on: frozenset[str] = frozenset(),
-    progress: Progress | None = None,
-    order: Callable[[Sequence[int]], Sequence[int]] | None = None,
+    options: WriteOptions | None = None,
 ) -> RunReport:
-    """Write `plan` to `output`. `memory`: bytes for all workers' buffers together; `order`: of the tasks, for tests.
+    """Write `plan` to `output`.
 
     Raises UsageError (output exists, unfinished output of another plan), MemoryPlanError, EnvironmentProblem (disk),
     PlanError (what is stored twice differs), FormatError (a blob is not what its index said), CheckFailed (`fail_on`),
     InputError (the source changed meanwhile).
     """
     started = time.monotonic()
-    workers = workers or workers_for(memory)
-    share = share_of(memory, workers)
-    hashing.new(hash)
+    options = options or WriteOptions()
+    share_of(options.memory, options.workers or workers_for(options.memory))
     output = Path(os.path.abspath(output))
     partial = output.with_name(output.name + ".partial")
-    manifest = manifest_path(output)
     try:
-        placed = end_placement(plan, partial, output, hash)
+        placed = end_placement(plan, partial, output, options.hash)
         if placed is None:
-            _check_output(plan, output, force)
+            _check_output(plan, output, options.force)
             _check_disk(plan, output, partial)
     except OSError as error:
         raise _disk_problem(error, output) from error
     if placed is not None:
-        tensors = tuple(_result(plan, placed[i]) for i in range(len(plan.tensors)))
-        seconds = time.monotonic() - started
-        warnings = (*plan.warnings, *clamped(plan, tensors), *repeated(plan, tensors))
-        return RunReport(output, manifest, plan.nbytes, seconds, 0, len(tensors), tensors, warnings)
-    journal = Journal.open(partial, plan, hash, force)
+        return _report(plan, output, placed, len(plan.tensors), started)
+    journal = Journal.open(partial, plan, options.hash, options.force)
     try:
-        finished, rewritten = intact(plan, partial, journal.finished, hash)
-        resumed = len(finished)
-        _Copying(plan, journal, share, workers, compiled_for(plan, memory), hash, progress, order).go(finished)
+        intact_tensors, rewritten = intact(plan, partial, journal.finished, options.hash)
+        finished = _written(plan, journal, intact_tensors, options)
         _check_sources(plan)
-        tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
-        _check_findings(plan, tensors, fail_on)
-        _check_output(plan, output, force)  # again: it may have come meanwhile
-        put_in_place(plan, partial, output, manifest_bytes(plan, tensors, hash))
+        report = _report(plan, output, finished, len(intact_tensors), started, rewritten)
+        _check_findings(plan, report.tensors, options.fail_on)
+        _check_output(plan, output, options.force)  # again: it may have come meanwhile
+        put_in_place(plan, partial, output, manifest_bytes(plan, report.tensors, options.hash))
     except PlanError:
-        shutil.rmtree(partial)  # the plan took for one what is two: nothing that was written is of use
+        shutil.rmtree(partial)  # tensors assumed tied differ: the partial output is worthless
         raise
     except OSError as error:
         raise _disk_problem(error, partial) from error
     finally:
         journal.close()
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def _report(
+    plan: Plan,
+    output: Path,
+    finished: Mapping[int, Done],
+    resumed: int,
+    started: float,
+    rewritten: Sequence[str] = (),
+) -> RunReport:
+    tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
     return RunReport(
-        output, manifest, plan.nbytes, time.monotonic() - started, len(tensors) - resumed, resumed, tensors,
-        (*plan.warnings, *rewritten, *clamped(plan, tensors), *repeated(plan, tensors)),
+        output, manifest_path(output), plan.nbytes, time.monotonic() - started, len(tensors) - resumed, resumed,
+        tensors, (*plan.warnings, *rewritten, *clamped(plan, tensors), *repeated(plan, tensors)),
     )  # fmt: skip
 
 
-def compiled_for(plan: Plan, memory: int) -> bool | None:
-    """Whether compiled encoders pay: None for wherever they are available, False for numpy."""
-    quantised = sum(
-        tensor.nbytes * (_SEARCHED if tensor.dtype.endswith("_k") else 1)
-        for tensor in plan.tensors
-        if tensor.dtype.startswith("q")
+def _written(
+    plan: Plan,
+    journal: Journal,
+    intact_tensors: Mapping[int, Done],
+    options: WriteOptions,
+) -> Mapping[int, Done]:
+    """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled."""
+    finished = dict(intact_tensors)
+    with contextlib.ExitStack() as stack:
+        for out, file in zip(opened_files(stack, plan, journal.folder, make=True), plan.files, strict=True):
+            if file.copy_of is not None:
+                out.copy(file.copy_of)
+            else:
+                out.write(np.frombuffer(file.header, np.uint8), 0)
+    with Reader(plan) as reader:
+        low_rank.check(plan, reader)
+    tasks: Sequence[int] = [i for i in range(len(plan.tensors)) if i not in finished]
+    if plan.equality_checks:
+        tasks = [EQUALITY, *tasks]  # compared while others copy: the disk is mostly waited for
+    before = sum(f.size for f in plan.files if f.copy_of) + sum(plan.tensors[i].nbytes for i in finished)
+    total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
+    report = options.progress or (lambda done, total, what: None)
+
+    def done(results: Sequence[Done]) -> None:
+        journal.add(results)
+        finished.update((result.tensor, result) for result in results)
+
+    workers = options.workers or workers_for(options.memory)
+    share = share_of(options.memory, workers)
+    job = CopyJob(plan, journal.folder, share, compiled_for(plan, options.memory), options.hash)
+    engine(options.engine).work(
+        job, tasks, workers=workers, done=done, progress=lambda units: report(before + units, total, "")
     )
-    return None if quantised > _COMPILED_FROM and memory >= 256 << 20 else False
-
-
-class _Copying:
-    """The copying itself: target files open, tasks handed to the engine, results flushed and journaled."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        journal: Journal,
-        share: int,
-        workers: int,
-        compiled: bool | None,
-        hash_name: str,
-        progress: Progress | None,
-        order: Callable[[Sequence[int]], Sequence[int]] | None,
-    ) -> None:
-        self.plan, self.journal, self.share, self.workers = plan, journal, share, workers
-        self.hash_name, self.order = hash_name, order
-        self.report = progress or (lambda done, total, what: None)
-        self.total = sum(t.nbytes for t in plan.tensors) + sum(f.size for f in plan.files if f.copy_of)
-        self.counts = [0] * len(plan.tensors)
-        self.compiled = compiled
-
-    def go(self, finished: dict[int, Done]) -> None:
-        plan = self.plan
-        for number in finished:
-            self.counts[number] = plan.tensors[number].nbytes
-        with contextlib.ExitStack() as opened:
-            files = []
-            for file in plan.files:
-                out = OutputFile(self.journal.folder / file.name, file.size)
-                opened.callback(out.close)
-                files.append(out)
-            for out, file in zip(files, plan.files, strict=True):
-                if file.copy_of is not None:
-                    out.copy(file.copy_of)
-                else:
-                    out.write(np.frombuffer(file.header, np.uint8), 0)
-            self._copy_tensors(files, finished)
-            for out in files:
-                out.flush()
-
-    def _copy_tensors(self, files: list[OutputFile], finished: dict[int, Done]) -> None:
-        tasks: Sequence[int] = [i for i in range(len(self.plan.tensors)) if i not in finished]
-        if self.order is not None:
-            tasks = self.order(tasks)
-        if self.plan.equality_checks:
-            tasks = [_TWINS, *tasks]  # compared while others copy: the disk is mostly waited for
-        copied = sum(f.size for f in self.plan.files if f.copy_of)
-        with Reader(self.plan) as reader:
-            low_rank.check(self.plan, reader)
-
-            def do(task: int, share: WorkerBuffers, stop: threading.Event) -> Done | None:
-                if task == _TWINS:
-                    equality.check(self.plan, reader, self.share, stop)
-                    return None
-                return self._copy_tensor(task, reader, share, files, stop)
-
-            waiting: list[Done] = []
-            gil_lock = threading.Lock()
-            flushed = time.monotonic()
-            results = work(tasks, do, self.workers, lambda: WorkerBuffers(self.share, gil_lock))
-            try:
-                for result in results:
-                    if result is not None:
-                        waiting.append(result)
-                        finished[result.tensor] = result
-                    if waiting and time.monotonic() - flushed > _FLUSH_SECONDS:
-                        self._flush(files, waiting)
-                        flushed = time.monotonic()
-                    self.report(copied + sum(self.counts), self.total, "")
-            finally:
-                results.close()  # type: ignore[attr-defined]
-                if waiting:
-                    self._flush(files, waiting)
-
-    def _flush(self, files: list[OutputFile], waiting: list[Done]) -> None:
-        for file in {self.plan.tensors[done.tensor].file for done in waiting}:
-            files[file].flush()
-        self.journal.add(waiting)
-        waiting.clear()
-
-    def _copy_tensor(
-        self, task: int, reader: Reader, share: WorkerBuffers, files: list[OutputFile], stop: threading.Event
-    ) -> Done | None:
-        tensor = self.plan.tensors[task]
-        digest = hashing.new(self.hash_name)
-        experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
-        census = ValueCounts()
-        figures = ErrorStats() if tensor.scaled else None
-        target = codecs.get(tensor.dtype)
-        for block in blocks(self.plan, tensor, reader, share, self.compiled, counting=True):
-            if stop.is_set():
-                return None
-            digest.update(block.encoded.data)
-            if experts is not None:
-                experts.update(block.encoded.data)
-            files[tensor.file].write(block.encoded, tensor.offset + block.offset)
-            census += block.census
-            if figures is not None:
-                with share.gil_lock:
-                    figures += distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
-            self.counts[task] = block.offset + block.encoded.size
-        return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)
+    with contextlib.ExitStack() as stack:
+        for out in opened_files(stack, plan, journal.folder):
+            out.flush()
+    return finished
 
 
 def _check_output(plan: Plan, output: Path, force: bool) -> None:

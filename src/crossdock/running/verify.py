@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +23,17 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes
 from crossdock.codecs.error_stats import ErrorStats
 from crossdock.errors import FormatError, Problem
-from crossdock.formats.stored import Source, StoredTensor
+from crossdock.formats.stored import Source
 from crossdock.formats.target import TargetFile
-from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.planning.plan import Plan
 from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.comparisons import LogitsReport, TokensReport
-from crossdock.running.engines.threads import work
-from crossdock.running.memory import share_of
+from crossdock.running.engines.engine import Watch
+from crossdock.running.engines.registry import engine
+from crossdock.running.memory import compiled_for, share_of, workers_for
+from crossdock.running.options import RunOptions
 from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
-from crossdock.running.run import Progress, compiled_for
 from crossdock.running.scaling import distance
 from crossdock.tokenizers.files import read_json
 
@@ -70,21 +71,14 @@ class VerifyReport:
     tokens: TokensReport | None = None
 
 
-def verify_plan(
-    plan: Plan,
-    output: Source,
-    facts: Mapping[str, Any],
-    *,
-    memory: int,
-    workers: int,
-    progress: Progress | None = None,
-) -> VerifyReport:
+def verify_plan(plan: Plan, output: Source, facts: Mapping[str, Any], options: RunOptions) -> VerifyReport:
     """Compare `output` with what `plan` would write. `facts`: what the output's own header says, key by key."""
     started = time.monotonic()
-    share = share_of(memory, workers)
+    workers = options.workers or workers_for(options.memory)
+    share = share_of(options.memory, workers)
     stored = dict(output.tensors)
     checks: dict[str, TensorCheck] = {}
-    todo: list[int] = []
+    todo: dict[int, tuple[Path, int]] = {}
     for number, tensor in enumerate(plan.tensors):
         theirs = stored.pop((tensor.part, tensor.name), None)
         name = plan.shown(tensor)
@@ -93,37 +87,22 @@ def verify_plan(
         elif theirs.shape != tensor.shape or theirs.dtype != tensor.dtype:
             checks[name] = TensorCheck(name, theirs.dtype, tensor.nbytes, "different", int(np.prod(tensor.shape)))
         else:
-            todo.append(number)
+            extent = theirs.extents[0]
+            todo[number] = output.files[extent.file].path, extent.offset
     for theirs in stored.values():
         size = sum(extent.nbytes for extent in theirs.extents)
         file = output.files[theirs.extents[0].file].path.name
         name = f"{file}/{theirs.name}" if theirs.part else theirs.name
         checks[name] = TensorCheck(name, theirs.dtype, size, "unexpected")
-    counts = [0] * len(plan.tensors)
     total = sum(plan.tensors[i].nbytes for i in todo)
-    gil_lock, compiled = threading.Lock(), compiled_for(plan, memory)
-    with Reader(plan) as reader:
-
-        def do(task: int, mine: WorkerBuffers, stop: threading.Event) -> TensorCheck | None:
-            tensor = plan.tensors[task]
-            return _compare(
-                plan,
-                tensor,
-                output.tensors[tensor.part, tensor.name],
-                output,
-                reader,
-                mine,
-                compiled,
-                counts,
-                task,
-                stop,
-            )
-
-        for result in work(todo, do, workers, lambda: WorkerBuffers(share, gil_lock)):
-            if result is not None:
-                checks[result.name] = result
-            if progress is not None:
-                progress(sum(counts), total, "" if result is None else result.name)
+    report = options.progress or (lambda done, total, what: None)
+    engine(options.engine).work(
+        VerifyJob(plan, todo, share, compiled_for(plan, options.memory)),
+        list(todo),
+        workers=workers,
+        done=lambda results: checks.update((check.name, check) for check in results),
+        progress=lambda units: report(units, total, ""),
+    )
     problems = [*_wrong_facts(plan, facts), *_wrong_copies(plan, output)]
     unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
     ordered = tuple(checks[plan.shown(tensor)] for tensor in plan.tensors) + unexpected
@@ -131,29 +110,50 @@ def verify_plan(
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
 
 
-def _compare(
-    plan: Plan,
-    tensor: TargetTensor,
-    theirs: StoredTensor,
-    output: Source,
-    reader: Reader,
-    share: WorkerBuffers,
-    compiled: bool | None,
-    counts: list[int],
-    task: int,
-    stop: threading.Event,
-) -> TensorCheck | None:
-    extent = theirs.extents[0]
-    path = output.files[extent.file].path
+@dataclass(frozen=True)
+class VerifyJob:
+    """Comparing tensors of `plan` with an output: tensor -> the output's file, and the byte where its data starts."""
+
+    plan: Plan
+    places: Mapping[int, tuple[Path, int]]
+    share: int
+    compiled: bool | None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[_Verifying]:
+        """Open the sources in this process; outputs are opened tensor by tensor."""
+        with Reader(self.plan) as reader:
+            yield _Verifying(self, reader)
+
+
+class _Verifying:
+    """The job in one process."""
+
+    def __init__(self, job: VerifyJob, reader: Reader) -> None:
+        self.job, self.reader = job, reader
+        self._gil_lock = threading.Lock()
+
+    def worker(self) -> Callable[[int, Watch], TensorCheck | None]:
+        """One thread's."""
+        share = WorkerBuffers(self.job.share, self._gil_lock)
+        return lambda task, watch: _compare(self, task, share, watch)
+
+    def settle(self, results: Sequence[TensorCheck]) -> None:
+        """Nothing was written."""
+
+
+def _compare(verifying: _Verifying, task: int, share: WorkerBuffers, watch: Watch) -> TensorCheck | None:
+    job, plan = verifying.job, verifying.job.plan
+    tensor, (path, offset) = plan.tensors[task], job.places[task]
     target = codecs.get(tensor.dtype)
     figures = ErrorStats()
     measured = False
     different = 0
     with contextlib.closing(WrittenFile(path)) as written:
-        for block in blocks(plan, tensor, reader, share, compiled):
-            if stop.is_set():
+        for block in blocks(plan, tensor, verifying.reader, share, job.compiled):
+            if watch.stopped():
                 return None
-            mine = written.read(extent.offset + block.offset, block.encoded.size)
+            mine = written.read(offset + block.offset, block.encoded.size)
             equal = _equal(mine, block.encoded)
             if not equal:
                 rows = (mine != block.encoded).reshape(-1, target.block_bytes)
@@ -162,7 +162,7 @@ def _compare(
                 measured = True
                 with share.gil_lock:
                     figures += distance(block.raw, block.source, mine, target, block.scales)
-            counts[task] = block.offset + block.encoded.size
+            watch.reached(block.offset + block.encoded.size)
     lossy = measured and (different or figures.max_abs or figures.nonfinite)
     return TensorCheck(
         plan.shown(tensor), tensor.dtype, tensor.nbytes, "different" if different else "equal", different,

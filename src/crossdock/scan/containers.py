@@ -88,8 +88,8 @@ def is_tar(head: bytes) -> bool:
 
 
 def _tar_sum(header: bytes) -> bool:
-    said = _octal(header[148:156])
-    return said is not None and any(header) and sum(header[:148]) + sum(header[156:]) + 8 * 32 == said
+    stated = _octal(header[148:156])
+    return stated is not None and any(header) and sum(header[:148]) + sum(header[156:]) + 8 * 32 == stated
 
 
 def _octal(field: bytes) -> int | None:

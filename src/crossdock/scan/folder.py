@@ -129,10 +129,10 @@ def _file(file: Path, *, sure: bool) -> tuple[list[Finding], bool]:
                 sure = False
             return list(looking.region(whole, sure=sure)), looking.held
     except CrossdockError as error:
-        said = error.problems[0].what
+        reason = error.problems[0].what
     except OSError as error:
-        said = f"cannot be read: {error.strerror}"
-    return [_unread(file, said)], False
+        reason = f"cannot be read: {error.strerror}"
+    return [_unread(file, reason)], False
 
 
 def _described(metadata: Path, root: Path) -> tuple[list[Finding], frozenset[str]]:

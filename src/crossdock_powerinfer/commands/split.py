@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossdock.cli import show
-from crossdock.cli.options import PATH, json_option, positive, size, whole
+from crossdock.cli.options import PATH, POSITIVE, SIZE, WHOLE, json_option
 from crossdock.cli.sections import Sectioned, examples
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 )
 @click.argument("activations", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, metavar="OUT", help="The index to write.")
-@click.option("--capacity", type=whole, metavar="N", help="Neurons on the GPU, at most.")
-@click.option("--vram-budget", type=size, metavar="SIZE", help="PowerInfer's VRAM budget, as 8GiB. Needs --model.")
+@click.option("--capacity", type=WHOLE, metavar="N", help="Neurons on the GPU, at most.")
+@click.option("--vram-budget", type=SIZE, metavar="SIZE", help="PowerInfer's VRAM budget, as 8GiB. Needs --model.")
 @click.option("--model", type=PATH, metavar="GGUF", help="The PowerInfer model: true bytes of its neurons.")
-@click.option("--ctx", type=positive, default="512", show_default=True, metavar="N", help="Context, for the KV cache.")
+@click.option("--ctx", type=POSITIVE, default="512", show_default=True, metavar="N", help="Context, for the KV cache.")
 @click.option(
     "--vram-capacity",
-    type=size,
+    type=SIZE,
     metavar="SIZE",
     help="VRAM that the index asks for.  [default: what the selection needs]",
 )
 @click.option(
-    "--threshold", type=whole, default="0", show_default=True, metavar="N", help="Least neurons of a layer with any."
+    "--threshold", type=WHOLE, default="0", show_default=True, metavar="N", help="Least neurons of a layer with any."
 )
-@click.option("--grain", type=positive, default="256", show_default=True, metavar="N", help="Neurons of a group.")
+@click.option("--grain", type=POSITIVE, default="256", show_default=True, metavar="N", help="Neurons of a group.")
 @click.option("--plot", type=PATH, metavar="SVG", help="Also draw coverage and layers.")
 @json_option
 def split(

@@ -81,6 +81,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         skipped=_summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
         notes=notes,
+        layout_of="hf",
     )
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError, UsageError
-from crossdock.formats.target import Encoding, Request, TensorSpec
-from crossdock.layout.rules import Layout
+from crossdock.formats.hf.options import HfOptions
+from crossdock.formats.target import Encoding, Findings, TensorSpec
 
 FP8 = "float8_e4m3fn"
 # name for -q -> quant_algo
@@ -32,11 +32,11 @@ _KEPT = (
 )
 
 
-def encoding(tensor: TensorSpec, request: Request, rules: Layout) -> Encoding | None:
+def encoding(tensor: TensorSpec, options: HfOptions, found: Findings) -> Encoding | None:
     """How a weight of a linear layer becomes fp8; None for what stays. Raises UsageError."""
-    if request.quantize not in ALGORITHMS or not _fits(tensor.name, rules.encoding.get("fp8", ())):
+    if options.quantize not in ALGORITHMS or not found.is_listed("fp8", tensor.name):
         return None
-    if request.quantize == "fp8_static":
+    if options.quantize == "fp8_static":
         return (
             None
             if tensor.scales is None
@@ -46,30 +46,30 @@ def encoding(tensor: TensorSpec, request: Request, rules: Layout) -> Encoding | 
         return None
     height, width = tensor.shape
     scale_blocks = ScaleBlocks(1, width, height, width)
-    if _fits(tensor.name, rules.encoding.get("fp8_columns", ())):
+    if found.is_listed("fp8_columns", tensor.name):
         scale_blocks = ScaleBlocks(height, 1, height, width)
     return Encoding(FP8, scale_blocks=scale_blocks, scales=f"{tensor.name}_scale")
 
 
-def static_scales(tensors: Iterable[TensorSpec], request: Request) -> list[tuple[TensorSpec, bytes]]:
+def static_scales(tensors: Iterable[TensorSpec], options: HfOptions) -> list[tuple[TensorSpec, bytes]]:
     """The scales of static fp8, and 1 for an fp8 cache, as tensors with their bytes."""
     found = []
     for tensor in tensors:
-        if request.quantize == "fp8_static" and tensor.dtype == FP8 and tensor.scales is not None:
+        if options.quantize == "fp8_static" and tensor.dtype == FP8 and tensor.scales is not None:
             found += [(f"{tensor.name}_scale", tensor.scales[0][1])]
             found += [(f"{tensor.name.removesuffix('weight')}input_scale", tensor.scales[0][0])]
-        for letter in "kv" if request.fp8_kv_cache else "":
+        for letter in "kv" if options.fp8_kv_cache else "":
             if tensor.name.endswith(f".{letter}_proj.weight"):
                 found.append((f"{tensor.name.removesuffix('weight')}{letter}_scale", 1.0))
-    if request.fp8_kv_cache and not any(name.endswith(".k_scale") for name, _ in found):
+    if options.fp8_kv_cache and not any(name.endswith(".k_scale") for name, _ in found):
         raise UsageError("this family has no k_proj and v_proj that could carry the scales of an fp8 cache")
     return [(TensorSpec(name, (), "float32"), np.float32(scale).tobytes()) for name, scale in found]
 
 
-def warnings(tensors: Sequence[TensorSpec], request: Request) -> tuple[str, ...]:
+def warnings(tensors: Sequence[TensorSpec], options: HfOptions) -> tuple[str, ...]:
     """What of the model is not fp8 although it could be. Raises PlanError when nothing is."""
     if not any(tensor.dtype == FP8 for tensor in tensors):
-        static = request.quantize == "fp8_static"
+        static = options.quantize == "fp8_static"
         raise PlanError(
             "the source has no scales of fp8 training" if static else "there is no weight that could become fp8",
             expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder"
@@ -83,7 +83,7 @@ def warnings(tensors: Sequence[TensorSpec], request: Request) -> tuple[str, ...]
             "only some experts of a layer have scales of fp8 training", where=halved[0].partition(_EXPERTS)[0],
             got=", ".join(halved[:4]), fix="-q fp8 needs none",
         )  # fmt: skip
-    experts = request.quantize == "fp8" and any(_EXPERTS in tensor.name for tensor in tensors)
+    experts = options.quantize == "fp8" and any(_EXPERTS in tensor.name for tensor in tensors)
     return (_KEPT,) if experts else ()
 
 
@@ -101,25 +101,25 @@ def excluded(tensors: Iterable[TensorSpec]) -> list[str]:
     return list(found)
 
 
-def configurations(tensors: Sequence[TensorSpec], request: Request) -> tuple[dict[str, Any], bytes]:
+def configurations(tensors: Sequence[TensorSpec], options: HfOptions) -> tuple[dict[str, Any], bytes]:
     """The `quantization_config` of config.json, and hf_quant_config.json whole."""
-    assert request.quantize is not None
-    algorithm, ignore = ALGORITHMS[request.quantize], excluded(tensors)
+    assert options.quantize is not None
+    algorithm, ignore = ALGORITHMS[options.quantize], excluded(tensors)
     number = {"dynamic": False, "num_bits": 8, "type": "float"}
     group: dict[str, Any] = {"input_activations": number, "weights": number, "targets": ["Linear"]}
-    if request.quantize == "fp8":
+    if options.quantize == "fp8":
         group |= {"input_activations": number | {"dynamic": True, "strategy": "token"},
                   "weights": number | {"strategy": "channel"}}  # fmt: skip
     inline: dict[str, Any] = {
         "config_groups": {"group_0": group}, "ignore": ignore, "quant_algo": algorithm, "producer": dict(_PRODUCER),
         "quant_method": "modelopt",
     }  # fmt: skip
-    if request.fp8_kv_cache:
+    if options.fp8_kv_cache:
         inline["kv_cache_scheme"] = number
     whole = {
         "producer": dict(_PRODUCER),
         "quantization": {
-            "quant_algo": algorithm, "kv_cache_quant_algo": "FP8" if request.fp8_kv_cache else None,
+            "quant_algo": algorithm, "kv_cache_quant_algo": "FP8" if options.fp8_kv_cache else None,
             "exclude_modules": ignore,
         },
     }  # fmt: skip
@@ -134,8 +134,8 @@ def served_by(algorithm: object, folder: str) -> str:
     return f"{commands}, or: python -m sglang.launch_server --model-path {folder} --quantization modelopt"
 
 
-def request_from_output(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a request an output's `quantization_config` says."""
+def recorded(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the options an output's `quantization_config` says."""
     quantization = metadata.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return {}

@@ -8,22 +8,19 @@ the optimizer's vectors in the order in which these trainers expect them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import PlanError, UsageError
+from crossdock.errors import PlanError
 from crossdock.formats.ggml_training import FORMAT, stored_name
 from crossdock.formats.ggml_training.optimizer import NAMES
 from crossdock.formats.ggml_training.order import Pieces, pieces, recovered_order, trainers_order
 from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.gguf.options import GgufCheckpointOptions
 from crossdock.formats.gguf.source import as_source
-from crossdock.formats.gguf.target import GgufTarget
 from crossdock.formats.gguf.vocabulary import is_gguf, vocabulary_of
 from crossdock.formats.stored import Source, StoredTensor
-from crossdock.formats.target import Assembled, Encoding, PassThrough, Request, State, TargetFile, TensorSpec
-from crossdock.layout.rules import Layout
-from crossdock.model.config import ModelConfig
+from crossdock.formats.target import Assembled, Findings, PassThrough, State, Target, TargetFile, TensorSpec
 
 Proof = tuple[PassThrough, tuple[StoredTensor, ...]]
 _VERSION = 2  # read by all trainers since 44c117f
@@ -40,20 +37,18 @@ _KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class GgufCheckpointTarget(GgufTarget):
-    """One GGUF file with the weights (or the adapter), the optimizer's vectors and what training counted."""
+class GgufCheckpointTarget(Target[GgufCheckpointOptions]):
+    """One GGUF file with the weights (or the adapter), the optimizer's vectors and what training counted.
 
-    name: str = "gguf-checkpoint"
-    layout: str = "gguf_checkpoint"
+    All in float32: the trainers know nothing else.
+    """
 
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
-        """float32: the trainers know nothing else."""
-        if request.quantize is not None or request.dtype not in ("auto", "float32"):
-            raise UsageError("a training checkpoint is float32", fix="leave --dtype and --quantize out")
-        return Encoding("float32")
+    name = "gguf-checkpoint"
+    layout = "gguf_checkpoint"
+    single_file = True
+    options_type = GgufCheckpointOptions
 
-    def state(self, source: Source, request: Request) -> State:
+    def state(self, source: Source) -> State:
         """The optimizer's vectors, in the trainers' order where the present one can be told, and all counts."""
         keys = source.metadata
         kind = keys.get("optimizer_type")
@@ -66,7 +61,7 @@ class GgufCheckpointTarget(GgufTarget):
             )
         names = NAMES["adam" if kind == "adam" else "lbfgs"]
         stored = {end: source.tensors.get(("", stored_name(kind, own))) for own, end in names.items() if end}
-        order, warnings, same = ((), (), None) if request.keep_order else _order(source, kind)
+        order, warnings, same = ((), (), None) if self.options.keep_order else _order(source, kind)
         carried = tuple(
             PassThrough(f"optimizer.{kind}.{end}", one, (order if end in _PER_PARAMETER else ()) or _all(one))
             for end, one in stored.items()
@@ -74,37 +69,38 @@ class GgufCheckpointTarget(GgufTarget):
         )
         return State(carried, tuple(_keys(keys)), warnings, same)
 
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """One file: keys, then the tensors at multiples of 32 bytes."""
-        arch = written["general.architecture"][1]
+        arch = found.header["general.architecture"][1]
         metadata = [
             (key if key.partition(".")[0] in _OWN else f"{arch}.{key}", kind, value)
-            for key, (kind, value) in written.items()
+            for key, (kind, value) in found.header.items()
         ]
-        if request.tokenizer is not None:
-            metadata += vocabulary_of(request.tokenizer, config.vocab_size)
+        if self.options.tokenizer is not None:
+            metadata += vocabulary_of(self.options.tokenizer, found.config.vocab_size)
         shapes = [(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors]
         header, offsets, total = header_bytes(metadata, shapes, version=_VERSION)
         facts = {key: value for key, _, value in metadata}
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("checkpoint.gguf", total, header),), places, (), facts)
 
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+    @classmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
+        """The metadata of a GGUF file."""
+        return read_header(output).metadata
+
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How the trainers go on with it."""
         return (f"resumes in llama.cpp's trainers of 2023-09-28 and later in 2023: --checkpoint-in {output}",)
 
-    def reopen(self, output: Path) -> Source | None:
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
         """A GGUF file with the keys of a training checkpoint."""
         header = read_header(output) if is_gguf(output) else None
         if header is None or "training.file_version" not in header.metadata:
             return None
-        return as_source(output, (header,), self.name)
+        return as_source(output, (header,), cls.name)
 
 
 def _all(stored: StoredTensor) -> Pieces:

@@ -6,51 +6,46 @@ Rules: llama.cpp b11549, `src/llama-adapter.cpp`. What its adapters cannot hold 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.source import as_source
-from crossdock.formats.gguf.target import GgufTarget
 from crossdock.formats.gguf.vocabulary import is_gguf
+from crossdock.formats.options import Options
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, TensorSpec, adapter_encoding
-from crossdock.layout.rules import Layout
-from crossdock.model.config import ModelConfig
+from crossdock.formats.target import Assembled, Findings, Target, TargetFile, TensorSpec
 
 
-@dataclass(frozen=True)
-class GgufLoraTarget(GgufTarget):
-    """One GGUF file for llama.cpp's option for adapters."""
+class GgufLoraTarget(Target[Options]):
+    """One GGUF file for llama.cpp's option for adapters: float32, in which adapters were trained."""
 
-    name: str = "gguf-lora"
-    layout: str = "gguf_lora"
+    name = "gguf-lora"
+    layout = "gguf_lora"
+    single_file = True
+    options_type = Options
 
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""
         return (f"llama-cli -m BASE.gguf with the adapter {output}",)
 
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
-        """float32, in which adapters were trained."""
-        return adapter_encoding(request)
-
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """The keys of the layout, then the pairs."""
-        metadata = [(key, kind, value) for key, (kind, value) in written.items()]
+        metadata = [(key, kind, value) for key, (kind, value) in found.header.items()]
         header, offsets, total = header_bytes(metadata, [(t.name, t.shape, t.dtype) for t in tensors])
         facts = {key: value for key, _, value in metadata}
         return Assembled((TargetFile("adapter.gguf", total, header),), tuple((0, at) for at in offsets), (), facts)
 
-    def reopen(self, output: Path) -> Source | None:
+    @classmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
+        """The metadata of a GGUF file."""
+        return read_header(output).metadata
+
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
         """A GGUF file that says it is a LoRA adapter."""
         header = read_header(output) if is_gguf(output) else None
         if header is None or header.metadata.get("general.type") != "adapter":
             return None
-        return as_source(output, (header,), self.name)
+        return as_source(output, (header,), cls.name)

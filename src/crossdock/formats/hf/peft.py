@@ -8,45 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.formats.hf.target import HfTarget
+from crossdock.formats.options import Options
 from crossdock.formats.safetensors import header_bytes, read_header
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
-from crossdock.formats.target import Assembled, Encoding, Request, TargetFile, TensorSpec, adapter_encoding
-from crossdock.layout.rules import Layout
-from crossdock.model.config import ModelConfig
+from crossdock.formats.target import Assembled, Findings, Target, TargetFile, TensorSpec
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _RANK_FIRST = (".lora_A.weight", ".lora_embedding_A")
 
 
-@dataclass(frozen=True)
-class PeftTarget(HfTarget):
-    """A folder for `PeftModel.from_pretrained`."""
+class PeftTarget(Target[Options]):
+    """A folder for `PeftModel.from_pretrained`: float32, in which adapters were trained."""
 
-    name: str = "peft"
-    layout: str = "peft"
-    quantizations: tuple[str, ...] = ()
+    name = "peft"
+    layout = "peft"
+    options_type = Options
 
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How it is used."""
         return (f'peft.PeftModel.from_pretrained(base_model, "{output}")',)
 
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
-        """float32, in which adapters were trained."""
-        return adapter_encoding(request)
-
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """The weights in one file, and the configuration with a rank for each matrix."""
         ranks = {
             tensor.name.removeprefix(_PREFIX).removesuffix(end): tensor.shape[0]
@@ -54,7 +41,7 @@ class PeftTarget(HfTarget):
         }  # fmt: skip
         usual = max(set(ranks.values()), key=list(ranks.values()).count)
         other = {name: rank for name, rank in ranks.items() if rank != usual}
-        keys = {key: value for key, (_, value) in written.items()} | {
+        keys = {key: value for key, (_, value) in found.header.items()} | {
             "base_model_name_or_path": None, "inference_mode": True, "bias": "none", "lora_dropout": 0.0,
             "fan_in_fan_out": False, "init_lora_weights": True, "use_rslora": False, "modules_to_save": None,
             "target_modules": sorted({name.rpartition(".")[2] for name in ranks}),
@@ -65,12 +52,14 @@ class PeftTarget(HfTarget):
         files = (TargetFile(_WEIGHTS, total, header), TargetFile(_CONFIG, len(text), text))
         return Assembled(files, tuple((0, at) for at in offsets), (), keys)
 
-    def facts(self, output: Path) -> Mapping[str, Any]:
+    @classmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
         """The keys of adapter_config.json."""
         found: dict[str, Any] = json.loads((output / _CONFIG).read_bytes())
         return found
 
-    def reopen(self, output: Path) -> Source | None:
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
         """A folder with both files."""
         weights = output / _WEIGHTS
         if not weights.is_file() or not (output / _CONFIG).is_file():
@@ -79,4 +68,4 @@ class PeftTarget(HfTarget):
         for name, one in read_header(weights).tensors.items():
             extent = Extent(0, one.begin, one.end - one.begin, (0,) * len(one.shape), one.shape)
             tensors["", name] = StoredTensor(name, one.shape, one.codec, (extent,))
-        return Source(self.name, output, (SourceFile.of(weights),), tensors, {}, str(output / _CONFIG))
+        return Source(cls.name, output, (SourceFile.of(weights),), tensors, {}, str(output / _CONFIG))

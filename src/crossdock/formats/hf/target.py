@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,96 +17,88 @@ from crossdock.errors import InputError, NotACheckpointError, UsageError
 from crossdock.formats.companions import GENERATION, IDS, companion_files_for
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
+from crossdock.formats.hf.options import HfOptions
 from crossdock.formats.hf.source import open_plain, read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Ranks, Request, TargetFile, TensorSpec, no_ranks
-from crossdock.layout.rules import Layout
+from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from crossdock.tokenizers import Tokenizer
 
-_DTYPES = ("float32", "float16", "bfloat16")
 
-
-@dataclass(frozen=True)
-class HfTarget:
+class HfTarget(Target[HfOptions]):
     """A folder that `transformers` and vLLM load."""
 
-    name: str = "hf"
-    layout: str = "hf"
-    single_file: bool = False
-    quantizations: tuple[str, ...] = tuple(fp8.ALGORITHMS)
-    needs_training_scales: tuple[str, ...] = ("fp8_static",)
+    name = "hf"
+    layout = "hf"
+    options_type = HfOptions
+    needs_training_scales = frozenset({"fp8_static"})
 
-    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
-        """None."""
-        if request.fp8_kv_cache and request.quantize not in fp8.ALGORITHMS:
-            raise UsageError("an fp8 cache is said with fp8 weights only", fix="-q fp8, or leave --fp8-kv-cache out")
-        return no_ranks(self.name, request)
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        """Those of PyTorch that engines load."""
+        return PLAIN
 
-    def request_from_output(self, request: Request, output: Source) -> Request:
+    @classmethod
+    def quantizations(cls) -> tuple[str, ...]:
+        """Schemes of fp8."""
+        return tuple(fp8.ALGORITHMS)
+
+    def check(self) -> None:
+        """Scales of an fp8 cache stand beside those of the weights."""
+        if self.options.fp8_kv_cache and self.options.quantize is None:
+            raise UsageError("--fp8-kv-cache requires fp8 weights", fix="add -q fp8, or leave --fp8-kv-cache out")
+
+    @classmethod
+    def recorded(cls, output: Source) -> Mapping[str, Any]:
         """The quantisation that the output's config.json names."""
-        return replace(request, **fp8.request_from_output(output.metadata))
+        return fp8.recorded(output.metadata)
 
-    def reopen(self, output: Path) -> Source | None:
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
         """A quantised folder as it is stored: as a source its weights are read by their scales."""
         quantization = (output / fp8.FILE).is_file()
         with contextlib.suppress(InputError):
             quantization = quantization or bool(read_json(output)[0].get("quantization_config"))
         return open_plain(output) if quantization else None
 
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What serves an FP8 folder; a plain one is everybody's."""
         if not (output / fp8.FILE).is_file():
             return ()
         quantization = read_json(output / fp8.FILE)[0].get("quantization") or {}
         return (fp8.served_by(quantization.get("quant_algo"), shlex.quote(str(output))),)
 
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, found: Findings) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.
 
         Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
         """
-        scaled = fp8.encoding(tensor, request, rules)
+        scaled = fp8.encoding(tensor, self.options, found)
         if scaled is not None:
             return scaled
-        fixed = request.encodings.get(tensor.name)
+        fixed = found.fixed.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
-        if request.quantize is not None and request.quantize not in self.quantizations:
-            raise UsageError(
-                f"hf cannot be quantised to {request.quantize}",
-                expected=f"-q {' or '.join(self.quantizations)}, or --dtype float32, float16 or bfloat16",
-            )
-        if request.dtype == "auto":
-            if tensor.dtype in _DTYPES:
+        if self.options.dtype == "auto":
+            if tensor.dtype in PLAIN:
                 return Encoding(tensor.dtype)
             return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
-        wanted = codecs.canonical_name(request.dtype)
-        if wanted not in _DTYPES:
-            raise UsageError(f"hf cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
-        wider = tensor.dtype == "float32" != request.source_dtype
-        if wider and any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+        wider = tensor.dtype == "float32" != found.source_dtype
+        if wider and found.is_listed("f32", tensor.name):
             return Encoding("float32")
-        return Encoding(wanted)
+        return Encoding(self.options.dtype)
 
-    def computed(
-        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
-    ) -> Sequence[tuple[TensorSpec, bytes]]:
+    def extra(self, tensors: Sequence[TensorSpec], found: Findings) -> Sequence[tuple[TensorSpec, bytes]]:
         """The scales of static fp8: every other tensor of a Hugging Face folder is stored by its sources."""
-        return fp8.static_scales(tensors, request)
+        return fp8.static_scales(tensors, self.options)
 
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
-        """Shards in the order of the tensors, then the index, the configuration and what travels along."""
-        shards = _shards(tensors, request.max_shard_size)
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
+        """Shards in the order of the tensors, then the index, the configuration and the companion files."""
+        shards = _shards(tensors, self.options.max_shard_size)
         files: list[TargetFile] = []
         places: dict[str, tuple[int, int]] = {}
         weight_map: dict[str, str] = {}
@@ -122,16 +113,16 @@ class HfTarget:
             total_size = sum(map(_size, tensors))
             index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
             files.append(_text("model.safetensors.index.json", json.dumps(index, indent=2).encode() + b"\n"))
-        companion_files = companion_files_for(request, config)
+        companion_files = companion_files_for(self.options.tokenizer, found)
         warnings = companion_files.warnings
-        config, beyond = _within(_with_special_ids(config, companion_files.tokenizer))
+        config, beyond = _within(_with_special_ids(found.config, companion_files.tokenizer))
         warnings += beyond
-        ids = {name: getattr(config, name) for name in IDS if name in written}
-        keys = {key: value for key, (_, value) in written.items()} | ids
+        ids = {name: getattr(config, name) for name in IDS if name in found.header}
+        keys = {key: value for key, (_, value) in found.header.items()} | ids
         fail_on: frozenset[str] = frozenset()
-        if request.quantize is not None:
-            warnings += fp8.warnings(tensors, request)
-            keys["quantization_config"], content = fp8.configurations(tensors, request)
+        if self.options.quantize is not None:
+            warnings += fp8.warnings(tensors, self.options)
+            keys["quantization_config"], content = fp8.configurations(tensors, self.options)
             files.append(_text(fp8.FILE, content))
             fail_on = frozenset({"nonfinite"})
         config_bytes = config_json(keys)
@@ -143,7 +134,8 @@ class HfTarget:
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in IDS or value is not None}
         return Assembled(tuple(files), placed, warnings, facts, fail_on)
 
-    def facts(self, output: Path) -> Mapping[str, Any]:
+    @classmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"give {output.parent}")

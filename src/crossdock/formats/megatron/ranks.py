@@ -21,9 +21,10 @@ from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_arg
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
-from crossdock.formats.megatron.stages import Ranges, layer_counts, layer_ranges
+from crossdock.formats.megatron.stages import layer_counts, layer_ranges
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.weight_file import stored
+from crossdock.layout.partitions import RankRanges
 from crossdock.torchfile import open_torch, state_tensors
 from crossdock.unpickle import TensorRef, printable
 
@@ -318,7 +319,7 @@ def _grouped_shape(
     return (local, hidden, inner) if which == 1 else (local, inner, hidden)
 
 
-def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str) -> Ranges:
+def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str) -> RankRanges:
     """The layers of every stage and chunk from args, held against those that the files have."""
     order = [(i % sizes.pp, i // sizes.pp) for i in range(sizes.pp * sizes.vpp)]
     have = [1 + max(found.layers.get(place, {-1})) for place in order]

@@ -13,12 +13,12 @@ from itertools import accumulate
 from typing import Any
 
 from crossdock.errors import ConfigError
+from crossdock.layout.partitions import RankRanges
 
-Ranges = dict[tuple[tuple[str, int], ...], tuple[int, int]]
 MAX_LAYERS = 100_000
 
 
-def layer_ranges(counts: Sequence[int], stages: int) -> Ranges:
+def layer_ranges(counts: Sequence[int], stages: int) -> RankRanges:
     """Layers [start, stop) of (("pp", p), ("vpp", v)); `counts` in running order: v * stages + p."""
     stops = list(accumulate(counts))
     return {

@@ -11,7 +11,9 @@ import re
 from dataclasses import replace
 
 from crossdock.errors import PlanError, Problem, UsageError
-from crossdock.formats.target import Parallel, Ranks
+from crossdock.formats.target import Ranks
+from crossdock.formats.trtllm.options import TrtllmOptions
+from crossdock.layout.partitions import Partitions
 from crossdock.model.config import ModelConfig
 
 MOST = 4096  # ranks
@@ -45,21 +47,26 @@ def layer_ranges(layers: int, stages: int) -> tuple[tuple[int, int], ...]:
     return tuple(itertools.pairwise(ends))
 
 
-def partition(layers: int, stages: int) -> dict[str, dict[tuple[tuple[str, int], ...], tuple[int, int]]]:
+def partition(layers: int, stages: int) -> Partitions:
     """The same as a `Geometry` wants it."""
     return {"layer": {(("pp", stage),): span for stage, span in enumerate(layer_ranges(layers, stages))}}
 
 
-def cut(config: ModelConfig, asked: Parallel) -> Ranks:
-    """The ranks for a model. Raises UsageError for impossible numbers, PlanError with all that does not divide."""
-    tp, pp = asked.tensor_parallel, asked.pipeline_parallel
+def check(asked: TrtllmOptions) -> None:
+    """Raises UsageError for numbers of ranks that no model can be cut over."""
+    tp, pp = asked.tp, asked.pp
     if min(tp, pp) < 1 or tp * pp > MOST:
         raise UsageError("no such ranks", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks")
     if asked.embedding_sharding_dim not in (0, 1):
         got = f"--embedding-sharding-dim {asked.embedding_sharding_dim}"
         raise UsageError("an embedding has rows and columns", got=got, expected="0: cut its rows, 1: its columns")
-    ep = asked.moe_expert_parallel or (tp // asked.moe_tensor_parallel if asked.moe_tensor_parallel else 1)
-    etp = asked.moe_tensor_parallel or tp // max(ep, 1)
+
+
+def cut(config: ModelConfig, asked: TrtllmOptions) -> Ranks:
+    """The ranks for a model. Raises PlanError with all that does not divide."""
+    tp, pp = asked.tp, asked.pp
+    ep = asked.moe_ep or (tp // asked.moe_tp if asked.moe_tp else 1)
+    etp = asked.moe_tp or tp // max(ep, 1)
     problems = _misfits(config, asked, etp, ep)
     if problems:
         raise PlanError(problems)
@@ -90,8 +97,8 @@ def cut(config: ModelConfig, asked: Parallel) -> Ranks:
     )
 
 
-def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Problem]:
-    tp, pp = asked.tensor_parallel, asked.pipeline_parallel
+def _misfits(config: ModelConfig, asked: TrtllmOptions, etp: int, ep: int) -> list[Problem]:
+    tp, pp = asked.tp, asked.pp
     problems = _uncut(config, asked, tp)
     if problems:
         fitting = [n for n in range(1, config.num_attention_heads + 1) if not _uncut(config, asked, n)]
@@ -101,7 +108,7 @@ def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Pr
         what = f"{config.num_hidden_layers} layers cannot be cut over {pp} stages"
         problems.append(Problem(what, where="num_hidden_layers"))
     if not config.num_experts:
-        if asked.moe_tensor_parallel or asked.moe_expert_parallel:
+        if asked.moe_tp or asked.moe_ep:
             problems.append(Problem("the model has no experts to cut", where="--moe-tp, --moe-ep"))
         return problems
     if etp * ep != tp:
@@ -118,7 +125,7 @@ def _misfits(config: ModelConfig, asked: Parallel, etp: int, ep: int) -> list[Pr
     return problems
 
 
-def _uncut(config: ModelConfig, asked: Parallel, tp: int) -> list[Problem]:
+def _uncut(config: ModelConfig, asked: TrtllmOptions, tp: int) -> list[Problem]:
     """What `tp` ranks cannot share evenly, outside the experts."""
     layers = range(config.num_hidden_layers)
     problems = []

@@ -6,12 +6,11 @@ the package's docstring.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,27 @@ import numpy as np
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.scale_blocks import ScaleBlocks
-from crossdock.errors import PlanError, UsageError
+from crossdock.errors import PlanError
 from crossdock.formats.companions import companion_files_for
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
-from crossdock.formats.target import Assembled, Encoding, Parallel, RankFile, Ranks, Request, TargetFile, TensorSpec
+from crossdock.formats.target import (
+    PLAIN,
+    Assembled,
+    Encoding,
+    Findings,
+    RankFile,
+    Ranks,
+    Target,
+    TargetFile,
+    TensorSpec,
+)
 from crossdock.formats.trtllm import ranks as trtllm_ranks
 from crossdock.formats.trtllm.config import ROUTER, config_json, nested, settings
+from crossdock.formats.trtllm.options import TrtllmOptions
 from crossdock.formats.trtllm.source import open_plain, sniff
-from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig
 
-_DTYPES = ("float32", "float16", "bfloat16")
 # of plain weights, which trtllm-build quantises itself
 _BY_CONFIG = ("w8a16", "w4a16")
 FP8 = "float8_e4m3fn"
@@ -40,47 +48,58 @@ RECORDED = ("family", "tie_word_embeddings", "hidden_act", "sliding_window", "la
         "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrtllmTarget:
+class TrtllmTarget(Target[TrtllmOptions]):
     """A folder that `trtllm-build` of TensorRT-LLM 0.8 to 1.2 loads."""
 
-    name: str = "trtllm"
-    layout: str = "trtllm"
-    single_file: bool = False
-    quantizations: tuple[str, ...] = (*_BY_CONFIG, "fp8")
-    needs_training_scales: tuple[str, ...] = ("fp8",)
+    name = "trtllm"
+    layout = "trtllm"
+    options_type = TrtllmOptions
+    needs_training_scales = frozenset({"fp8"})
 
-    def ranks(self, config: ModelConfig, request: Request) -> Ranks:
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        """Those of its `dtype`."""
+        return PLAIN
+
+    @classmethod
+    def quantizations(cls) -> tuple[str, ...]:
+        """What its `quantization` names."""
+        return (*_BY_CONFIG, "fp8")
+
+    def check(self) -> None:
+        """How many ranks there can be, whatever the model."""
+        trtllm_ranks.check(self.options)
+
+    def ranks(self, config: ModelConfig) -> Ranks:
         """As asked for, if the model can be cut so."""
-        if request.max_shard_size != Request.max_shard_size:
-            raise UsageError(
-                "trtllm has a file for each rank, no shards", fix="leave --max-shard-size out, or raise --tp"
-            )
-        found = trtllm_ranks.cut(config, request.parallel)
-        algorithm = None if request.quantize is None else request.quantize.upper()
-        cache = "FP8" if request.fp8_kv_cache else None
+        found = trtllm_ranks.cut(config, self.options)
+        algorithm = None if self.options.quantize is None else self.options.quantize.upper()
+        cache = "FP8" if self.options.fp8_kv_cache else None
         return replace(found, settings={**found.settings, "quant_algo": algorithm, "kv_cache_quant_algo": cache})
 
-    def request_from_output(self, request: Request, output: Source) -> Request:
+    @classmethod
+    def recorded(cls, output: Source) -> Mapping[str, Any]:
         """The ranks and the quantisation that the output's config.json names."""
         stated = settings(output.metadata)
-        parallel = Parallel(
-            stated["tensor_parallel"],
-            stated["pipeline_parallel"],
-            stated["moe_tensor_parallel"] if stated["moe_expert_parallel"] > 1 else 0,
-            stated["moe_expert_parallel"] if stated["moe_expert_parallel"] > 1 else 0,
-            stated["use_parallel_embedding"],
-            stated["embedding_sharding_dim"],
-        )
-        quantize = stated["quant_algo"].lower() if isinstance(stated["quant_algo"], str) else None
-        cache = stated["kv_cache_quant_algo"] == "FP8"
-        return replace(request, parallel=parallel, quantize=quantize, fp8_kv_cache=cache)
+        shared = stated["moe_expert_parallel"] > 1
+        return {
+            "tp": stated["tensor_parallel"],
+            "pp": stated["pipeline_parallel"],
+            "moe_tp": stated["moe_tensor_parallel"] if shared else 0,
+            "moe_ep": stated["moe_expert_parallel"] if shared else 0,
+            "use_parallel_embedding": stated["use_parallel_embedding"],
+            "embedding_sharding_dim": stated["embedding_sharding_dim"],
+            "quantize": stated["quant_algo"].lower() if isinstance(stated["quant_algo"], str) else None,
+            "fp8_kv_cache": stated["kv_cache_quant_algo"] == "FP8",
+        }
 
-    def reopen(self, output: Path) -> Source | None:
+    @classmethod
+    def reopen(cls, output: Path) -> Source | None:
         """A folder of rank files as it is stored: as a source its fp8 weights are read by their scales."""
         return open_plain(output) if sniff(output) else None
 
-    def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
         """How the engine is built, and what newer versions want instead."""
         build = ["trtllm-build", "--checkpoint_dir", str(output), "--output_dir", f"{output}-engine"]
         hf = ["crossdock", "export", *source, "--to", "hf", "-o", f"{output}-hf"]
@@ -89,11 +108,9 @@ class TrtllmTarget:
             f"{shlex.join(hf)}   # TensorRT-LLM 1.3 and later load Hugging Face folders",
         )
 
-    def encoding(self, tensor: TensorSpec, request: Request, rules: Layout) -> Encoding:
+    def encoding(self, tensor: TensorSpec, found: Findings) -> Encoding:
         """The dtype asked for, or that of most of the source; float32 for what the layout's [encoding] lists."""
-        if request.quantize == "fp8" and any(
-            fnmatch.fnmatchcase(tensor.name, g) for g in rules.encoding.get("fp8", ())
-        ):
+        if self.options.quantize == "fp8" and found.is_listed("fp8", tensor.name):
             if tensor.scales is None:
                 raise PlanError(
                     "the source has no scales of fp8 training for it", where=tensor.name,
@@ -102,60 +119,46 @@ class TrtllmTarget:
                 )  # fmt: skip
             scale_blocks = ScaleBlocks.whole(tensor.shape, len(tensor.scales))
             return Encoding(FP8, scale_blocks=scale_blocks, static_scales=tuple(weight for _, weight in tensor.scales))
-        fixed = request.encodings.get(tensor.name)
+        fixed = found.fixed.get(tensor.name)
         if fixed is not None:
             return Encoding(fixed)
-        if request.quantize is not None and request.quantize not in self.quantizations:
-            raise UsageError(
-                f"trtllm cannot be quantised to {request.quantize}", expected=f"-q {' or '.join(self.quantizations)}"
-            )
-        if any(fnmatch.fnmatchcase(tensor.name, glob) for glob in rules.encoding.get("f32", ())):
+        if found.is_listed("f32", tensor.name):
             return Encoding("float32")
-        if request.dtype == "auto":
-            if request.source_dtype in _DTYPES:
-                return Encoding(request.source_dtype)
-            return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
-        wanted = codecs.canonical_name(request.dtype)
-        if wanted not in _DTYPES:
-            raise UsageError(f"trtllm cannot be written as {wanted}", expected="--dtype float32, float16 or bfloat16")
-        return Encoding(wanted)
+        if self.options.dtype != "auto":
+            return Encoding(self.options.dtype)
+        if found.source_dtype in PLAIN:
+            return Encoding(found.source_dtype)
+        return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
 
-    def computed(
-        self, config: ModelConfig, tensors: Sequence[TensorSpec], request: Request
-    ) -> Sequence[tuple[TensorSpec, bytes]]:
+    def extra(self, tensors: Sequence[TensorSpec], found: Findings) -> Sequence[tuple[TensorSpec, bytes]]:
         """The scales of fp8 weights and of the fp8 cache; buffers that TensorRT-LLM computes are left to it."""
-        found: list[tuple[str, tuple[int, ...], list[float], str]] = []
+        scales: list[tuple[str, tuple[int, ...], list[float], str]] = []
         for tensor in tensors:
             stem = tensor.name.removesuffix(".weight")
             if tensor.scales is not None and tensor.dtype == FP8:
                 weights = [weight for _, weight in tensor.scales]
                 largest = max(activation for activation, _ in tensor.scales)
                 shape = (1,) if len(tensor.shape) == 2 else (len(weights), 1)
-                found.append((f"{stem}.activation_scaling_factor", (1,), [largest], tensor.part))
-                found.append((f"{stem}.weights_scaling_factor", shape, weights, tensor.part))
-            if request.fp8_kv_cache and tensor.name.endswith(".attention.qkv.weight"):
-                found.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", (1,), [1.0], tensor.part))
+                scales.append((f"{stem}.activation_scaling_factor", (1,), [largest], tensor.part))
+                scales.append((f"{stem}.weights_scaling_factor", shape, weights, tensor.part))
+            if self.options.fp8_kv_cache and tensor.name.endswith(".attention.qkv.weight"):
+                scales.append((f"{stem.removesuffix('.qkv')}.kv_cache_scaling_factor", (1,), [1.0], tensor.part))
         return [
             (TensorSpec(name, shape, "float32", part), np.array(n, np.float32).tobytes())
-            for name, shape, n, part in found
+            for name, shape, n, part in scales
         ]
 
-    def assemble(
-        self,
-        tensors: Sequence[TensorSpec],
-        config: ModelConfig,
-        written: Mapping[str, tuple[str, Any]],
-        request: Request,
-    ) -> Assembled:
+    def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """A file per rank in the order of the tensors, and the configuration."""
-        out = nested({key: value for key, (_, value) in written.items()})
+        config = found.config
+        out = nested({key: value for key, (_, value) in found.header.items()})
         stated = settings(out)
         tp, ep = stated["tensor_parallel"], stated["moe_expert_parallel"]
         held: list[list[int]] = [[] for _ in range(tp * stated["pipeline_parallel"])]
         for number, tensor in enumerate(tensors):
             held[trtllm_ranks.rank_of(tensor.part, tp, ep)].append(number)
         routers = [tensor for tensor in tensors if tensor.name.endswith(ROUTER)]
-        own = request.dtype if request.dtype != "auto" else routers[0].before if routers else ""
+        own = self.options.dtype if self.options.dtype != "auto" else routers[0].before if routers else ""
         telling = {name: getattr(config, name) for name in RECORDED} | ({"router_dtype": own} if routers else {})
         recorded = json.dumps(telling, separators=(",", ":"))
         files: list[TargetFile] = []
@@ -173,7 +176,7 @@ class TrtllmTarget:
             rank_files.append(_rank_file(rank, mine, spans[rank // tp], config, tp))
         content = config_json(out)
         files.append(TargetFile("config.json", len(content), content))
-        companion_files = companion_files_for(request, config)
+        companion_files = companion_files_for(self.options.tokenizer, found)
         return Assembled(
             (*files, *companion_files.files),
             tuple(places),
@@ -182,11 +185,12 @@ class TrtllmTarget:
                 "TensorRT-LLM 1.3 and later load Hugging Face folders (--to hf); this is for 0.8 to 1.2",
             ),
             json.loads(content),
-            frozenset() if request.allow_overflow else frozenset({"overflow"}),
+            frozenset() if self.options.allow_overflow else frozenset({"overflow"}),
             tuple(rank_files),
         )
 
-    def facts(self, output: Path) -> Mapping[str, Any]:
+    @classmethod
+    def facts(cls, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there."""
         found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
         return found

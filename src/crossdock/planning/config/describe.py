@@ -18,7 +18,7 @@ from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import family, files
 from crossdock.model.family import Family
-from crossdock.planning.config.overrides import LAYOUT_OF, Overrides
+from crossdock.planning.config.overrides import Overrides
 from crossdock.planning.config.unknown_keys import classify, only_value_problems, recognised, short
 from crossdock.planning.config.validate import build, of_kind
 from crossdock.wording import nearest
@@ -46,7 +46,7 @@ def describe(source: Source, overrides: Overrides) -> Description:
 
     Raises ConfigError with all problems, UsageError for unknown `--set` keys.
     """
-    format_name = LAYOUT_OF.get(source.format, source.format)
+    format_name = source.layout
     settings = {key: _literal(text) for key, text in overrides.settings.items()}
     chosen = _family(source, format_name, _keys(source) | settings, overrides)
     rules = layout(format_name, chosen)

@@ -10,8 +10,6 @@ from crossdock.errors import UsageError
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import layout
 
-LAYOUT_OF = {"dcp": "hf"}  # formats that use another's names
-
 
 @dataclass(frozen=True)
 class Overrides:
@@ -32,7 +30,7 @@ def with_user_config(source: Source, overrides: Overrides) -> tuple[Source, Over
 
     Raises UsageError when the terms are not those of this format.
     """
-    format_name = LAYOUT_OF.get(source.format, source.format)
+    format_name = source.layout
     theirs = overrides.config if overrides.terms != "hf" else None
     if theirs is None and not source.aliased:
         return source, overrides

@@ -32,6 +32,11 @@ class SourceSlice:
     stored: StoredTensor
     offset: float
 
+    @property
+    def shown(self) -> str:
+        """The stored tensor's name for people, with its part where names repeat."""
+        return f"{self.stored.part}/{self.stored.name}" if self.stored.part else self.stored.name
+
 
 @dataclass(frozen=True)
 class Resolved:

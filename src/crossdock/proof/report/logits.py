@@ -16,8 +16,8 @@ def logits_section(report: LogitsReport) -> str:
     """What both sides compute, position by position; a sentence when nothing could be compared."""
     by = "the reference forward" if report.engine == "reference" else report.engine
     used = counted(report.tokens, "token")
-    if report.given > report.tokens:
-        used = f"The first {report.tokens:,} of {report.given:,} tokens"
+    if report.total_tokens > report.tokens:
+        used = f"The first {report.tokens:,} of {report.total_tokens:,} tokens"
     windows = f" in {report.windows} windows" if report.windows > 1 else ""
     read = f", read by {report.reader}" if report.reader else ""
     lead = f"{used}{windows}{read}. The source goes through the reference forward, the output through {by}."

@@ -1,0 +1,36 @@
+"""What can be asked of a GGUF file, and of a training checkpoint in GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crossdock.formats.options import TokenizerOptions
+from crossdock.options import flag, option, text
+
+
+def _pre_tokenizers() -> Sequence[str]:
+    from crossdock.tokenizers.pre_tokenizers import table  # lazy: a table that only a list of its names needs
+
+    return table().names
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufOptions(TokenizerOptions):
+    """pre_tokenizer: llama.cpp's name of the tokenizer's splitting pattern; None: recognised."""
+
+    pre_tokenizer: str | None = option(
+        None,
+        text,
+        "Pre-tokenizer type; `list` shows all.  [default: recognised]",
+        "NAME",
+        choices=_pre_tokenizers,
+        replayed=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufCheckpointOptions(TokenizerOptions):
+    """keep_order: leave the optimizer's vectors in the order in which the source has them."""
+
+    keep_order: bool = option(False, flag, "Leave the optimizer's vectors in their order.", replayed=True)

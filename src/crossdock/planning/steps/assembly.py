@@ -1,0 +1,88 @@
+"""Step 5: files, the place of every tensor in them, and all that a reader of the plan should know."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import encoded_size
+from crossdock.formats.target import Assembled, State, Target
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.estimate import parameters
+from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.planning.steps.extras import Complete
+from crossdock.planning.steps.sources import Fill
+
+
+def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) -> Plan:
+    """The plan. Raises PlanError, TokenizerError, UsageError as the target finds them."""
+    encoded = complete.encoded
+    sourced, places = encoded.sourced, encoded.sourced.places
+    assembled = target.assemble([fill.spec for fill in complete.fills], complete.findings)
+    unsupported = _unsupported(checkpoint, places.rules.unsupported)
+    return Plan(
+        source_format=checkpoint.source.format,
+        source_root=checkpoint.source.root,
+        target_format=target.name,
+        single_file=target.single_file,
+        sources=checkpoint.source.files,
+        extents=sourced.extents,
+        files=assembled.files,
+        tensors=_placed(complete.fills, assembled),
+        described=checkpoint.described,
+        equality_checks=sourced.equality_checks,
+        facts=assembled.facts,
+        warnings=(
+            *checkpoint.described.notices,
+            *checkpoint.resolved.notices,
+            *places.ranks.warnings,
+            *sourced.warnings,
+            *(sentence for sentence, when in places.rules.warn.items() if when.evaluate(places.variables)),
+            *(f"NOT carried over: {', '.join(names)}; {sentence}" for sentence, names in unsupported.items()),
+            *encoded.warnings,
+            *sourced.state.warnings,
+            *assembled.warnings,
+        ),
+        ignored=_ignored(checkpoint, sourced.state, unsupported),
+        settings={"dtype": target.options.dtype, "quantize": target.options.quantize, **places.ranks.settings},
+        fail_on=assembled.fail_on,
+        ranks=assembled.ranks,
+        parameters=parameters(checkpoint.family, checkpoint.config),
+    )
+
+
+def _placed(fills: Sequence[Fill], assembled: Assembled) -> tuple[TargetTensor, ...]:
+    """The target's tensors at their places."""
+    return tuple(
+        replace(tensor, file=file, offset=offset, nbytes=_size(tensor))
+        for (_, tensor), (file, offset) in zip(fills, assembled.places, strict=True)
+    )
+
+
+def _size(tensor: TargetTensor) -> int:
+    if tensor.data is not None:
+        return len(tensor.data)
+    return encoded_size(codecs.get(tensor.dtype), math.prod(tensor.shape))
+
+
+def _unsupported(checkpoint: Checkpoint, unsupported: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Sentence -> the stored names of what the target's layout has no place for and says so."""
+    out: dict[str, tuple[str, ...]] = {}
+    for glob, sentence in unsupported.items():
+        resolved = checkpoint.resolved
+        names = [one.shown for n in resolved.provisions if fnmatch.fnmatchcase(n, glob) for one in resolved.all(n)]
+        if names:
+            out[sentence] = tuple(dict.fromkeys(names))
+    return out
+
+
+def _ignored(checkpoint: Checkpoint, state: State, unsupported: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Names that are left out, and why: what nothing reads and the target has no place for, without what is carried."""
+    carried = {one.stored.name for one in state.carried}
+    unread = {name: why for name, why in checkpoint.resolved.unread.items() if name not in carried}
+    left = {name: why for why, names in unsupported.items() for name in names}
+    return {**unread, **left, **checkpoint.described.ignored}

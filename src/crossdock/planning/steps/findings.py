@@ -1,0 +1,56 @@
+"""What targets are told about the model and its source: the same before and after encodings are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crossdock.codecs import registry as codecs
+from crossdock.errors import UsageError
+from crossdock.formats.target import Findings, TensorSpec
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.steps.sources import Sourced
+
+
+def findings(
+    checkpoint: Checkpoint, sourced: Sourced, tensors: Sequence[TensorSpec], fixed: Mapping[str, str]
+) -> Findings:
+    """What is known when the target has `tensors`. fixed: encodings of an output that is being verified."""
+    return Findings(
+        config=checkpoint.config,
+        vocab_from=f"vocab_size from {checkpoint.described.origins.get('vocab_size', 'default')}",
+        companions=checkpoint.source.companion_files,
+        encoding=sourced.places.rules.encoding,
+        header=_header(sourced, tensors),
+        source_dtype=_main_dtype([fill.spec for fill in sourced.fills]),
+        fixed=fixed,
+    )
+
+
+def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
+    """The dtype that most elements of matrices have, those aside that are divided by scales."""
+    elements: dict[str, int] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and not _is_scaled(tensor.dtype):
+            elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return max(elements, key=lambda name: elements[name], default="float32")
+
+
+def _is_scaled(dtype: str) -> bool:
+    return dtype in codecs.names() and codecs.get(dtype).is_scaled  # GGUF lists types that have no codec
+
+
+def _header(sourced: Sourced, tensors: Sequence[TensorSpec]) -> dict[str, tuple[str, Any]]:
+    """The layout's [write] and the keys of the state of training: key -> (type, value)."""
+    rules = sourced.places.rules
+    values = {**sourced.places.variables, "dtype": _main_dtype(tensors)}
+    out: dict[str, tuple[str, Any]] = {}
+    for entry in rules.write:
+        try:
+            if entry.when is None or entry.when.evaluate(values):
+                out[entry.key] = (entry.kind, entry.value.evaluate(values))
+        except (KeyError, TypeError, ArithmeticError) as error:
+            what = f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
+            raise UsageError(what) from None
+    return out | {key: (kind, value) for key, kind, value in sourced.state.keys}

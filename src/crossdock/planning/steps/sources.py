@@ -1,0 +1,133 @@
+"""Step 2: what fills each container: boxes of stored tensors, in the dtype that the source has them in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from crossdock.errors import PlanError, Problem
+from crossdock.formats.stored import TrainingScales
+from crossdock.formats.target import PassThrough, State, Target, TensorSpec
+from crossdock.layout.lenses import Container
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.merge import product_for
+from crossdock.planning.plan import EqualityCheck, Move, PlannedExtent, TargetTensor
+from crossdock.planning.steps.containers import TargetContainers
+from crossdock.planning.tensors.equality import equality_checks
+from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.resolve import SourceSlice
+from crossdock.planning.tensors.training_scales import scales_of
+from crossdock.planning.tensors.training_state import carried_moves, order_checks
+
+
+class Fill(NamedTuple):
+    """A tensor of the target: as the target sees it, and what fills it. `tensor` has no place in a file yet."""
+
+    spec: TensorSpec
+    tensor: TargetTensor
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """What fills the target's containers.
+
+    fills            in the target's order, then what goes along of the state of training
+    equality_checks  tensors that are stored twice, and proofs of an order
+    warnings         about scales of fp8 training that could not be read
+    """
+
+    places: TargetContainers
+    extents: tuple[PlannedExtent, ...]
+    fills: tuple[Fill, ...]
+    state: State
+    equality_checks: tuple[EqualityCheck, ...]
+    warnings: tuple[str, ...]
+
+
+def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainers) -> Sourced:
+    """What fills each container of `places`. Raises PlanError for all that has no place or no source."""
+    extents = Extents()
+    wanted = target.options.quantize in target.needs_training_scales
+    training = checkpoint.source.scales() if wanted and checkpoint.source.scales is not None else None
+    filler = _Filler(checkpoint, places, extents, training)
+    found = [filler.fill(container) for container in places.containers]
+    problems = [*places.problems, *(problem for _, unfilled in found for problem in unfilled)]
+    if problems:
+        raise PlanError(problems)
+    state = target.state(checkpoint.source)
+    fills = [*(fill for one, _ in found for fill in one), *(_carried(one, extents) for one in state.carried)]
+    checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state))
+    unreadable = training.unreadable[:3] if training else ()
+    warnings = tuple(f"no scales of fp8 training: {sentence}" for sentence in unreadable)
+    return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings)
+
+
+@dataclass(frozen=True)
+class _Filler:
+    checkpoint: Checkpoint
+    places: TargetContainers
+    extents: Extents
+    training: TrainingScales | None
+
+    def fill(self, container: Container) -> tuple[list[Fill], list[Problem]]:
+        """What fills one container, or why nothing does."""
+        resolved = self.checkpoint.resolved
+        moves: list[Move] = []
+        used: list[SourceSlice] = []
+        problems: list[Problem] = []
+        for lens in container.lenses:
+            found, count, slices = moves_for(self.extents, resolved, lens.tensor, lens, container.shape)
+            if count != lens.volume:
+                what = f"the source provides {count} of {lens.volume} elements of {lens.tensor}"
+                problems.append(Problem(what, where=container.name))
+            moves += found
+            used += slices
+        adds = {self._offset(container) - one.offset for one in used} or {0.0}
+        if len(adds) > 1 and not problems:
+            problems.append(Problem("its parts are stored with different offsets", where=container.name))
+        if problems:
+            return [], problems
+        add, addition, product = adds.pop(), self.checkpoint.addition, None
+        if addition is not None and used:
+            product = product_for(self.extents, addition, container.lenses, container.shape)
+        factors = (*product.left, *product.right) if product is not None else ()
+        experts = _experts(container)
+        scales = None if product is not None else scales_of(self.training, resolved, container, experts)
+        # a sum fits no smaller type than its float32 terms; the user may ask for one
+        dtype = self._dtype(container, used) if product is None else "float32"
+        names = [*(one.shown for one in used), *(self.extents.planned[move.extent].tensor for move in factors)]
+        tensor = TargetTensor(
+            container.name, 0, 0, 0, container.shape, dtype, tuple(sorted(moves, key=lambda move: move.dst)), add,
+            sum_as_stored=bool(add and self.places.rules.sum_as_stored.evaluate(self.places.variables)),
+            zeros=math.prod(container.shape) - sum(lens.volume for lens in container.lenses),
+            of=tuple(lens.tensor for lens in container.lenses), sources=tuple(dict.fromkeys(names)),
+            part=container.part, experts=experts, product=product,
+        )  # fmt: skip
+        return [Fill(TensorSpec(container.name, container.shape, dtype, container.part, scales), tensor)], []
+
+    def _offset(self, container: Container) -> float:
+        offset = container.rule.offset
+        return float(offset.evaluate(self.places.variables)) if offset is not None else 0.0
+
+    def _dtype(self, container: Container, used: list[SourceSlice]) -> str:
+        """The dtype that all parts have, else float32. Ranks beyond the end of a padded axis hold zeros alone, in the
+        dtype of the rest."""
+        resolved = self.checkpoint.resolved
+        alike = used or [one for lens in container.lenses for one in resolved.all(lens.tensor)]
+        dtypes = {one.stored.meant or one.stored.dtype for one in alike}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def _carried(carried: PassThrough, extents: Extents) -> Fill:
+    """A stored vector that goes along as it is, as if it filled a container of its own."""
+    stored = carried.stored
+    moves = carried_moves(extents, carried)
+    tensor = TargetTensor(carried.name, 0, 0, 0, stored.shape, stored.dtype, moves, sources=(stored.name,))
+    return Fill(TensorSpec(carried.name, stored.shape, stored.dtype), tensor)
+
+
+def _experts(container: Container) -> int:
+    """How many experts lie one after another along the first dimension, which nothing else is in."""
+    first = [[(p.axis, p.step) for p in lens.axes if p.dim == 0] for lens in container.lenses]
+    return container.shape[0] if all(placed == [("expert", 1)] for placed in first) else 1

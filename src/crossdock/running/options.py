@@ -1,0 +1,74 @@
+"""Options of running: how much memory, how many workers, which engine; and those of writing an output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crossdock.errors import UsageError
+from crossdock.options import flag, one_of, option, positive, size, some_of
+from crossdock.running.engines import registry
+
+if TYPE_CHECKING:
+    from crossdock.running.engines.engine import Engine
+
+Progress = Callable[[int, int, str], None]
+
+
+def _engine(value: Any) -> Any:
+    if isinstance(value, str) and value not in registry.names():
+        raise UsageError(f"unknown engine {value!r}; choose one of {', '.join(registry.names())}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a plan is run, for writing and for comparing.
+
+    memory    bytes for all workers' buffers together; workers: None for one or two a core
+    engine    name of a registered engine, or an object that is one (`running.engines.engine.Engine`)
+    progress  called with units done, units in all, and a name or ""
+    """
+
+    memory: int = option(
+        "256MiB",
+        size,
+        "Memory for all workers together, whatever the model's size.",
+        "SIZE",
+        heading="Running",
+    )
+    workers: int | None = option(
+        None, positive, "Workers at once.  [default: one or two per core]", "N", heading="Running"
+    )
+    engine: str | Engine = option(
+        "threads", _engine, "Engine that runs the plan.", "NAME", heading="Running", choices=registry.names
+    )
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(RunOptions):
+    """How an output is written.
+
+    force    replace what is at the output's place, once the new one is whole
+    hash     of each tensor, for the manifest
+    fail_on  findings ("nonfinite", "overflow") for which the output must not come into being
+    """
+
+    force: bool = option(False, flag, "Replace OUT, once the new one is whole.", also=("-f",), heading="Running")
+    hash: str = option(
+        "xxh3",
+        one_of("xxh3", "sha256"),
+        "xxh3 or sha256: hash of each tensor in the manifest.",
+        "NAME",
+        heading="Running",
+    )
+    fail_on: frozenset[str] = option(
+        frozenset(),
+        some_of("nonfinite", "overflow"),
+        "Fail on nonfinite (NaN, Inf) or on overflow of the target's type.  [repeatable]",
+        "WHAT",
+        heading="Running",
+        many=True,
+    )
