@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError
+from crossdock.io.system import read_at
 
 
 def open_regular(path: Path) -> int:
@@ -78,7 +79,7 @@ def read_into(fd: int, offset: int, buffer: NDArray[np.uint8], where: str) -> No
     view = buffer.data
     while view.nbytes:
         try:
-            count = os.preadv(fd, [view], offset)
+            count = read_at(fd, view, offset)
         except OSError as error:
             raise _unreadable(where, offset, error) from error
         if not count:
@@ -93,7 +94,7 @@ def read_runs(fd: int, offsets: Sequence[int], size: int, buffer: NDArray[np.uin
     for index, offset in enumerate(offsets):
         part = view[index * size : (index + 1) * size]
         try:
-            count = os.preadv(fd, [part], offset)
+            count = read_at(fd, part, offset)
         except OSError as error:
             raise _unreadable(where, offset, error) from error
         if count != size:

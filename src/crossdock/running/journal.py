@@ -17,6 +17,7 @@ from typing import Any
 from crossdock.codecs.error_stats import ErrorStats
 from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
+from crossdock.io.system import flush_data
 from crossdock.planning.plan import Plan
 from crossdock.running.partial import check_own, make_folder, open_own
 
@@ -129,7 +130,12 @@ def _files(header: Mapping[str, Any]) -> tuple[str, ...]:
 def _lock(fd: int, folder: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, BlockingIOError):
+            raise EnvironmentProblem(
+                f"the file system cannot lock files: {error.strerror or error}", where=str(folder),
+                fix="choose an --output on another disk",
+            ) from error  # fmt: skip
         raise EnvironmentProblem(
             "another run is writing this output", where=str(folder), fix="wait for it, or choose another --output"
         ) from None
@@ -152,7 +158,7 @@ def _append(fd: int, records: list[dict[str, Any]]) -> None:
     while text:
         count = os.pwrite(fd, text, end)
         text, end = text[count:], end + count
-    os.fdatasync(fd)
+    flush_data(fd)
 
 
 def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
