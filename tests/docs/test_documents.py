@@ -14,6 +14,7 @@ import click
 import pytest
 
 from crossdock.cli.app import main
+from crossdock.model.config import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -127,3 +128,12 @@ def test_the_demo_and_the_python_example_run(tmp_path: Path) -> None:
             text=True,
         ).stdout
         assert re.fullmatch(r"\d+ \S+ \w+(:\w+)?\n", out)
+
+
+def test_every_field_of_the_configuration_stands_in_the_list_with_its_default() -> None:
+    lines = (ROOT / "docs/canonical.md").read_text(encoding="utf-8").splitlines()
+    listed = {
+        cells[1].strip(" `"): cells[2].strip(" `") for line in lines if len(cells := line.split("|")) == 5
+    }  # name, default, meaning
+    shown = {name: repr(default) for name, default in DEFAULTS.items()}
+    assert {name: listed.get(name) for name in shown} == shown

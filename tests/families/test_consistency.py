@@ -103,13 +103,13 @@ def test_every_tensor_is_placed_with_exactly_its_axes(name: str, format_name: st
 @pytest.mark.parametrize(("format_name", "name"), HELD)
 def test_every_format_gives_what_a_configuration_needs(name: str, format_name: str) -> None:
     if format_name != "trtllm" or (format_name, name) not in LACKING:
-        assert set(REQUIRED) - {"family"} <= set(layout(format_name, family(name)).read)
+        assert set(REQUIRED) - {"family"} <= set(layout(format_name, family(name)).reading.fields)
 
 
 @pytest.mark.parametrize(("format_name", "name"), sorted(LACKING))
 def test_a_format_without_the_model_says_so(format_name: str, name: str) -> None:
     rules = layout(format_name, family(name))
-    assert [need.text for need in rules.requires_for_write.values() if need.text == "False"] == ["False"]
+    assert [need.name for need in rules.writing.needs if need.condition.text == "False"]
     assert _when(name, format_name) is None
 
 
@@ -117,17 +117,17 @@ def test_a_format_without_the_model_says_so(format_name: str, name: str) -> None
 def test_model_type_names_one_family(name: str) -> None:
     model_type = HF_TYPES.get(name, name)
     assert fitting("hf", {"model_type": model_type}) == [name]
-    (written,) = (w for w in layout("hf", family(name)).write if w.key == "model_type")
-    assert written.value.evaluate({}) == model_type
+    (written,) = (w for w in layout("hf", family(name)).writing.keys if w.key == "model_type")
+    assert written.value.written({}) == (model_type,)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if ("gguf", name) not in LACKING])
 def test_architecture_names_one_family(name: str) -> None:
     """What a family writes is read as this family."""
-    written = {w.key: w.value for w in layout("gguf", family(name)).write}
+    written = {w.key: w.value for w in layout("gguf", family(name)).writing.keys}
     experts = 8 if "exp_up" in family(name).tensors else None
-    scores = written["expert_gating_func"].evaluate({}) if "expert_gating_func" in written else None
-    architecture = written["general.architecture"].evaluate({})
+    scores = (written["expert_gating_func"].written({}) or (None,))[0] if "expert_gating_func" in written else None
+    (architecture,) = written["general.architecture"].written({}) or ("",)
     keys = {"general_architecture": architecture, "expert_count": experts, "expert_gating_func": scores}
     assert fitting("gguf", keys) == [READ_AS.get(name, name)]
 

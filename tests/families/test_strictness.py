@@ -134,7 +134,17 @@ LAYOUTS = [
     ("[read]\nnorm = 'a ** b'", "BinOp, which is not allowed"),
     ("[read]\nnorm = 1", "[read] norm is of the wrong type"),
     ("[fits]\ncolour = [1]", "[fits] colour: not a field of the configuration"),
-    ("[neutral]\ncolour = 1", "[neutral] colour is of the wrong type"),
+    ("[only_values]\ncolour = 1", "[only_values] colour is of the wrong type"),
+    ("[read]\nnorm = []", "a list of no alternatives"),
+    ("[read]\nnorm = { when = 'a' }", "a table without `value` and without keys"),
+    ("[read]\nnorm = { value = 'a', colour = 'b' }", "beside `value` there may be `when`, not colour"),
+    ("[read]\nnorm = ['a', 1]", "1 is not an expression in quotes, nor a table"),
+    ("[write]\na = { for = 'i of n', b = 'i' }", "for = 'i of n'"),
+    ("[write]\na = ['UINT32 : 1 @ norm', 'STRING : 2']", "alternatives of different types"),
+    ("[refused]\na = { say = 'b' }", "[refused] a: has say"),
+    ("[needs]\na = { say = 'b', must = 'colour == 1' }", "[needs] a: colour: not a field of the configuration"),
+    ("[tensors]\nnorm = 'a.{layer@colour} : embed'", "[numbers] does not define colour"),
+    ("[tensors]\nnorm = 'a[.{layer@colour}] : embed'", "'layer@colour' is not axis or axis/rank"),
     ("ignored = ['colour']", "[ignored] is not a table"),
 ]
 

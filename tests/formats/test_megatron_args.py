@@ -13,24 +13,23 @@ from crossdock.formats import megatron
 from crossdock.formats.megatron.stages import layer_counts, layer_ranges
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import layout
+from crossdock.planning.config.describe import completed
+from crossdock.planning.config.unknown_keys import refusals
 
 
 def config_of(source: Source) -> dict[str, Any]:
-    """[read] of the source's layout, by hand: the first alternative that has its names and a value."""
+    """[read] of the source's layout over args as they are: every field that has a value."""
     rules = layout(source.format)
-    keys = dict(source.metadata) | {"tensors": frozenset(), "shapes": {}}
-    out: dict[str, Any] = {}
-    for field, alternatives in rules.read.items():
-        for expr in alternatives:
-            if expr.names <= keys.keys():
-                try:
-                    value = expr.evaluate(keys)
-                except (TypeError, ValueError, ArithmeticError):
-                    continue
-                if value is not None:
-                    out[field] = value
-                    break
-    return out
+    keys, _ = completed(rules, {**source.metadata, "tensors": frozenset(), "shapes": {}}, absent=True)
+    found = {field: value.read(keys) for field, value in rules.reading.fields.items()}
+    return {field: value[0] for field, value in found.items() if value is not None}
+
+
+def refused(source: Source) -> list[str]:
+    """The sentences of [refused] that hold for the args of `source`."""
+    rules = layout(source.format)
+    keys, _ = completed(rules, {**source.metadata, "tensors": frozenset(), "shapes": {}}, absent=True)
+    return [problem.what for problem in refusals(rules, keys, "args")]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_args_of_a_real_run_are_all_understood(megatron_checkpoint: Checkpoint) 
     rules = layout("megatron")
     refused = {
         key: source.metadata[key]
-        for key, allowed in rules.only_values.items()
+        for key, allowed in rules.reading.only_values.items()
         if source.metadata.get(key) is not None and source.metadata[key] not in allowed
     }
     assert refused == {}
@@ -210,13 +209,8 @@ def test_configuration(name: str, megatron_checkpoint: Checkpoint) -> None:
             {"hidden_act": "gelu_tanh"},
         ),
         ({"multi_latent_attention": True, "rope_type": None, "rotary_scaling_factor": 40.0}, {"rope_type": "yarn"}),
-        (
-            {"multi_latent_attention": True, "rope_type": "rope", "rotary_scaling_factor": 40.0, "mscale_all_dim": 1.0},
-            {"rope_type": "attention scaled by mscale_all_dim"},
-        ),
         ({"num_experts": 8, "moe_layer_freq": 2}, {"moe_layers": (0, 2)}),
         ({"num_experts": 8, "moe_router_pre_softmax": True}, {"norm_topk_prob": False}),
-        ({"num_experts": 8, "moe_router_load_balancing_type": "sinkhorn"}, {"router_scoring": "sinkhorn"}),
         (
             {"num_experts": 8, "moe_router_num_groups": 4, "moe_router_group_topk": 2, "moe_router_topk": 4},
             {"n_group": 4},
@@ -232,3 +226,31 @@ def test_args_that_change_the_configuration(
     after = config_of(source)
     assert {field: after.get(field) for field in expected} == expected
     assert any(before.get(field) != after.get(field) for field in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"multi_latent_attention": True, "rope_type": "rope", "rotary_scaling_factor": 40.0, "mscale_all_dim": 1.0},
+            "attention is scaled by mscale_all_dim without yarn",
+        ),
+        ({"num_experts": 8, "moe_router_load_balancing_type": "sinkhorn"}, "sinkhorn replaces the scores"),
+        (
+            {"num_experts": 8, "moe_router_num_groups": 4, "moe_router_group_topk": 2, "moe_router_topk": 6},
+            "a group of experts is scored by the sum of its best",
+        ),
+        (  # what cannot be computed is not taken for harmless
+            {"num_experts": 8, "moe_router_num_groups": 4, "moe_router_group_topk": None, "moe_router_topk": 6},
+            "a group of experts is scored by the sum of its best",
+        ),
+    ],
+)
+def test_args_that_no_field_holds_are_refused(
+    changes: dict[str, Any], sentence: str, megatron_checkpoint: Checkpoint
+) -> None:
+    source = megatron.open_source(megatron_checkpoint(REAL))
+    assert refused(source) == []
+    source.metadata.update(changes)  # type: ignore[attr-defined]
+    (found,) = refused(source)
+    assert found.startswith(sentence)

@@ -27,7 +27,9 @@ from support.reference_logits import FLOAT32, STORED, reference_logits, relative
 GPT2, LLAMA, QWEN2 = "gpt2-v019-dist-tp2-fp32", "llama-v019-dist-tp2pp2-bf16", "qwen2-v019-legacy-tp2-fp32"
 QWEN3, MIXTRAL = "qwen3-v019-dist-tp2pp2-fp32", "mixtral-v019-dist-tp2ep2pp2-bf16"
 DEEPSEEK, NEMOTRON = "deepseek-v019-dist-tp2pp2-fp32", "nemotron-v016-dist-tp2-onep-fp32"
-MEGATRON, RANKS, HF, GGUF = (f"layouts/{name}.toml" for name in ("megatron", "megatron_rank", "hf", "gguf"))
+MEGATRON, ARGS, RANKS, HF, GGUF = (
+    f"layouts/{name}.toml" for name in ("megatron", "megatron_args", "megatron_rank", "hf", "gguf")
+)
 TITLE = "faults in the maps themselves, each caught by logits or refused"
 # how far right logits are from Megatron's at most, as a share of the largest; STORED says where Megatron's are further
 NOISE = {"forward": FLOAT32, "transformers": FLOAT32, "llama.cpp": 1e-5}
@@ -71,33 +73,32 @@ FAULTS = (
           "[attn_k_b:nope attn_v_b:v_dim]", "[attn_v_b:v_dim attn_k_b:nope]"),
     Fault("rope order of the source", QWEN3, MEGATRON, "attn_v:] half pair)", "attn_v:] pair half)"),
     Fault("square matrix transposed", LLAMA, MEGATRON,
-          "linear_proj.weight : layer embed (group head half pair)",
-          "linear_proj.weight : layer (group head half pair) embed"),
-    Fault("+1 of zero-centred norms missing", NEMOTRON, MEGATRON,
+          "linear_proj.weight : embed (group head half pair)", "linear_proj.weight : (group head half pair) embed"),
+    Fault("+1 of zero-centred norms missing", NEMOTRON, ARGS,
           '"-1 if apply_layernorm_1p', '"0 if apply_layernorm_1p'),
-    Fault("epsilon wrong", LLAMA, MEGATRON, '"norm_epsilon"', '"norm_epsilon * 100"'),
-    Fault("rope base wrong", QWEN3, MEGATRON, 'rope_theta = "rotary_base"', 'rope_theta = "rotary_base / 100"'),
-    Fault("rope base forgotten", QWEN3, MEGATRON, 'rope_theta = "rotary_base"', 'rope_theta = "10000.0"',
+    Fault("epsilon wrong", LLAMA, ARGS, '"norm_epsilon"', '"norm_epsilon * 100"'),
+    Fault("rope base wrong", QWEN3, ARGS, 'rope_theta = "rotary_base"', 'rope_theta = "rotary_base / 100"'),
+    Fault("rope base forgotten", QWEN3, ARGS, 'rope_theta = "rotary_base"', 'rope_theta = "10000.0"',
           "unknown key"),
-    Fault("partial rope made whole", NEMOTRON, MEGATRON, '"rotary_percent"', '"rotary_percent * 2"'),
-    Fault("activation wrong", NEMOTRON, MEGATRON, "'relu2' if squared_relu", "'relu' if squared_relu", "does not fit"),
-    Fault("tanh for exact gelu", GPT2, MEGATRON, "else 'gelu_tanh' if bias_gelu_fusion and add_bias_linear else 'gelu'",
-          "else 'gelu_tanh'"),
-    Fault("scaling of experts dropped", DEEPSEEK, MEGATRON, "(moe_router_topk_scaling_factor or 1.0)",
+    Fault("partial rope made whole", NEMOTRON, ARGS, '"rotary_percent"', '"rotary_percent * 2"'),
+    Fault("activation wrong", NEMOTRON, ARGS, "'relu2' if squared_relu", "'relu' if squared_relu", "does not fit"),
+    Fault("tanh for exact gelu", GPT2, ARGS, "'gelu_tanh' if bias_gelu_fusion and add_bias_linear else 'gelu'",
+          "'gelu_tanh'"),
+    Fault("scaling of experts dropped", DEEPSEEK, ARGS, "(moe_router_topk_scaling_factor or 1.0)",
           "(moe_router_topk_scaling_factor or 1.0) / 2.5"),
-    Fault("scaling of experts forgotten", DEEPSEEK, MEGATRON, "(moe_router_topk_scaling_factor or 1.0)", "1.0",
+    Fault("scaling of experts forgotten", DEEPSEEK, ARGS, "(moe_router_topk_scaling_factor or 1.0)", "1.0",
           "unknown key"),
-    Fault("weights of experts not normalised", MIXTRAL, MEGATRON, "else not moe_router_pre_softmax", "else False",
+    Fault("weights of experts not normalised", MIXTRAL, ARGS, "else not moe_router_pre_softmax", "else False",
           "does not fit"),
-    Fault("experts per token", MIXTRAL, MEGATRON, '"moe_router_topk if num_experts else 0"',
+    Fault("experts per token", MIXTRAL, ARGS, '"moe_router_topk if num_experts else 0"',
           '"1 if num_experts else 0"'),
     Fault("tensor-parallel ranks cut between heads", QWEN2, RANKS,
           "(group/tp [attn_q:head attn_k: attn_v:] half pair)", "(group [attn_q:head attn_k: attn_v:] half pair/tp)"),
-    Fault("bias dropped", QWEN2, MEGATRON, "add_bias_linear or add_qkv_bias", "add_bias_linear", "does not fit"),
+    Fault("bias dropped", QWEN2, ARGS, "add_bias_linear or add_qkv_bias", "add_bias_linear", "does not fit"),
     Fault("name of a bias misspelt", QWEN2, RANKS, "linear_qkv.bias", "linear_qkv.biases", "tensor-dropped"),
-    Fault("norms of q and k dropped", QWEN3, MEGATRON, "qk_layernorm and not multi_latent_attention", "False",
+    Fault("norms of q and k dropped", QWEN3, ARGS, "qk_layernorm and not multi_latent_attention", "False",
           "does not fit"),
-    Fault("untied head said to be tied", LLAMA, MEGATRON, "not untie_embeddings_and_output_weights",
+    Fault("untied head said to be tied", LLAMA, ARGS, "not untie_embeddings_and_output_weights",
           "untie_embeddings_and_output_weights", "tied-head"),
     Fault("rope order forgotten for llama.cpp", LLAMA, family("llama"), "(group head pair half)",
           "(group head half pair)", "llama.cpp"),

@@ -118,8 +118,8 @@ def test_a_target_that_cannot_hold_the_model_says_so(kind: str) -> None:
     config, _ = described(ARGS | changes)
     for target in ("hf", "gguf", "trtllm"):
         unmet = [
-            said
-            for said, need in layout(target, family(config.family)).requires_for_write.items()
-            if not need.evaluate(config.as_dict())
+            need.sentence
+            for need in layout(target, family(config.family)).writing.needs
+            if not need.condition.evaluate(config.as_dict())
         ]
-        assert any(sentence in said for said in unmet) == (target in targets), (target, unmet)
+        assert any(sentence in what for what in unmet) == (target in targets), (target, unmet)

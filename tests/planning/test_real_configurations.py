@@ -296,8 +296,8 @@ def test_any_values_give_a_configuration_or_an_error(
     rng = random.Random(f"{format_name}{seed}")
     reads = delivery.interpret(
         source, delivery.overrides_from(config=roots["hf"]() if format_name == "gguf" else None)
-    ).rules.read
-    known = {name for group in reads.values() for one in group for name in one.names}
+    ).rules.reading.fields
+    known = {name for value in reads.values() for name in value.names}
     keys = sorted(key for key in source.metadata if key in known)
     assert len(keys) > 5
     refusals = 0

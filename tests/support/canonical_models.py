@@ -90,8 +90,9 @@ def laid_out(
 ) -> Iterator[tuple[int, Container]]:
     """(which alternative, container) of everything that a model has in a format, copies on later stages aside."""
     chosen = family(config.family)
-    present, geometry = chosen.present(config), geometry_of(chosen, config, ranks)
-    for rule in layout(format_name, chosen).rules:
+    rules, present = layout(format_name, chosen), chosen.present(config)
+    geometry = geometry_of(chosen, config, ranks, numbers=rules.numbering(config.as_dict()))
+    for rule in rules.rules:
         if not set(rule.tensors) <= set(present) or rule.stage == "later":
             continue
         if rule.when is not None and not rule.when.evaluate({**config.as_dict(), **NUMBERS, **(numbers or {})}):

@@ -72,6 +72,7 @@ class Geometry:
     ranks       rank name -> how many; partitions: axis -> {ranks: range} where the cut is not even
     layers      canonical tensor -> the layers in which it exists
     by_layer    axis -> layer -> elements, for the axes that differ from layer to layer; `sizes` lacks them
+    numbers     table of numbers -> index of an axis -> the number that stands in names for it
     """
 
     sizes: Mapping[str, int]
@@ -79,6 +80,7 @@ class Geometry:
     partitions: Partitions
     layers: Mapping[str, tuple[int, ...]]
     by_layer: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def inside(self, layer: int) -> Geometry:
         """The same within one layer."""
@@ -87,12 +89,16 @@ class Geometry:
 
 
 def geometry_of(
-    family: Family, config: ModelConfig, ranks: Mapping[str, int] | None = None, partitions: Partitions | None = None
+    family: Family,
+    config: ModelConfig,
+    ranks: Mapping[str, int] | None = None,
+    partitions: Partitions | None = None,
+    numbers: Mapping[str, Mapping[int, int]] | None = None,
 ) -> Geometry:
     """The geometry of a model, whole or cut over `ranks`. Raises ConfigError when an axis has no size."""
     layers = {name: ls for name, decl in family.tensors.items() if (ls := family.layers_of(decl, config)) is not None}
     sizes = family.sizes(config)
-    return Geometry(sizes.whole, ranks or {}, partitions or {}, layers, sizes.by_layer)
+    return Geometry(sizes.whole, ranks or {}, partitions or {}, layers, sizes.by_layer, numbers or {})
 
 
 def containers(
@@ -139,11 +145,9 @@ def _of_part(
     if exists is not None and stacked and (differs or len(exists) != geometry.sizes.get("layer", 0)):
         return  # such a container needs every layer, all of one shape
     built = None if differs else _template(rule, pattern, geometry, env)
-    ends = [high for _, high in spans]
-    if largest is not None:
-        firsts = [low if atom.ranks else 0 for atom, (low, _) in zip(pattern.indices, spans, strict=True)]
-        ends = [min(end, first + most + 1) for end, first, most in zip(ends, firsts, largest, strict=True)]
-    for numbers in itertools.product(*(range(low, end) for (low, _), end in zip(spans, ends, strict=True))):
+    most = largest if largest is not None else [None] * len(spans)
+    named = [_named(atom, span, geometry, last) for atom, span, last in zip(pattern.indices, spans, most, strict=True)]
+    for numbers in itertools.product(*named):
         fixed = tuple(
             Placement(atom.axis, -1, 0, number, number + 1)
             for atom, number in zip(pattern.indices, numbers, strict=True)
@@ -156,12 +160,24 @@ def _of_part(
         if built is None:
             continue
         shape, shaped = built
-        local = tuple(
-            number - low if atom.ranks else number
-            for atom, number, (low, _) in zip(pattern.indices, numbers, spans, strict=True)
-        )
+        local = tuple(indices[number] for indices, number in zip(named, numbers, strict=True))
         lenses = tuple(Lens(lens.tensor, (*fixed, *lens.axes), lens.starts) for lens in shaped)
         yield Container(part, pattern.spell(local), shape, lenses, rule)
+
+
+def _named(atom: Atom, span: Range, geometry: Geometry, largest: int | None) -> Mapping[int, int]:
+    """Index of the axis -> the number that stands in a name for it, for the numbers up to `largest`."""
+    low, high = span
+    if atom.numbers:
+        numbers = geometry.numbers[atom.numbers]
+        return {
+            index: number
+            for index, number in numbers.items()
+            if low <= index < high and (largest is None or number <= largest)
+        }
+    first = low if atom.ranks else 0
+    end = high if largest is None else min(high, first + largest + 1)
+    return {index: index - first for index in range(low, end)}
 
 
 def _common_layers(tensors: Sequence[str], layers: Mapping[str, tuple[int, ...]]) -> frozenset[int] | None:

@@ -2,7 +2,7 @@
 
     model.layers.{layer}.self_attn.q_proj.weight : (group head half pair) embed
 
-Left of the colon the container's name, with the axes that are spelled in it; right of it the dimensions of its
+Left of the colon the container's name, with the axes whose index is part of it; right of it the dimensions of its
 shape, outermost first. This module only parses. `docs/notation.md` is the specification.
 """
 
@@ -16,18 +16,23 @@ from crossdock.errors import ConfigError
 
 _TOKEN = re.compile(r"[()\[\]]|[^\s()\[\]]+")
 _INDEX = re.compile(r"{([^{}]*)}")
+_EITHER = re.compile(r"\[([^\[\]{}]*){([^{}]*)}([^\[\]{}]*)\]")
 _WORD = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """One axis, whole or cut over ranks: `layer/vpp/pp` is cut by vpp first, then each part by pp."""
+    """One axis, whole or cut over ranks: `layer/vpp/pp` is cut by vpp first, then each part by pp.
+
+    numbers  the table of the layout that turns an index into the number in the name, or "" where they are the same
+    """
 
     axis: str
     ranks: tuple[str, ...] = ()
+    numbers: str = ""
 
     def __str__(self) -> str:
-        return "/".join((self.axis, *self.ranks))
+        return "/".join((self.axis, *self.ranks)) + (f"@{self.numbers}" if self.numbers else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Bracket:
     parts: tuple[tuple[str, tuple[Atom, ...]], ...]
 
 
-Dim = tuple[Atom | Bracket, ...]
+Dim = tuple[Atom | Bracket, ...]  # empty: a dimension of size 1 that holds no axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,22 @@ class Pattern:
         return "".join(pieces)
 
 
+def alternatives(text: str) -> tuple[str, ...]:
+    """The lines that `text` stands for: `[.{layer}]` in a name means the first dimension, or else the name.
+
+    `a[.{layer}].b : embed` gives `a.b : layer embed` and `a.{layer}.b : embed`, in this order.
+    """
+    name, colon, shape = text.partition(" : ")
+    found = list(_EITHER.finditer(name))
+    if not found:
+        return (text,)
+    before, after = name[: found[-1].start()], name[found[-1].end() :]
+    left, axis, right = found[-1].groups()
+    stacked = f"{before}{after}{colon}{axis} {shape}"
+    named = f"{before}{left}{{{axis}}}{right}{after}{colon}{shape}"
+    return (*alternatives(stacked), *alternatives(named))
+
+
 @functools.cache
 def parse(text: str) -> Pattern:
     """Parse one line of the notation. Raises ConfigError with a caret under the place that is wrong."""
@@ -83,7 +104,7 @@ def parse(text: str) -> Pattern:
     literals, indices, end = [], [], 0
     for match in _INDEX.finditer(name):
         literals.append(name[end : match.start()])
-        indices.append(_atom(match[1], text, match.start(1)))
+        indices.append(_index(match[1], text, match.start(1)))
         end = match.end()
     literals.append(name[end:])
     stray = next((i for i, c in enumerate(_INDEX.sub(lambda m: "_" * len(m[0]), name)) if c in "{} "), None)
@@ -140,6 +161,10 @@ def _dims(text: str, shape: str, start: int) -> tuple[Dim, ...]:
             if part in (name for name, _ in bracket):
                 raise _error(text, at, f"tensor {part!r} is in the bracket twice")
             bracket.append((part, tuple(_atom(a, text, at) for a in axes.split("*") if a)))
+        elif token == "1":
+            if group is not None:
+                raise _error(text, at, "a dimension of size 1 stands alone")
+            dims.append(())
         else:
             item = _atom(token, text, at)
             if group is None:
@@ -149,6 +174,17 @@ def _dims(text: str, shape: str, start: int) -> tuple[Dim, ...]:
     if group is not None or bracket is not None:
         raise _error(text, len(text), "unclosed '(' or '['")
     return tuple(dims)
+
+
+def _index(token: str, text: str, at: int) -> Atom:
+    """An axis in a name: whole, counted from a rank's first index, or with a number from a table."""
+    plain, mark, numbers = token.partition("@")
+    atom = _atom(plain, text, at)
+    if not mark:
+        return atom
+    if atom.ranks or not _WORD.match(numbers):
+        raise _error(text, at, f"{token!r} is not axis@numbers")
+    return Atom(atom.axis, (), numbers)
 
 
 def _atom(token: str, text: str, at: int) -> Atom:

@@ -1,7 +1,8 @@
 """Layouts: for one format and one family, where every canonical tensor lives and what every config key means.
 
-Reads `data/layouts/FORMAT.toml` and lays the family's own section for that format on it. Strict: an unknown key, an
-axis that is placed twice or not at all, is an error that names the file. Knows no bytes.
+Reads `data/layouts/FORMAT.toml` and lays the family's own section for that format on it. The tensor rules are here,
+the config keys in `layout.keys`. Strict: an unknown key, an axis that is placed twice or not at all, is an error that
+names the file. Knows no bytes.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from types import MappingProxyType
 from typing import Any
 
 from crossdock.errors import ConfigError, Problem
-from crossdock.layout.notation import Pattern, parse
-from crossdock.model.config import FIELDS
+from crossdock.layout.keys import KEY_TABLES, ReadKeys, WriteKeys, read_keys, write_keys
+from crossdock.layout.notation import Pattern, alternatives, parse
 from crossdock.model.expressions import Expression, expression
 from crossdock.model.families import family as family_called
-from crossdock.model.family import Family, constants
+from crossdock.model.family import Family
 from crossdock.model.tables import checked_tables, merged, read_toml
 from crossdock.plugins import folders
 
-# what a layout may hold, and the types of the values in it
-_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
-    "parts": (str,), "tensors": (str, list, dict), "read": (str, list), "write": (str,), "ignored": (str,),
-    "neutral": (list,), "variables": (str,), "skip": (str,), "fits": (list,), "fits_reason": (str,),
-    "encoding": (list,), "needs": (str,), "warn": (str,), "notices": (str,), "omitted": (str,),
-    "spelled": (str, list), "model_types": (list,), "renames": (list,),
+# what a layout may hold besides the config keys, and the types of the values in it
+TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
+    "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
+    "renames": (list,), "numbers": (str,), "variables": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
+_RENAMED = MappingProxyType({"neutral": "only_values", "omitted": "unsupported", "spelled": "aliases"})
+RULE_KEYS = ("at", "offset", "when", "stage", "part", "copy", "read_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +53,37 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Written:
-    """One config key that a format writes: its type where the format has types, value, and condition."""
-
-    key: str
-    kind: str
-    value: Expression
-    when: Expression | None
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A sentence about a key of the format: shown when the condition holds, or a field's value had to come from it."""
-
-    key: str
-    sentence: str
-    when: Expression | None
-
-
-@dataclass(frozen=True)
 class Layout:
     """A format's rules for one family.
 
-    requires_for_write    sentence -> what must hold for a model to be written; warn: sentence -> when to show it
-    sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
-    notices  sentences to show about keys of the format
+    padded       axes that the format may store longer than they are
+    skip         stored tensors (globs) that are not read, and why
+    encoding     what of the stored names (globs) is not of the dtype that was asked for
     unsupported  canonical tensors (globs) that the format has no place for, and the sentence to say so
-    unset    keys that a family has to write, and this one does not
-    aliases  key -> what it is when a `--config` uses other names; model_types: such a name -> families that it may be
+    sum_as_stored  when sums with offsets are rounded to the source's dtype before they are written
+    numbers      name -> the numbers that stand in names for the indices of an axis, in their order
+    variables    name -> a number for conditions and offsets
+    reading, writing  what the keys of the format's configuration mean
     """
 
     format: str
     rules: tuple[Rule, ...]
     padded: frozenset[str]
     skip: Mapping[str, str]
-    read: Mapping[str, tuple[Expression, ...]]
-    write: tuple[Written, ...]
-    unset: tuple[str, ...]
-    ignored: Mapping[str, str]
-    only_values: Mapping[str, tuple[Any, ...]]
-    variables: Mapping[str, Expression]
-    requires: Mapping[str, tuple[Any, ...]]
-    requires_reason: Mapping[str, str]
     encoding: Mapping[str, tuple[str, ...]]
-    requires_for_write: Mapping[str, Expression]
-    warn: Mapping[str, Expression]
-    notices: tuple[Notice, ...]
-    sum_as_stored: Expression
     unsupported: Mapping[str, str]
-    aliases: Mapping[str, tuple[Expression, ...]]
-    model_types: Mapping[str, tuple[str, ...]]
+    sum_as_stored: Expression
+    numbers: Mapping[str, Expression]
+    variables: Mapping[str, Expression]
+    reading: ReadKeys
+    writing: WriteKeys
+
+    def numbering(self, variables: Mapping[str, Any]) -> dict[str, dict[int, int]]:
+        """Name of a table of numbers -> index of the axis -> the number that stands in a name for it.
+
+        Raises ConfigError for what is not a list of different whole numbers (None: this index has no such name).
+        """
+        return {name: _numbering(name, numbers, variables, self.format) for name, numbers in self.numbers.items()}
 
 
 @functools.cache
@@ -116,7 +98,7 @@ def layout(format_name: str, family: Family | None = None) -> Layout:
 def unheld(format_name: str, family: Family) -> Problem | None:
     """What is wrong when neither the family has a section for this format nor the layout names the family."""
     table = _base(format_name)
-    if family.name in table.get("families", ()) or any(name in family.sections for name in _lines(table, format_name)):
+    if family.name in table.get("families", ()) or any(name in family.sections for name in _chain(table, format_name)):
         return None
     return Problem(
         f"family {family.name} does not say how it is stored as {format_name}",
@@ -126,7 +108,7 @@ def unheld(format_name: str, family: Family) -> Problem | None:
     )
 
 
-def _lines(table: Mapping[str, Any], format_name: str) -> tuple[str, ...]:
+def _chain(table: Mapping[str, Any], format_name: str) -> tuple[str, ...]:
     """The layout that this one extends, and itself: families have sections for both."""
     return tuple(dict.fromkeys((table.get("extends", format_name), format_name)))
 
@@ -138,11 +120,11 @@ def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
     """
     table = _base(format_name)
     out: dict[str, tuple[str, ...]] = {}
-    for key, value in table.get("tensors", {}).items():
-        at = value.get("at", "") if isinstance(value, Mapping) else value
-        texts = [text.partition(" : ")[0].strip() for text in (at if isinstance(at, list) else [at]) if text]
-        if texts:
-            out.setdefault(" ".join(key.split()), tuple(texts))
+    for key, content in table.get("tensors", {}).items():
+        lines = [text for rule in _rules_in(content) for line in _lines(rule) for text in alternatives(line)]
+        names = tuple(text.partition(" : ")[0].strip() for text in lines if text)
+        if names:
+            out.setdefault(" ".join(key.split()), names)
     for key, (*others, name) in table.get("renames", {}).items():
         out |= dict.fromkeys((key, *others), (name,))
     return out
@@ -152,7 +134,7 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
     for folder in folders("layouts"):
         file = folder / f"{format_name}.toml"
         if file.is_file():
-            table = read_toml(file, f"layouts/{format_name}.toml")
+            table = _by_key(read_toml(file, f"layouts/{format_name}.toml"))
             parent = table.get("extends")
             if parent is None:
                 return table
@@ -163,57 +145,66 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
     raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
 
 
+def _by_key(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with [ignored] by key: a reason may be followed by the list of the keys that it holds for."""
+    ignored = table.get("ignored")
+    if not isinstance(ignored, Mapping):
+        return table
+    by_key: dict[str, Any] = {}
+    for key, content in ignored.items():
+        by_key |= dict.fromkeys(content, key) if isinstance(content, list) else {key: content}
+    return {**table, "ignored": by_key}
+
+
 def _layout(format_name: str, family: Family | None) -> Layout:
     table: Mapping[str, Any] = _base(format_name)
     where = f"layouts/{format_name}.toml"
     if family is not None:
-        problem = unheld(format_name, family) or _half_like(_lines(table, format_name), family)
+        problem = unheld(format_name, family) or _half_like(_chain(table, format_name), family)
         if problem is not None:
             raise ConfigError(problem)
         where += f" with {family.where}"
-        for name in _lines(table, format_name):
+        for name in _chain(table, format_name):
             for section in family.sections.get(name, ()):
-                table = merged(table, section, f"{where} [{name}]")
-    unknown = set(table) - set(_TABLES) - set(_SCALARS)
+                renamed = {_RENAMED.get(key, key): content for key, content in section.items()}
+                table = merged(table, renamed, f"{where} [{name}]")
+    tables = {**TENSOR_TABLES, **KEY_TABLES}
+    unknown = set(table) - set(tables) - set(_SCALARS)
     if unknown:
         raise ConfigError(f"unknown keys {', '.join(sorted(unknown))}", where=where)
-    checked_tables(table, _TABLES, where)
-    strange = [f"[{name}] {key}" for name in ("read", "fits") for key in table.get(name, {}) if key not in FIELDS]
-    if strange:
-        raise ConfigError(f"{', '.join(strange)}: not a field of the configuration", where=where)
-    parts = {"default": "", **table.get("parts", {})}
-    rules = []
-    for key, value in table.get("tensors", {}).items():
-        names = tuple(key.split())
-        if family is not None and all(name in family.tensors for name in names):
-            rules.append(_rule(names, value, parts, family, where))
-
-    def texts(name: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = table.get(name, {})
-        return found
-
+    checked_tables(table, tables, where)
     return Layout(
         format=format_name,
-        rules=tuple(rules),
+        rules=_rules(table, family, where),
         padded=frozenset(table.get("padded", ())),
-        skip=texts("skip"),
-        read={key: _expressions(value, f"{where} [read] {key}") for key, value in texts("read").items()},
-        write=tuple(_written(key, value, f"{where} [write] {key}") for key, value in texts("write").items() if value),
-        unset=tuple(key for key, value in texts("write").items() if not value),
-        ignored=texts("ignored"),
-        only_values={key: tuple(value) for key, value in texts("neutral").items()},
-        variables={key: expression(str(value), where) for key, value in texts("variables").items()},
-        requires={key: constants(value) for key, value in texts("fits").items()},
-        requires_reason=texts("fits_reason"),
-        encoding={key: tuple(value) for key, value in texts("encoding").items()},
-        requires_for_write={key: expression(value, where) for key, value in texts("needs").items()},
-        warn={key: expression(value, where) for key, value in texts("warn").items()},
-        notices=tuple(_notice(key, value, f"{where} [notices] {key}") for key, value in texts("notices").items()),
+        skip=table.get("skip", {}),
+        encoding={key: tuple(globs) for key, globs in table.get("encoding", {}).items()},
+        unsupported=table.get("unsupported", {}),
         sum_as_stored=expression(str(table.get("sum_as_stored", "False")), where),
-        unsupported=texts("omitted"),
-        aliases={key: _expressions(value, f"{where} [spelled] {key}") for key, value in texts("spelled").items()},
-        model_types={key: tuple(value) for key, value in texts("model_types").items()},
+        numbers={key: expression(text, where) for key, text in table.get("numbers", {}).items()},
+        variables={key: expression(text, where) for key, text in table.get("variables", {}).items()},
+        reading=read_keys(table, where),
+        writing=write_keys(table, where),
     )
+
+
+def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple[Rule, ...]:
+    """The rules for tensors that the family has."""
+    parts = {"default": "", **table.get("parts", {})}
+    numbers = frozenset(table.get("numbers", {}))
+    rules: list[Rule] = []
+    for key, content in table.get("tensors", {}).items():
+        names = tuple(key.split())
+        if family is None or not all(name in family.tensors for name in names):
+            continue
+        place = f"{where} [tensors] {key}"
+        for rule in _rules_in(content):
+            rules.append(_rule(names, rule, parts, family, place))
+            for pattern in rules[-1].patterns:
+                strange = {atom.numbers for atom in pattern.indices} - numbers - {""}
+                if strange:
+                    raise ConfigError(f"[numbers] does not define {', '.join(strange)}\n  {pattern.text}", where=place)
+    return tuple(rules)
 
 
 def _half_like(lines: tuple[str, ...], family: Family) -> Problem | None:
@@ -232,41 +223,30 @@ def _half_like(lines: tuple[str, ...], family: Family) -> Problem | None:
     return None
 
 
-def _expressions(value: Any, where: str) -> tuple[Expression, ...]:
-    return tuple(expression(str(text), where) for text in (value if isinstance(value, list) else [value]))
+def _rules_in(content: Any) -> list[Any]:
+    """The rules of one key: a list of tables holds several, with conditions; everything else is one."""
+    several = isinstance(content, list) and any(isinstance(one, Mapping) for one in content)
+    return content if several else [content]
 
 
-def _written(key: str, value: str, where: str) -> Written:
-    text, at, condition = value.partition(" @ ")
-    kind, colon, rest = text.partition(" : ")
-    if colon:
-        kind, text = kind.strip(), rest
-    else:
-        kind = ""
-    return Written(key, kind, expression(text.strip(), where), expression(condition.strip(), where) if at else None)
+def _lines(rule: Any) -> list[str]:
+    """The lines of a rule, however it is written."""
+    at = rule.get("at", []) if isinstance(rule, Mapping) else rule
+    return at if isinstance(at, list) else [at]
 
 
-def _notice(key: str, value: str, where: str) -> Notice:
-    sentence, at, condition = value.partition(" @ ")
-    return Notice(key, sentence.strip(), expression(condition.strip(), where) if at else None)
-
-
-def _rule(names: tuple[str, ...], value: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
-    table: Mapping[str, Any] = value if isinstance(value, Mapping) else {"at": value}
-    where = f"{where} [tensors] {' '.join(names)}"
-    unknown = set(table) - {"at", "offset", "when", "stage", "part", "copy", "read_only"}
-    if unknown or "at" not in table:
+def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
+    table: Mapping[str, Any] = content if isinstance(content, Mapping) else {"at": content}
+    if set(table) - set(RULE_KEYS) or "at" not in table:
         raise ConfigError(
-            f"a rule has `at` and perhaps offset, when, stage, part, copy, read_only; this has {sorted(table)}",
-            where=where,
+            f"a rule has `at` and perhaps {', '.join(RULE_KEYS[1:])}; this has {sorted(table)}", where=where
         )
     part, stage = table.get("part", "default"), table.get("stage", "")
     if part not in parts:
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
     if stage not in ("", "first", "last", "later"):
         raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first, last or later")
-    texts = table["at"] if isinstance(table["at"], list) else [table["at"]]
-    patterns = tuple(_parsed(text, where) for text in texts)
+    patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
     problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
     if problems:
         raise ConfigError(problems)
@@ -313,3 +293,15 @@ def _misplaced(names: tuple[str, ...], pattern: Pattern, family: Family, where: 
                 )
             )
     return problems
+
+
+def _numbering(name: str, numbers: Expression, variables: Mapping[str, Any], where: str) -> dict[int, int]:
+    found = numbers.evaluate(variables)
+    used = [number for number in found if number is not None]
+    if not all(type(number) is int and number >= 0 for number in used) or len(set(used)) != len(used):
+        raise ConfigError(
+            f"[numbers] {name} = {numbers.text} gives {found!r:.80}",
+            where=f"layouts/{where}.toml",
+            expected="different whole numbers from 0 on, or None for an index without a name",
+        )
+    return {index: number for index, number in enumerate(found) if number is not None}

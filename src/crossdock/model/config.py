@@ -12,13 +12,26 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+LAYER_TYPES = (
+    *ATTENTION,
+    "gated_delta_net",
+    "kimi_delta_attention",
+    "mamba",
+    "mamba2",
+    "mamba2_and_attention",  # side by side, both added
+    "short_convolution",
+    "none",  # only an MLP
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Sizes are in elements, epsilons and factors as the formulas use them.
 
     Attention has `num_attention_heads` query heads of `head_dim` over `num_key_value_heads` key and value heads;
-    with `kv_lora_rank` set it is multi-head latent attention. Layers in `moe_layers` have `num_experts` experts of
+    with `kv_lora_rank` set it is multi-head latent attention. A layer may have another thing in its place
+    (`layer_types`). Layers in `moe_layers` have `num_experts` experts of
     `moe_intermediate_size`, the others one MLP of `intermediate_size`.
     """
 
@@ -33,56 +46,161 @@ class ModelConfig:
     max_position_embeddings: int
     norm_eps: float
 
-    hidden_act: str = "silu"  # silu | gelu (exact) | gelu_tanh | relu | relu2
+    # Blocks
+    hidden_act: str = "silu"  # silu | gelu (exact) | gelu_tanh | relu | relu2 | xielu
     mlp_gated: bool = True
     norm: str = "rms"  # rms | layer
     norm_bias: bool = False
-    qk_norm: bool = False
+    norm_weight: bool = True  # norms have a gamma
+    pre_norms: bool = True  # a norm before attention (or what is in its place) and one before the MLP
+    post_norms: bool = False  # a norm behind attention and one behind the MLP, besides those before them
+    sub_norms: bool = False  # a norm before the last matrix of attention and one before that of the MLP
+    embed_norm: bool = False  # a norm behind the embeddings
     tie_word_embeddings: bool = False
-    qkv_bias: bool = False
-    attn_out_bias: bool = False
+    head_bias: bool = False
     mlp_bias: bool = False
-
     parallel_attn: bool = False  # attention and MLP side by side: both are added to what came into the layer
     num_ln_in_parallel_attn: int = 2  # 1: the MLP has the norm of attention
-    post_norms: bool = False  # a norm behind attention and one behind the MLP, besides those before them
+    layer_scale: bool = False  # what leaves a layer is multiplied by a number of the layer
     scale_embedding: bool = False  # embeddings are multiplied by the root of hidden_size
+    embedding_multiplier: float = 1.0  # embeddings are multiplied by this
+    residual_multiplier: float = 1.0  # what attention and the MLP add is multiplied by this
+    logit_scale: float = 1.0  # logits are multiplied by this
+    logits_scaling: float = 1.0  # logits are divided by this
+    final_logit_softcapping: float | None = None  # logits become cap * tanh(logits / cap)
+    mlp_multipliers: tuple[float, ...] = ()  # of the gate before its activation, and of the MLP's output
+    swiglu_limit: float | None = None  # the gate is at most this, the other half within -limit to limit
+    swiglu_alpha: float = 1.0  # silu is x * sigmoid(alpha * x)
+    swiglu_offset: float = 0.0  # is added to the half that the activated gate multiplies
+    activation_sparsity_pattern: tuple[float, ...] = ()  # share of each layer's gates that are set to 0; empty: none
+
+    # Attention
+    qkv_bias: bool = False
+    attn_out_bias: bool = False
+    qk_norm: bool = False
+    qk_norm_type: str = "head"  # head (one gamma for all heads) | heads (one for each) | whole (heads together) | unit
+    qk_norm_bias: bool = False
+    qk_norm_after_rope: bool = False
+    v_norm: bool = False  # values are divided by their root mean square
+    attn_gate: str = ""  # a gate on attention's output, from its input: value (each value) | head (each head) | none
+    attn_gate_act: str = "sigmoid"  # sigmoid | softplus
+    attn_sink_layers: tuple[int, ...] = ()  # layers in which each head has a sink, a score that has no value
     query_pre_attn_scalar: float | None = None  # scores are divided by its root, not by that of head_dim
+    attention_multiplier: float | None = None  # scores are multiplied by this instead
     attn_logit_softcapping: float | None = None  # scores become cap * tanh(scores / cap)
-    final_logit_softcapping: float | None = None  # so do the logits
-
-    position_embedding: str = "rope"  # rope | learned
-    rope_theta: float = 10000.0
-    rope_type: str = "default"  # default | linear | llama3 | yarn
-    rope_scaling: Mapping[str, float] = field(default_factory=dict)  # factor, low_freq_factor, ...
-    partial_rotary_factor: float = 1.0
+    clip_qkv: float | None = None  # queries, keys and values lie within -clip_qkv to clip_qkv
+    attn_temperature: str = ""  # queries grow with the position: llama4 (layers without rope) | ministral3 (all)
+    attn_temperature_scale: float = 0.0
+    attn_temperature_length: int = 0  # positions after which they grow
+    attention_in_multiplier: float = 1.0
+    attention_out_multiplier: float = 1.0
+    key_multiplier: float = 1.0
+    attention_value_scale: float = 1.0
     sliding_window: int | None = None
-    layer_types: tuple[str, ...] = ()  # empty: all layers alike
+    attention_chunk_size: int | None = None  # chunked layers see their own chunk of this many positions
+    layer_types: tuple[str, ...] = ()  # what mixes positions in each layer, see LAYER_TYPES; empty: attention in all
+    num_kv_shared_layers: int = 0  # the last layers take keys and values of the last layer of their type before them
+    k_eq_v_layers: tuple[int, ...] = ()  # layers without a matrix for values: they are the keys, before norm and rope
 
-    # where layers differ; empty: they do not. 0 KV heads: no attention; width 0: no MLP
+    # Positions
+    position_embedding: str = "rope"  # rope | learned | alibi | none
+    rope_theta: float = 10000.0
+    rope_type: str = "default"  # default | linear | dynamic | llama3 | yarn | longrope | proportional
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)  # factor, low_freq_factor, ...
+    partial_rotary_factor: float = 1.0
+    rope_interleaved: bool | None = None  # pairs are neighbours, not two halves; None: in latent attention only
+    nope_layers: tuple[int, ...] = ()  # layers whose queries and keys are not rotated
+    rope_theta_per_layer: tuple[float, ...] = ()
+    sliding_rope_theta: float | None = None  # sliding layers have this base and the next three; None: as all others
+    sliding_rope_type: str = "default"
+    sliding_rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    sliding_partial_rotary_factor: float | None = None  # None: partial_rotary_factor
+    mrope_section: tuple[int, ...] = ()  # pairs that count time, height and width: all the same position in text
+    mrope_interleaved: bool = False
+
+    # Where layers differ; empty: they do not. 0 KV heads: no attention; width 0: no MLP
+    num_attention_heads_per_layer: tuple[int, ...] = ()
     num_key_value_heads_per_layer: tuple[int, ...] = ()
+    head_dim_per_layer: tuple[int, ...] = ()
     intermediate_size_per_layer: tuple[int, ...] = ()
     linear_attention_layers: tuple[int, ...] = ()  # one matrix instead of attention
     linear_mlp_layers: tuple[int, ...] = ()  # one matrix instead of the MLP
 
+    # Experts
     num_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
-    shared_expert_intermediate_size: int = 0  # width of all shared experts together
+    moe_latent_size: int = 0  # experts work in this width, between two matrices; 0: in hidden_size
     moe_layers: tuple[int, ...] = ()
+    expert_bias: bool = False
+    shared_expert_intermediate_size: int = 0  # width of all shared experts together
+    shared_expert_gate: bool = False  # a sigmoid of the token multiplies what the shared experts give
+    shared_expert_average: bool = False  # routed and shared experts are averaged, not added
+    moe_beside_mlp: bool = False  # the MLP and the experts side by side, with norms of their own, and a normed router
     router_scoring: str = "softmax"  # softmax | sigmoid
     router_bias: bool = False  # a bias that takes part in choosing experts, not in weighting them
+    router_logit_bias: bool = False  # a bias of the router's matrix
+    router_logit_softcapping: float | None = None
+    router_scales_input: bool = False  # weights multiply what comes into experts, not what they give
     norm_topk_prob: bool = True  # the chosen experts' weights sum to one
+    norm_topk_eps: float = 1e-20  # is added to their sum
     routed_scaling_factor: float = 1.0
     n_group: int = 1
     topk_group: int = 1
+    group_score: str = "top2"  # a group counts by its two best experts (top2) or by the best (max)
 
+    # Latent attention
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
-    v_head_dim: int = 0
+    v_head_dim: int = 0  # also of other attention, where values are not as wide as keys
+    inner_norm_eps: float | None = None  # of norms inside latent attention and Mamba; None: norm_eps
+    index_topk: int = 0  # a query sees this many keys, which an indexer chooses; 0: all
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_rope_interleaved: bool = False  # the indexer rotates neighbours, not two halves
+    index_shared_layers: tuple[int, ...] = ()  # layers that take the choice of the layer before them
 
+    # Linear attention (gated_delta_net, kimi_delta_attention)
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_conv_kernel_dim: int = 0
+    linear_gate_rank: int = 0  # decay and gate of kimi_delta_attention are two matrices of this rank; 0: one each
+    linear_decay_bound: float | None = None  # decay's logarithm is -bound * sigmoid(...), not -exp(a) * softplus(...)
+
+    # Mamba and short convolutions
+    mamba_d_inner: int = 0
+    mamba_d_state: int = 0
+    mamba_d_conv: int = 0
+    mamba_dt_rank: int = 0  # of mamba
+    mamba_n_heads: int = 0  # of mamba2, and the next two
+    mamba_d_head: int = 0
+    mamba_n_groups: int = 0
+    mamba_conv_bias: bool = False
+    mamba_proj_bias: bool = False
+    mamba_out_bias: bool = False
+    mamba_inner_norms: str = ""  # norms of dt, B and C of mamba: gamma | unit (without gamma) | none
+    mamba_rms_norm: bool = False  # mamba2: a gated norm in groups before the last matrix, not the gate alone
+    mamba_norm_before_gate: bool = False
+    time_step_limit: tuple[float, ...] = ()  # least and largest step; empty: any
+    ssm_in_multiplier: float = 1.0
+    ssm_out_multiplier: float = 1.0
+    ssm_multipliers: tuple[float, ...] = ()  # of mamba2's z, x, B, C and dt
+    short_conv_kernel: int = 0
+    short_conv_bias: bool = False
+
+    # Inputs of each layer (gemma3n, gemma4)
+    hidden_size_per_layer_input: int = 0
+    vocab_size_per_layer_input: int = 0
+    altup_num_inputs: int = 0  # copies of the residual stream; 0: one
+    altup_active_idx: int = 0  # the copy that layers work on
+    altup_correct_scale: bool = False
+    laurel_rank: int = 0
+
+    # How it is stored and used
     lora_ranks: Mapping[str, float] = field(default_factory=dict)  # of an adapter's pairs; empty: no adapter
 
     dtype: str = "float32"  # of the source's large tensors
@@ -90,19 +208,28 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
+    def layer_type(self, layer: int) -> str:
+        """What mixes positions in `layer`, one of LAYER_TYPES."""
+        if self.layer_types:
+            return self.layer_types[layer]
+        return "full_attention" if self.sliding_window is None else "sliding_attention"
+
     def kv_heads(self, layer: int) -> int:
         """KV heads of `layer`; 0 where it has no attention, or a matrix instead."""
         own = self.num_key_value_heads_per_layer
         return own[layer] if own else self.num_key_value_heads
 
-    def has_attention(self, layer: int) -> bool:
-        """Whether `layer` has attention, or a matrix in its place."""
+    def has_mixer(self, layer: int) -> bool:
+        """Whether `layer` has attention, or something in its place."""
+        kind = self.layer_type(layer)
+        if kind not in ATTENTION:
+            return kind != "none"
         return self.kv_heads(layer) > 0 or layer in self.linear_attention_layers
 
     def has_mlp(self, layer: int) -> bool:
-        """Whether `layer` has an MLP, or a matrix in its place."""
-        widths = self.intermediate_size_per_layer
-        return not widths or widths[layer] > 0 or layer in self.linear_mlp_layers
+        """Whether `layer` has an MLP, experts, or a matrix in their place."""
+        width = self.intermediate_size_per_layer[layer] if self.intermediate_size_per_layer else self.intermediate_size
+        return width > 0 or layer in self.moe_layers or layer in self.linear_mlp_layers
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, in order; mappings as plain dicts."""

@@ -15,6 +15,7 @@ import math
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crossdock.errors import ConfigError
@@ -79,7 +80,7 @@ def _cycle(pattern: Any, count: int) -> tuple[Any, ...]:
     return tuple(pattern[i % len(pattern)] for i in _counted(count))
 
 
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
     "bool": bool,
@@ -110,12 +111,19 @@ _LONGEST = 100_000
 _LIMIT = 1 << 40  # no config number is larger; keeps a hostile config from building huge integers
 
 
+# what evaluating an expression over keys of any kind may raise
+FAILURES = (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError)
+
+
 class Expression:
-    """A parsed expression. `evaluate(names)` gives its value; `names` lists the identifiers that it reads."""
+    """A parsed expression. `evaluate(values)` gives its value; `names` lists the identifiers that it reads.
 
-    __slots__ = ("_tree", "names", "text")
+    constants  names that mean the same whatever the values are: the data files' own tables
+    """
 
-    def __init__(self, text: str, where: str = "") -> None:
+    __slots__ = ("_constants", "_tree", "names", "text")
+
+    def __init__(self, text: str, where: str = "", constants: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.text = text
         try:
             self._tree = ast.parse(text, mode="eval").body
@@ -125,11 +133,13 @@ class Expression:
         _check(nodes, text, where)
         words = [node for node in nodes if isinstance(node, ast.Name)]
         bound = {word.id for word in words if isinstance(word.ctx, ast.Store)}  # by a loop, for itself
-        self.names = frozenset(word.id for word in words) - bound - _FUNCTIONS.keys()
+        words_read = frozenset(word.id for word in words) - bound - FUNCTIONS.keys()
+        self.names = words_read - constants.keys()
+        self._constants = {name: constants[name] for name in sorted(words_read & constants.keys())}
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The value. Raises KeyError for a name that `values` lacks, ArithmeticError and TypeError for bad ones."""
-        return _value(self._tree, values)
+        return _value(self._tree, ChainMap(self._constants, values) if self._constants else values)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
@@ -154,7 +164,7 @@ def _check(nodes: Iterable[ast.AST], text: str, where: str) -> None:
         if isinstance(node, ast.ListComp):
             known = len(node.generators) == 1 and isinstance(node.generators[0].target, ast.Name)
         if isinstance(node, ast.Call):
-            known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
+            known = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
         if not known:
             raise ConfigError(f"expression {text!r} uses {type(node).__name__}, which is not allowed", where=where)
 
@@ -202,7 +212,7 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return _value(body if _value(test, values) else orelse, values)
         case ast.Call(func=ast.Name(id=name), args=args):
-            return _FUNCTIONS[name](*(_value(arg, values) for arg in args))
+            return FUNCTIONS[name](*(_value(arg, values) for arg in args))
         case ast.Subscript(value=container, slice=index):
             return _value(container, values)[_value(index, values)]
         case ast.Tuple(elts=items):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from crossdock.errors import UsageError
 from crossdock.model.config import ModelConfig
+from crossdock.model.layers import per_layer
 from crossdock.model.layers.attention import attention
+from crossdock.model.layers.convolution import short_convolution
+from crossdock.model.layers.delta import gated_delta_net, kimi_delta_attention
 from crossdock.model.layers.layer import Array, Layer, Weights, capped
+from crossdock.model.layers.mamba import mamba, mamba2
 from crossdock.model.layers.mlp import mlp
-from crossdock.model.layers.rope import Rotation, rotation
 
 
 def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
@@ -28,7 +32,8 @@ def forward(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arr
 def logits(config: ModelConfig, weights: Weights, x: Array, rows: slice = slice(None)) -> Array:
     """Logits [rows, vocab_size], of `rows` of what `hidden` returns."""
     model = Layer(config, weights)
-    return capped(model.linear(model.norm(x[rows], "norm"), "head"), config.final_logit_softcapping)
+    y = model.linear(model.norm(x[rows], "norm"), "head", bias=config.head_bias)
+    return capped(y * config.logit_scale / config.logits_scaling, config.final_logit_softcapping)
 
 
 @np.errstate(all="ignore")
@@ -43,28 +48,80 @@ def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
         raise UsageError("no token ids of this model", expected=f"0 to {config.vocab_size - 1}", got=str(tokens)[:80])
     if learned and ids.size > config.max_position_embeddings:
         raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
-    x = weights.rows("embed", ids)
+    shared: dict[str, Any] = {}
+    model = Layer(config, weights)
+    x = weights.rows("embed", ids) * config.embedding_multiplier
     if config.scale_embedding:
         x = x * math.sqrt(config.hidden_size)
     if learned:
         x = x + weights.rows("pos_embed", np.arange(ids.size))
-    by = None if learned else rotation(config, ids.size)
+    if config.embed_norm:
+        x = model.norm(x, "embed_norm")
+    own = per_layer.inputs_of_layers(model, ids, x)
+    if config.altup_num_inputs:
+        x = per_layer.copies(model, x)
     for index in range(config.num_hidden_layers):
-        x = _block(Layer(config, weights, index), index, x, by)
-    return x
+        layer = Layer(config, weights, index, shared)
+        x = _block(layer, x, None if own is None else own[:, index])
+    return per_layer.merged(model, x) if config.altup_num_inputs else x
 
 
-def _block(layer: Layer, index: int, x: Array, by: Rotation | None) -> Array:
-    """The residual stream x [n, hidden_size] behind one layer: attention, then the MLP, each added to it."""
-    config = layer.config
-    attended = x
-    if config.has_attention(index):
-        normed = layer.norm(x, "attn_norm")
-        y = attention(layer, index, normed, by)
-        attended = x + (layer.norm(y, "attn_post_norm") if config.post_norms else y)
+def _block(layer: Layer, x: Array, own: Array | None) -> Array:
+    """The residual stream x [n, hidden_size] behind one layer, whose own input is `own` if it has one."""
+    if layer.config.altup_num_inputs:
+        return _block_of_copies(layer, x, own)
+    y = _mixed_and_fed(layer, x)
+    if own is not None:
+        y = y + per_layer.add_layer_input(layer, y, own)
+    return y * layer.tensor("layer_scale") if layer.config.layer_scale else y
+
+
+def _mixed_and_fed(layer: Layer, x: Array) -> Array:
+    """x plus what attention (or what is in its place) adds, plus what the MLP adds."""
+    config, index = layer.config, layer.index
+    mixed = x
+    if config.has_mixer(index):
+        normed = layer.norm(x, "attn_norm") if config.pre_norms else x
+        y = _mixer(layer, normed)
+        y = layer.norm(y, "attn_post_norm") if config.post_norms else y
+        mixed = x + y * config.residual_multiplier
     if not config.has_mlp(index):
-        return attended
+        return mixed
+    stream = x if config.parallel_attn else mixed
     if config.num_ln_in_parallel_attn == 2:
-        normed = layer.norm(x if config.parallel_attn else attended, "ffn_norm")
-    y = mlp(layer, index, normed)
-    return attended + (layer.norm(y, "ffn_post_norm") if config.post_norms else y)
+        normed = layer.norm(stream, "ffn_norm") if config.pre_norms else stream
+    y = mlp(layer, normed, stream)
+    y = layer.norm(y, "ffn_post_norm") if config.post_norms else y
+    return mixed + y * config.residual_multiplier
+
+
+def _mixer(layer: Layer, x: Array) -> Array:
+    """What mixes positions, by the type of the layer, for normed x [n, hidden_size]."""
+    kind = layer.config.layer_type(layer.index)
+    if kind == "mamba2_and_attention":
+        return mamba2(layer, x) + attention(layer, x)
+    others = {
+        "gated_delta_net": gated_delta_net,
+        "kimi_delta_attention": kimi_delta_attention,
+        "mamba": mamba,
+        "mamba2": mamba2,
+        "short_convolution": short_convolution,
+    }
+    return others.get(kind, attention)(layer, x)
+
+
+def _block_of_copies(layer: Layer, x: Array, own: Array | None) -> Array:
+    """As `_block`, of the copies x [copies, n, hidden_size]: the layer works on one, the others follow it."""
+    config = layer.config
+    predicted = per_layer.predicted(layer, x)
+    active = predicted[config.altup_active_idx]
+    normed = layer.norm(active, "attn_norm")
+    attended = active + layer.norm(attention(layer, normed), "attn_post_norm")
+    mixed = (attended + per_layer.laurel(layer, normed)) / math.sqrt(2)
+    y = mixed + layer.norm(mlp(layer, layer.norm(mixed, "ffn_norm"), mixed), "ffn_post_norm")
+    out = per_layer.corrected(layer, predicted, y)
+    if own is not None:
+        first = out[config.altup_active_idx]
+        first = first * layer.tensor("altup_scale") if config.altup_correct_scale else first
+        out[1:] += per_layer.add_layer_input(layer, first, own)
+    return out

@@ -64,7 +64,7 @@ def _merged(base: Table, over: Table, within: tuple[str, ...], lacking: list[str
 
 def _mergeable(value: Any) -> bool:
     """Whether a table is merged key by key: rules and tensors are replaced whole."""
-    return isinstance(value, Mapping) and "at" not in value and "axes" not in value
+    return isinstance(value, Mapping) and not {"at", "axes", "value"} & value.keys()
 
 
 def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: str) -> None:

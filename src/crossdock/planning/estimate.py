@@ -39,8 +39,8 @@ def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
         return Counter()
     rules = layout("hf", family)
     present = family.present(config)
-    geometry = geometry_of(family, config)
     values = config.as_dict()
+    geometry = geometry_of(family, config, numbers=rules.numbering(values))
     out: Counter[Shape] = Counter()
     for rule in rules.rules:
         if all(name in present for name in rule.tensors) and (rule.when is None or rule.when.evaluate(values)):

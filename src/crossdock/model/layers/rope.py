@@ -1,14 +1,15 @@
 """Rotary positions: the angles of every scaling that the families use, and the rotation of halves or of neighbours.
 
-Formulas: RoFormer (arXiv 2104.09864), YaRN (2309.00071), transformers `modeling_rope_utils.py` 5.0. Frequencies and
-angles are float32, as models were trained with: at position 4,000 exact angles give other logits. Knows no weights.
+Formulas: RoFormer (arXiv 2104.09864), YaRN (2309.00071), LongRoPE (2402.13753), transformers 5.24
+(`modeling_rope_utils.py`). Frequencies and angles are float32, as models were trained with: at position 4,000 exact
+angles give other logits. Knows no weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,21 +26,40 @@ class Rotation(NamedTuple):
     interleaved: bool
 
 
-def rotation(config: ModelConfig, n: int) -> Rotation:
-    """The rotation of positions 0 to n - 1. YaRN's attention factor is in the cosines and sines."""
-    latent = config.kv_lora_rank > 0
-    dim = config.qk_rope_head_dim if latent else int(config.head_dim * config.partial_rotary_factor)
-    frequencies, magnitude = _frequencies(config, dim)
+class Rope(NamedTuple):
+    """What sets the angles of one layer: its base, its scaling, and how many values of a head are rotated.
+
+    head  width of the head, of which the first `dim` values are rotated
+    """
+
+    theta: float
+    kind: str
+    scaling: Mapping[str, Any]
+    dim: int
+    head: int
+
+
+def rotation(config: ModelConfig, layer: int, n: int) -> Rotation | None:
+    """The rotation of positions 0 to n - 1 in `layer`, None where it has none.
+
+    The attention factor of YaRN and LongRoPE is in the cosines and sines.
+    """
+    if config.position_embedding != "rope" or layer in config.nope_layers:
+        return None
+    frequencies, magnitude = _frequencies(config, _rope(config, layer), n)
     angles = np.outer(np.arange(n, dtype=np.float32), frequencies).astype(np.float64)
-    cos, sin = (np.asarray(f(angles) * magnitude, np.float32) for f in (np.cos, np.sin))
-    return Rotation(cos, sin, latent)
+    cos, sin = (np.asarray(function(angles) * magnitude, np.float32) for function in (np.cos, np.sin))
+    latent = config.kv_lora_rank > 0
+    return Rotation(cos, sin, latent if config.rope_interleaved is None else config.rope_interleaved)
 
 
-def rotate(x: Array, by: Rotation) -> Array:
+def rotate(x: Array, by: Rotation | None) -> Array:
     """Rotate the first rotary_dim values of x [n, ..., dim]; the others pass unchanged.
 
     Neighbours come out as two halves: scores are the same, since queries and keys are turned alike.
     """
+    if by is None:
+        return x
     dim = 2 * by.cos.shape[1]
     shape = (x.shape[0], *(1,) * (x.ndim - 2), dim // 2)
     cos, sin = by.cos.reshape(shape), by.sin.reshape(shape)
@@ -59,6 +79,48 @@ def llama3_divisors(config: ModelConfig, dim: int) -> NDArray[np.float64]:
     return frequencies / _llama3(config.rope_scaling, frequencies)
 
 
+def _rope(config: ModelConfig, layer: int) -> Rope:
+    head = config.head_dim_per_layer[layer] if config.head_dim_per_layer else config.head_dim
+    theta, kind, scaling = config.rope_theta, config.rope_type, config.rope_scaling
+    partial: float | None = config.partial_rotary_factor
+    if config.rope_theta_per_layer:
+        theta = config.rope_theta_per_layer[layer]
+    if config.sliding_rope_theta is not None and config.layer_type(layer) == "sliding_attention":
+        theta, kind, scaling = config.sliding_rope_theta, config.sliding_rope_type, config.sliding_rope_scaling
+        own = config.sliding_partial_rotary_factor
+        partial = partial if own is None else own
+    if config.kv_lora_rank:
+        return Rope(theta, kind, scaling, config.qk_rope_head_dim, config.qk_rope_head_dim)
+    return Rope(theta, kind, scaling, int(head * (1.0 if partial is None else partial)), head)
+
+
+def _frequencies(config: ModelConfig, rope: Rope, n: int) -> tuple[Array, float]:
+    """Radians a position of each pair, float32 [rotary_dim / 2], and what multiplies cosines and sines."""
+    scaling = rope.scaling
+    if rope.kind == "proportional":  # pairs over the whole head, of which only the first rotate
+        turning = _plain(rope.theta, rope.head)[: rope.dim // 2] / np.float32(scaling.get("factor", 1.0))
+        return np.concatenate([turning, np.zeros(rope.head // 2 - len(turning), np.float32)]), 1.0
+    if rope.kind == "dynamic":  # a base that grows with what is longer than the context
+        longer = max(n, config.max_position_embeddings) / config.max_position_embeddings
+        growth = scaling["factor"] * longer - (scaling["factor"] - 1)
+        return _plain(rope.theta * growth ** (rope.dim / (rope.dim - 2)), rope.dim), 1.0
+    frequencies = _plain(rope.theta, rope.dim)
+    if rope.kind == "linear":
+        return frequencies / scaling["factor"], 1.0
+    if rope.kind == "llama3":
+        return _llama3(scaling, frequencies), 1.0
+    if rope.kind == "yarn":
+        return _yarn(config, rope, frequencies), _yarn_magnitude(scaling)
+    if rope.kind == "longrope":
+        return _longrope(config, rope, n)
+    return frequencies, 1.0
+
+
+def _plain(theta: float, dim: int) -> Array:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / dim  # every step is rounded to float32, as in torch
+    return np.asarray(1 / (theta ** exponents.astype(np.float64)).astype(np.float32))
+
+
 def _llama3(scaling: Mapping[str, float], frequencies: Array) -> Array:
     """Short waves stay, long ones become `factor` times as long, those between are blended."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -67,25 +129,26 @@ def _llama3(scaling: Mapping[str, float], frequencies: Array) -> Array:
     return np.asarray((1 - smooth) * frequencies / scaling["factor"] + smooth * frequencies)
 
 
-def _frequencies(config: ModelConfig, dim: int) -> tuple[Array, float]:
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / dim  # every step is rounded to float32, as in torch
-    frequencies = 1 / (config.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
-    scaling = config.rope_scaling
-    if config.rope_type == "linear":
-        return frequencies / scaling["factor"], 1.0
-    if config.rope_type == "llama3":
-        return _llama3(scaling, frequencies), 1.0
-    if config.rope_type == "yarn":
-        return _yarn(config, frequencies, dim), _yarn_magnitude(config)
-    return frequencies, 1.0
+def _longrope(config: ModelConfig, rope: Rope, n: int) -> tuple[Array, float]:
+    """A divisor of each pair; another list of them when the text is longer than the context of training."""
+    scaling = rope.scaling
+    context = scaling["original_max_position_embeddings"]
+    factor = scaling.get("factor") or config.max_position_embeddings / context
+    divisors = np.asarray(scaling["long_factor" if n > context else "short_factor"], np.float32)
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / rope.dim
+    powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+    return np.asarray(1 / (divisors * powers)), magnitude
 
 
-def _yarn(config: ModelConfig, frequencies: Array, dim: int) -> Array:
-    scaling = config.rope_scaling
+def _yarn(config: ModelConfig, rope: Rope, frequencies: Array) -> Array:
+    scaling, dim = rope.scaling, rope.dim
     context = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
 
     def dimension(turns: float) -> float:
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
@@ -95,11 +158,10 @@ def _yarn(config: ModelConfig, frequencies: Array, dim: int) -> Array:
     return np.asarray(frequencies * kept + frequencies / scaling["factor"] * (1 - kept))
 
 
-def _yarn_magnitude(config: ModelConfig) -> float:
-    scaling = config.rope_scaling
+def _yarn_magnitude(scaling: Mapping[str, Any]) -> float:
     factor, attention_factor = scaling["factor"], scaling.get("attention_factor")
     if attention_factor is not None:
-        return attention_factor
+        return float(attention_factor)
     scale, over = scaling.get("mscale"), scaling.get("mscale_all_dim")
     if scale and over:
         return magnitude_of(factor, scale) / magnitude_of(factor, over)

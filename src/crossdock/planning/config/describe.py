@@ -19,7 +19,14 @@ from crossdock.model.expressions import Expression
 from crossdock.model.families import family, files
 from crossdock.model.family import Family
 from crossdock.planning.config.overrides import Overrides
-from crossdock.planning.config.unknown_keys import classify, only_value_problems, recognised, short
+from crossdock.planning.config.unknown_keys import (
+    classify,
+    only_value_problems,
+    readable_keys,
+    recognised,
+    refusals,
+    short,
+)
 from crossdock.planning.config.validate import build, of_kind
 from crossdock.wording import nearest
 
@@ -51,14 +58,15 @@ def describe(source: Source, overrides: Overrides) -> Description:
     chosen = _family(source, format_name, _keys(source) | settings, overrides)
     rules = layout(format_name, chosen)
     keys, canonical = _split_settings(settings, _keys(source), rules)
-    ignored, unknown = classify(rules, source, settings)
-    fields = _read(rules, keys, source.metadata_at, settings)
+    ignored, problems = classify(rules, source, settings)
+    problems += only_value_problems(rules, keys | settings, source.metadata_at)
+    keys, roots = completed(rules, keys, absent=bool(source.metadata))
+    fields = _read(rules, keys, roots, source.metadata_at, settings)
     if overrides.config is not None:
         fields = _overridden(fields, _from_config(overrides, chosen))
     fields = _set(fields, canonical)
-    config = _checked(
-        fields, chosen, rules, source, [*only_value_problems(rules, keys | settings, source.metadata_at), *unknown]
-    )
+    problems += refusals(rules, keys, source.metadata_at)
+    config = _checked(fields, chosen, rules, source, problems)
     described = ResolvedConfig(
         config, _origins(fields, source, overrides), ignored, _notices(fields, rules, keys, settings, source)
     )
@@ -99,7 +107,7 @@ def _notices(
     read = set(fields.origins.values())
     return tuple(
         notice.sentence
-        for notice in rules.notices
+        for notice in rules.reading.notices
         if notice.key not in settings
         and (
             f"{notice.key} in {source.metadata_at}" in read
@@ -154,7 +162,7 @@ class _Lenient(dict[str, Any]):
 
 
 def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: Overrides) -> Family:
-    allowed = () if overrides.family is None else layout(format_name).model_types.get(overrides.family, ())
+    allowed = () if overrides.family is None else layout(format_name).reading.model_types.get(overrides.family, ())
     if overrides.family is not None and not allowed:
         return family(overrides.family)
     if overrides.config is not None:
@@ -197,8 +205,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
 def _split_settings(
     settings: Mapping[str, Any], keys: dict[str, Any], rules: Layout
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    readable = {name for group in rules.read.values() for expr in group for name in expr.names}
-    readable |= {name for expr in rules.variables.values() for name in expr.names}
+    readable = readable_keys(rules)
     canonical, problems = {}, []
     for key, value in settings.items():
         if key in FIELDS and key != "family":
@@ -215,38 +222,62 @@ def _split_settings(
     return keys, canonical
 
 
-def _read(rules: Layout, keys: Mapping[str, Any], where: str, settings: Mapping[str, Any]) -> _FieldValues:
+def completed(
+    rules: Layout, keys: Mapping[str, Any], *, absent: bool
+) -> tuple[dict[str, Any], dict[str, frozenset[str]]]:
+    """`keys` with what a missing key means and with derived values; and from which keys of `keys` each of these is.
+
+    absent  whether the source has a configuration that may lack keys
+    """
+    out: dict[str, Any] = dict(keys)
+    roots: dict[str, frozenset[str]] = {}
+    stated = [*(rules.reading.absent.items() if absent else ()), *rules.reading.derived.items()]
+    for key, value in stated:
+        found = value.read(out, nulls=True) if key not in keys else None
+        if found is not None:
+            out[key] = found[0]
+            roots[key] = frozenset(root for name in found[1] for root in roots.get(name, {name})) or frozenset({key})
+    return out, roots
+
+
+def _read(
+    rules: Layout,
+    keys: Mapping[str, Any],
+    roots: Mapping[str, frozenset[str]],
+    where: str,
+    settings: Mapping[str, Any],
+) -> _FieldValues:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for name, alternatives in rules.read.items():
-        for expr in alternatives:
-            if not expr.names <= keys.keys():
-                continue
-            try:
-                value = expr.evaluate(keys)
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
-                continue
-            if value is None:
-                continue
-            values[name] = value
-            named = ", ".join(sorted(expr.names - {"keys", "tensors", "shapes"}))
-            if not named:
-                origins[name] = "the stored tensors" if expr.names else f"the format ({rules.format})"
-            elif expr.names & settings.keys():
-                rest = ", ".join(sorted(expr.names - settings.keys() - {"keys", "tensors", "shapes"}))
-                named_settings = ", ".join(sorted(expr.names & settings.keys()))
-                origins[name] = f"--set {named_settings}" + (f", with {rest} in {where}" if rest else "")
-            else:
-                origins[name] = f"{named} in {where}"
-            break
+    for field_name, value in rules.reading.fields.items():
+        found = value.read(keys)
+        if found is None:
+            continue
+        values[field_name] = found[0]
+        names = {root for name in found[1] for root in roots.get(name, {name})}
+        origins[field_name] = _origin(rules, names - roots.keys(), names & roots.keys(), where, settings)
     return _FieldValues(values, origins)
+
+
+def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, settings: Mapping[str, Any]) -> str:
+    """Where a value is from that was made of the keys `names`, and of what the keys `lacking` mean when absent."""
+    named = ", ".join(sorted(names - {"keys", "tensors", "shapes"}))
+    if not named and names:
+        return "the stored tensors"
+    if not named:
+        return f"{', '.join(sorted(lacking))} absent from {where}" if lacking else f"the format ({rules.format})"
+    if not names & settings.keys():
+        return f"{named} in {where}"
+    rest = ", ".join(sorted(names - settings.keys() - {"keys", "tensors", "shapes"}))
+    return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
 def _from_config(overrides: Overrides, chosen: Family) -> _FieldValues:
     assert overrides.config is not None
     rules = layout("hf", chosen)
     keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
-    return _read(rules, keys, overrides.config_at, {})
+    keys, roots = completed(rules, keys, absent=True)
+    return _read(rules, keys, roots, overrides.config_at, {})
 
 
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
@@ -254,7 +285,7 @@ def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[P
         Problem(
             f"{name} is not known",
             where=source.metadata_at or str(source.root),
-            expected=" or ".join(expr.text for expr in rules.read.get(name, ())) or "a value",
+            expected=rules.reading.fields[name].text if name in rules.reading.fields else "a value",
             fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
         )
         for name in REQUIRED

@@ -47,19 +47,11 @@ def with_user_config(source: Source, overrides: Overrides) -> tuple[Source, Over
         "shapes": {name: tensor.shape for name, tensor in stored.items()},
         "dtypes": {name: tensor.dtype for name, tensor in stored.items()},
     }
-    for key, alternatives in layout(format_name).aliases.items():
-        for expr in alternatives:
-            default = expr.names <= facts.keys()
-            if (
-                key in keys
-                or (default and source.metadata and not source.aliased)
-                or not expr.names <= keys.keys() | facts.keys()
-            ):
-                continue
-            try:
-                keys[key] = expr.evaluate({**keys, **facts})
-            except (KeyError, TypeError, ArithmeticError, ValueError, IndexError, AttributeError):
-                continue
+    defaults = not source.metadata or source.aliased
+    for key, value in layout(format_name).reading.aliases.items():
+        found = None if key in keys else value.read({**keys, **facts}, nulls=True)
+        if found is not None and (defaults or not found[1] <= facts.keys()):
+            keys[key] = found[0]
     source = replace(source, metadata={**source.metadata, **keys})
     if theirs is None:
         return source, overrides

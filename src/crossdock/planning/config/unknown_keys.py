@@ -13,7 +13,7 @@ from typing import Any
 from crossdock.errors import Problem
 from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
-from crossdock.model.expressions import Expression, expression
+from crossdock.model.expressions import FAILURES, Expression, expression
 from crossdock.model.families import files
 
 _TELLING = (
@@ -23,9 +23,18 @@ _TELLING = (
 )  # fmt: skip
 
 
+def readable_keys(rules: Layout) -> set[str]:
+    """The keys that fields and variables of `rules` come from."""
+    reading = rules.reading
+    read = [*reading.fields.values(), *reading.absent.values(), *reading.derived.values()]
+    named = [*(value.names for value in read), *(number.names for number in rules.variables.values())]
+    return set().union(*named) - reading.derived.keys()
+
+
 def _known(rules: Layout) -> set[str]:
-    groups = [*rules.read.values(), tuple(rules.variables.values()), *rules.aliases.values()]
-    return {name for group in groups for expr in group for name in expr.names} | set(rules.only_values)
+    named = {name for value in rules.reading.aliases.values() for name in value.names}
+    named |= {name for statement in rules.reading.refused for name in statement.condition.names}
+    return readable_keys(rules) | named | set(rules.reading.only_values)
 
 
 def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
@@ -38,8 +47,8 @@ def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tupl
         if key in settings:
             ignored[key] = "set by --set"
             continue
-        reason = rules.ignored.get(key) or next(
-            (why for glob, why in rules.ignored.items() if fnmatch.fnmatchcase(key, glob)), None
+        reason = rules.reading.ignored.get(key) or next(
+            (why for glob, why in rules.reading.ignored.items() if fnmatch.fnmatchcase(key, glob)), None
         )
         if reason is not None:
             ignored[key] = reason
@@ -62,9 +71,9 @@ def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tupl
 
 
 def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
-    """The keys whose values would change the model in a way that no field holds."""
+    """The keys whose values would change the model in a way that no field holds; a missing key is none of them."""
     problems = []
-    for key, allowed in rules.only_values.items():
+    for key, allowed in rules.reading.only_values.items():
         value = keys.get(key)
         if value is not None and value not in allowed:
             problems.append(
@@ -75,6 +84,23 @@ def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> l
                     got=short(value),
                 )
             )
+    return problems
+
+
+def refusals(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem]:
+    """What the layout refuses to read of `keys` with what missing ones mean; what cannot be computed is refused."""
+    problems = []
+    for statement in rules.reading.refused:
+        condition = statement.condition
+        if not condition.names <= keys.keys():
+            continue
+        try:
+            holds, cause = condition.evaluate(keys), ""
+        except FAILURES as error:
+            holds, cause = True, f"{condition.text} cannot be computed: {error}"
+        if holds:
+            got = ", ".join(f"{name}={short(keys[name])}" for name in sorted(condition.names))
+            problems.append(Problem(statement.sentence, where=where, got=got, cause=cause))
     return problems
 
 

@@ -41,7 +41,7 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
             *checkpoint.resolved.notices,
             *places.ranks.warnings,
             *sourced.warnings,
-            *(sentence for sentence, when in places.rules.warn.items() if when.evaluate(places.variables)),
+            *(warn.sentence for warn in places.rules.writing.warn if warn.condition.evaluate(places.variables)),
             *(f"NOT carried over: {', '.join(names)}; {sentence}" for sentence, names in unsupported.items()),
             *encoded.warnings,
             *sourced.state.warnings,

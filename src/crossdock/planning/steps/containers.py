@@ -42,7 +42,7 @@ def containers(checkpoint: Checkpoint, target: Target[Any]) -> TargetContainers:
     ranks = _ranks(checkpoint, target, rules)
     variables = {**config.as_dict(), **ranks.settings}
     variables |= {k: v.evaluate(variables) for k, v in rules.variables.items() if v.names <= variables.keys()}
-    geometry = geometry_of(family, config, ranks.sizes, ranks.partitions)
+    geometry = geometry_of(family, config, ranks.sizes, ranks.partitions, rules.numbering(variables))
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
     return TargetContainers(rules, ranks, variables, tuple(wanted), tuple(problems))
@@ -63,17 +63,17 @@ def _ranks(checkpoint: Checkpoint, target: Target[Any], rules: Layout) -> Ranks:
             where=name,
             expected=" or ".join(map(repr, allowed)),
             got=repr(getattr(config, name)),
-            cause=rules.requires_reason.get(name, ""),
+            cause=rules.writing.requires_reason.get(name, ""),
         )
-        for name, allowed in rules.requires.items()
+        for name, allowed in rules.writing.requires.items()
         if not is_allowed(getattr(config, name), allowed)
     ]
     problems += _unmet(rules, family, config)
     problems += family.uncovered(target.layout, config)
     if problems:
         raise PlanError(problems)
-    if rules.unset:
-        what = f"family {family.name} does not say what to write for {', '.join(rules.unset)}"
+    if rules.writing.unset:
+        what = f"family {family.name} does not say what to write for {', '.join(rules.writing.unset)}"
         raise PlanError(what, where=family.where, fix=f"write it in [{target.layout}.write] of this file")
     return ranks
 
@@ -82,7 +82,7 @@ def _unmet(rules: Layout, family: Family, config: ModelConfig) -> list[Problem]:
     """A problem for each sentence of the layout's [needs] that does not hold for this model."""
     values = config.as_dict()
     return [
-        Problem(sentence, where=family.name, expected="" if need.text == "False" else need.text)
-        for sentence, need in rules.requires_for_write.items()
-        if not need.evaluate(values)
+        Problem(need.sentence, where=family.name, expected="" if need.never else need.condition.text)
+        for need in rules.writing.needs
+        if not need.condition.evaluate(values)
     ]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdock.codecs import registry as codecs
-from crossdock.errors import UsageError
 from crossdock.formats.target import Findings, TensorSpec
+from crossdock.layout.keys import written
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.steps.sources import Sourced
 
@@ -45,12 +45,5 @@ def _header(sourced: Sourced, tensors: Sequence[TensorSpec]) -> dict[str, tuple[
     """The layout's [write] and the keys of the state of training: key -> (type, value)."""
     rules = sourced.places.rules
     values = {**sourced.places.variables, "dtype": _main_dtype(tensors)}
-    out: dict[str, tuple[str, Any]] = {}
-    for entry in rules.write:
-        try:
-            if entry.when is None or entry.when.evaluate(values):
-                out[entry.key] = (entry.kind, entry.value.evaluate(values))
-        except (KeyError, TypeError, ArithmeticError) as error:
-            what = f"the {rules.format} layout cannot write {entry.key} = {entry.value.text}: {error}"
-            raise UsageError(what) from None
+    out = written(rules.writing.keys, values, rules.format)
     return out | {key: (kind, value) for key, kind, value in sourced.state.keys}

@@ -66,7 +66,7 @@ def resolve(
     config = described.config
     sizes = chosen.sizes(config)
     present = chosen.present(config)
-    geometry = geometry_of(chosen, config, source.ranks, source.partitions)
+    geometry = geometry_of(chosen, config, source.ranks, source.partitions, rules.numbering(variables))
     problems: list[Problem] = []
     found: dict[str, dict[Key, dict[tuple[Placement, ...], SourceSlice]]] = {}
     equality_checks: list[tuple[SourceSlice, str]] = []

@@ -1,0 +1,196 @@
+"""The config half of a layout: what the keys of a format's configuration mean, on the way in and on the way out.
+
+Knows no tensor and no bytes; expressions are evaluated by who plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crossdock.errors import ConfigError, UsageError
+from crossdock.layout.values import Alternative, Value, parse_value
+from crossdock.model.config import FIELDS
+from crossdock.model.expressions import FAILURES, Expression
+from crossdock.model.family import constants
+
+Table = Mapping[str, Any]
+
+# the tables of the config half, and the types of the values in them
+KEY_TABLES: Mapping[str, tuple[type, ...]] = {
+    "read": (str, list, dict), "absent": (str, list, dict), "derived": (str, list, dict), "aliases": (str, list, dict),
+    "tables": (dict,), "ignored": (str,), "only_values": (list,), "refused": (dict,), "notices": (str,),
+    "model_types": (list,), "write": (str, list, dict), "fits": (list,), "fits_reason": (str,), "needs": (str, dict),
+    "warn": (str, dict),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A named sentence with its condition: what must hold, what is refused, or when to show it."""
+
+    name: str
+    sentence: str
+    condition: Expression
+
+    @property
+    def never(self) -> bool:
+        """Whether the condition is false whatever the model is."""
+        return self.condition.text == "False"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence about a key of the format: shown when the condition holds, or a field's value had to come from it."""
+
+    key: str
+    sentence: str
+    when: Expression | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One config key that a format writes: its type where the format has types, and its value."""
+
+    key: str
+    kind: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class ReadKeys:
+    """How the keys of a format become canonical fields.
+
+    fields       canonical field -> its value over the format's keys
+    absent       key -> what versions that lack the key always did; derived: name -> a value that several rules use
+    aliases      key -> what it is when the source uses the format's other names
+    ignored      keys (globs) that do not change the computation -> the reason
+    only_values  keys that would change the computation -> the values that do not
+    refused      what the keys may not say; notices: sentences to show about keys
+    model_types  name of a kind of model in the format's terms -> families that it may be
+    """
+
+    fields: Mapping[str, Value]
+    absent: Mapping[str, Value]
+    derived: Mapping[str, Value]
+    aliases: Mapping[str, Value]
+    ignored: Mapping[str, str]
+    only_values: Mapping[str, tuple[Any, ...]]
+    refused: tuple[Statement, ...]
+    notices: tuple[Notice, ...]
+    model_types: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class WriteKeys:
+    """How canonical fields become the keys of a format, and which models it can hold.
+
+    keys   what the configuration holds, in order; unset: keys that a family has to write, and this one does not
+    requires  canonical field -> the values that the format can hold; requires_reason: why not others
+    needs  what must hold for a model to be written; warn: sentences to show when their condition holds
+    """
+
+    keys: tuple[Written, ...]
+    unset: tuple[str, ...]
+    requires: Mapping[str, tuple[Any, ...]]
+    requires_reason: Mapping[str, str]
+    needs: tuple[Statement, ...]
+    warn: tuple[Statement, ...]
+
+
+def read_keys(table: Table, where: str) -> ReadKeys:
+    """The reading half of a layout's table. Raises ConfigError that says where in the file a mistake is."""
+    tables = table.get("tables", {})
+
+    def values(name: str) -> dict[str, Value]:
+        return {
+            key: parse_value(content, tables, f"{where} [{name}] {key}") for key, content in table.get(name, {}).items()
+        }
+
+    strange = [f"[read] {key}" for key in table.get("read", {}) if key not in FIELDS]
+    if strange:
+        raise ConfigError(f"{', '.join(strange)}: not a field of the configuration", where=where)
+    return ReadKeys(
+        fields=values("read"),
+        absent=values("absent"),
+        derived=values("derived"),
+        aliases=values("aliases"),
+        ignored=table.get("ignored", {}),
+        only_values={key: tuple(allowed) for key, allowed in table.get("only_values", {}).items()},
+        refused=_statements(table, "refused", "when", where),
+        notices=tuple(_notice(key, text, where) for key, text in table.get("notices", {}).items()),
+        model_types={key: tuple(names) for key, names in table.get("model_types", {}).items()},
+    )
+
+
+def write_keys(table: Table, where: str) -> WriteKeys:
+    """The writing half of a layout's table. Raises ConfigError that says where in the file a mistake is."""
+    tables = table.get("tables", {})
+    needs = _statements(table, "needs", "must", where)
+    strange = [f"[fits] {key}" for key in table.get("fits", {}) if key not in FIELDS]
+    strange += [f"[needs] {one.name}: {word}" for one in needs for word in sorted(one.condition.names - set(FIELDS))]
+    if strange:
+        raise ConfigError(f"{', '.join(strange)}: not a field of the configuration", where=where)
+    write = table.get("write", {})
+    return WriteKeys(
+        keys=tuple(_written(key, value, tables, f"{where} [write] {key}") for key, value in write.items() if value),
+        unset=tuple(key for key, value in write.items() if not value),
+        requires={key: constants(allowed) for key, allowed in table.get("fits", {}).items()},
+        requires_reason=table.get("fits_reason", {}),
+        needs=needs,
+        warn=_statements(table, "warn", "when", where),
+    )
+
+
+def written(keys: tuple[Written, ...], values: Mapping[str, Any], where: str) -> dict[str, tuple[str, Any]]:
+    """Key -> (type, value) of every key whose condition holds. Raises UsageError for one that cannot be computed."""
+    out: dict[str, tuple[str, Any]] = {}
+    for entry in keys:
+        try:
+            found = entry.value.written(values)
+        except FAILURES as error:
+            raise UsageError(f"the {where} layout cannot write {entry.key} = {entry.value.text}: {error}") from None
+        if found is not None:
+            out[entry.key] = (entry.kind, found[0])
+    return out
+
+
+def _statements(table: Table, name: str, condition: str, where: str) -> tuple[Statement, ...]:
+    tables = table.get("tables", {})
+    out = []
+    for key, content in table.get(name, {}).items():
+        place = f"{where} [{name}] {key}"
+        if isinstance(content, str):  # the sentence is the key
+            content = {"say": key, condition: content}
+        if set(content) != {"say", condition}:
+            raise ConfigError(f"has {', '.join(sorted(content))}", where=place, expected=f"say and {condition}")
+        out.append(Statement(key, content["say"], Expression(content[condition], place, tables)))
+    return tuple(out)
+
+
+def _written(key: str, content: Any, tables: Table, where: str) -> Written:
+    """A key with its value: texts may have a type before ` : ` and a condition behind ` @ `."""
+    items = content if isinstance(content, list) else [content]
+    kinds: list[str] = []
+    alternatives: list[Alternative] = []
+    for item in items:
+        condition = ""
+        if isinstance(item, str):
+            item, _, condition = item.partition(" @ ")
+            kind, colon, rest = item.partition(" : ")
+            if colon:
+                kinds.append(kind.strip())
+                item = rest
+            item = item.strip()
+        (parsed,) = parse_value(item, tables, where).alternatives
+        when = Expression(condition.strip(), where, tables) if condition else parsed.when
+        alternatives.append(Alternative(parsed.value, when))
+    if len(set(kinds)) > 1 or (kinds and len(kinds) != len(items)):
+        raise ConfigError("alternatives of different types", where=where, got=", ".join(kinds))
+    return Written(key, kinds[0] if kinds else "", Value(tuple(alternatives)))
+
+
+def _notice(key: str, text: str, where: str) -> Notice:
+    sentence, at, condition = text.partition(" @ ")
+    return Notice(key, sentence.strip(), Expression(condition.strip(), f"{where} [notices] {key}") if at else None)

@@ -1,0 +1,158 @@
+"""Values of configuration keys as the data files state them: expressions, alternatives with conditions, nested tables.
+
+    "hidden_size // num_attention_heads"
+    ["head_dim", "hidden_size // num_attention_heads"]          the first that has a value
+    [{ when = "use_rope_scaling", value = "'llama3'" }, "'default'"]
+    { when = "rope_type == 'yarn'", factor = "float(scale)" }   a table; an entry that is None is left out
+    { for = "i in range(num_hidden_layers)", width = "widths[i]", nulls = true }   a list of such tables
+
+The same text is read leniently from a checkpoint's keys (what cannot be computed has no value) and strictly on the way
+out (what cannot be computed is an error). `docs/notation.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crossdock.errors import ConfigError
+from crossdock.model.expressions import FAILURES, Expression
+
+_EACH = re.compile(r"([a-z_][a-z0-9_]*) in (.+)\Z")
+_RESERVED = ("when", "value", "for", "nulls")
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to state a value: an expression or a nested table, under a condition."""
+
+    value: Expression | Table
+    when: Expression | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All identifiers that the value and its condition read."""
+        return self.value.names | (self.when.names if self.when is not None else frozenset())
+
+    @property
+    def text(self) -> str:
+        """The value as messages show it."""
+        return self.value.text
+
+    def evaluate(self, values: Mapping[str, Any]) -> tuple[Any] | None:
+        """The value in a tuple, or None where the condition does not hold. Raises what `Expression.evaluate` does."""
+        if self.when is not None and not self.when.evaluate(values):
+            return None
+        return (self.value.evaluate(values),)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A nested table of values; with `each` a list of them, one for every value of a name.
+
+    nulls  entries that are None stay; otherwise they are left out
+    """
+
+    entries: Mapping[str, Value]
+    each: tuple[str, Expression] | None = None
+    nulls: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All identifiers that the entries read, the table's own name aside."""
+        inner = frozenset(name for value in self.entries.values() for name in value.names)
+        if self.each is None:
+            return inner
+        return (inner - {self.each[0]}) | self.each[1].names
+
+    @property
+    def text(self) -> str:
+        """The table's keys as messages show them."""
+        return f"a table of {', '.join(self.entries)}"
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """The table, or the list of tables. Raises what `Expression.evaluate` does."""
+        if self.each is None:
+            found = {key: held[0] for key, value in self.entries.items() if (held := value.written(values)) is not None}
+            return {key: value for key, value in found.items() if self.nulls or value is not None}
+        name, over = self.each
+        one = Table(self.entries, None, self.nulls)
+        return [one.evaluate(ChainMap({name: item}, values)) for item in over.evaluate(values)]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Alternatives, of which the first that applies counts."""
+
+    alternatives: tuple[Alternative, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All identifiers that any alternative reads."""
+        return frozenset(name for alternative in self.alternatives for name in alternative.names)
+
+    @property
+    def text(self) -> str:
+        """The alternatives as messages show them."""
+        return " or ".join(alternative.text for alternative in self.alternatives)
+
+    def read(self, values: Mapping[str, Any], *, nulls: bool = False) -> tuple[Any, frozenset[str]] | None:
+        """The value of the first alternative that has one, and the names that it came from; None without any.
+
+        An alternative has no value where a name is missing, its condition fails, or something in it cannot be
+        computed; nor, without `nulls`, where the value is None.
+        """
+        for alternative in self.alternatives:
+            if not alternative.names <= values.keys():
+                continue
+            try:
+                found = alternative.evaluate(values)
+            except FAILURES:
+                continue
+            if found is not None and (nulls or found[0] is not None):
+                return found[0], alternative.names
+        return None
+
+    def written(self, values: Mapping[str, Any]) -> tuple[Any] | None:
+        """The value of the first alternative whose condition holds, in a tuple; None when no condition holds.
+
+        Raises KeyError, TypeError or ArithmeticError for what cannot be computed.
+        """
+        found = (alternative.evaluate(values) for alternative in self.alternatives)
+        return next((value for value in found if value is not None), None)
+
+
+def parse_value(content: Any, constants: Mapping[str, Any], where: str) -> Value:
+    """A value from what TOML has: a text, a table, or a list of these. Raises ConfigError that says where."""
+    items = content if isinstance(content, list) else [content]
+    if not items:
+        raise ConfigError("a list of no alternatives", where=where)
+    return Value(tuple(_alternative(item, constants, where) for item in items))
+
+
+def _alternative(item: Any, constants: Mapping[str, Any], where: str) -> Alternative:
+    if isinstance(item, str):
+        return Alternative(Expression(item, where, constants))
+    if not isinstance(item, Mapping):
+        raise ConfigError(f"{item!r} is not an expression in quotes, nor a table", where=where)
+    when = Expression(item["when"], where, constants) if "when" in item else None
+    if "value" in item:
+        unknown = set(item) - {"value", "when"}
+        if unknown:
+            raise ConfigError(f"beside `value` there may be `when`, not {', '.join(sorted(unknown))}", where=where)
+        return Alternative(Expression(item["value"], where, constants), when)
+    entries = {
+        key: parse_value(value, constants, f"{where}.{key}") for key, value in item.items() if key not in _RESERVED
+    }
+    if not entries:
+        raise ConfigError("a table without `value` and without keys", where=where)
+    each = None
+    if "for" in item:
+        match = _EACH.match(item["for"])
+        if match is None:
+            raise ConfigError(f"for = {item['for']!r}", where=where, expected="NAME in EXPRESSION")
+        each = match[1], Expression(match[2], where, constants)
+    return Alternative(Table(entries, each, item.get("nulls", False) is True), when)

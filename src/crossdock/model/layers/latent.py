@@ -1,0 +1,61 @@
+"""Multi-head latent attention, with keys and values unfolded, and the indexer that chooses which keys a query sees.
+
+Formulas: arXiv 2405.04434 (MLA), DeepSeek-V3.2 (indexer); transformers 5.24 (deepseek_v32). Knows no files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crossdock.model.layers.layer import Array, Layer, unit_variance
+from crossdock.model.layers.rope import Rotation, magnitude_of, rotate, rotation
+from crossdock.model.layers.scores import Mask, attend, visible
+
+INDEX_EPS = 1e-6  # of the indexer's layer norm, whatever the model's is
+
+
+def latent_attention(layer: Layer, x: Array) -> Array:
+    """[n, heads, v_head_dim]: what the heads see, before the output matrix, for x [n, hidden_size]."""
+    config = layer.config
+    n, heads, nope = len(x), config.num_attention_heads, config.qk_nope_head_dim
+    by = rotation(config, layer.index, n)
+    low = x
+    if config.q_lora_rank:
+        low = layer.rms_norm(layer.linear(x, "attn_q_a", bias=config.qkv_bias), "attn_q_a_norm")
+    q = layer.linear(low, "attn_q_b" if config.q_lora_rank else "attn_q_full").reshape(n, heads, -1)
+    kv = layer.linear(x, "attn_kv_a", bias=config.qkv_bias)
+    latent, shared = kv[:, : config.kv_lora_rank], kv[:, None, config.kv_lora_rank :]
+    latent = layer.rms_norm(latent, "attn_kv_a_norm")
+    k = layer.linear(latent, "attn_k_b").reshape(n, heads, nope)
+    v = layer.linear(latent, "attn_v_b").reshape(n, heads, -1)
+    q = np.concatenate([q[..., :nope], rotate(q[..., nope:], by)], axis=-1)
+    turned = np.broadcast_to(rotate(shared, by), (n, heads, config.qk_rope_head_dim))
+    k = np.concatenate([k, turned], axis=-1)
+    scale = q.shape[-1] ** -0.5
+    if config.rope_type == "yarn" and config.rope_scaling.get("mscale_all_dim"):
+        scale *= magnitude_of(config.rope_scaling["factor"], config.rope_scaling["mscale_all_dim"]) ** 2
+    seen = visible(config, layer.index, n)
+    if config.index_topk:
+        seen &= _chosen(layer, x, low, by, seen)
+    return attend(q, k, v, seen, scale)
+
+
+def _chosen(layer: Layer, x: Array, low: Array, by: Rotation | None, seen: Mask) -> Mask:
+    """[query, key]: the keys that the indexer finds best for each query; of fewer than `index_topk`, all."""
+    config = layer.config
+    if layer.index in config.index_shared_layers:
+        kept: Mask = layer.shared["chosen keys"]
+        return kept
+    turned = None if by is None else by._replace(interleaved=config.index_rope_interleaved)
+    q = layer.linear(low, "index_q").reshape(len(x), config.index_n_heads, -1)
+    k: Array = unit_variance(layer.linear(x, "index_k"), INDEX_EPS) * layer.tensor("index_k_norm")
+    q, k = rotate(q, turned), rotate(k + layer.tensor("index_k_norm_bias"), turned)
+    weights = layer.linear(x, "index_weight") * config.index_n_heads**-0.5
+    scores: Array = np.zeros(seen.shape, x.dtype)
+    for head in range(config.index_n_heads):
+        scores += weights[:, head, None] * np.maximum(q[:, head] @ k.T * q.shape[-1] ** -0.5, 0)
+    best = np.argsort(-np.where(seen, scores, -np.inf), axis=-1, kind="stable")[:, : config.index_topk]
+    chosen = np.zeros_like(seen)
+    np.put_along_axis(chosen, best, True, axis=-1)
+    layer.shared["chosen keys"] = chosen
+    return chosen
