@@ -23,12 +23,16 @@ LAYERS = (
     ("planning",),
     ("running",),
     ("proof",),
-    ("delivery", "scan"),
+    ("delivery", "scan", "summary"),
     ("crossdock",),
     ("cli",),
     ("__main__", "crossdock_powerinfer"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# what the commands may use: the library's verbs, what may be asked of them, and what puts errors and numbers into words
+VERBS = re.compile(
+    r"crossdock(\.(delivery|scan|summary|options|running\.options|formats\.registry|errors|wording|version|cli(\.\w+)?))?\Z"
+)
 FAMILIES = {path.stem for path in (SRC / "crossdock/data/families").glob("*.toml")}
 LONGEST = 400
 
@@ -120,3 +124,9 @@ def test_identifiers_are_the_fields_words() -> None:
         if token.type == tokenize.NAME and old.search(token.string)
     ]
     assert not wrong
+
+
+def test_the_command_line_knows_no_logic() -> None:
+    of_commands = [found for found in imports() if folder(found.module) == "cli" and not found.typing]
+    assert of_commands
+    assert [shown(found) for found in of_commands if not VERBS.match(found.target)] == []

@@ -21,6 +21,7 @@ def transformers_logits(folder: Path, tokens: Tokens) -> Logits:
     import transformers
 
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
     models: Any = transformers.AutoModelForCausalLM
     model, loading = models.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"

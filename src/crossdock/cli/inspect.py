@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossdock import summary
 from crossdock.cli import show, tree
 from crossdock.cli.extensions import foreign_file
 from crossdock.cli.options import PATH, SourceFlags, json_option, source_options
@@ -81,11 +82,8 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     if source.ranks:
         facts["parallel"] = _parallel(source.ranks)
     if checkpoint is not None:
-        from crossdock.planning import estimate
-
         config = checkpoint.described.config
-        shapes = estimate.shapes(checkpoint.family, config)
-        total = estimate.parameters(checkpoint.family, config)
+        total = summary.parameters(checkpoint.family, config)
         facts["model"] = f"{config.family}, {show.about(total)} parameters ({show.number(total)})"
     show.facts(facts.items())
     if checkpoint is not None:
@@ -108,9 +106,9 @@ def _show(source: Source, checkpoint: Checkpoint | None, *, every: bool) -> None
     if checkpoint is not None:
         unread = {name: why for name, why in checkpoint.unread.items() if name not in source.skipped}
         show_left_out(unread, checkpoint.described.ignored, every_key=True)
-        if shapes:
+        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in summary.target_sizes(checkpoint)]
+        if rows:
             show.heading("As a target")
-        rows = [(to, dtype, show.nbytes(size)) for to, dtype, size in estimate.weights(shapes)]
         show.table((), rows, "<<>")
 
 
@@ -160,19 +158,12 @@ def _value(value: Any) -> str:
     return text if len(text) <= WIDE else text[: WIDE - 1] + "…"
 
 
-def _nbytes(tensor: StoredTensor) -> int:
-    from crossdock.codecs.codec import encoded_size
-    from crossdock.codecs.registry import get
-
-    return encoded_size(get(tensor.dtype), prod(tensor.shape))
-
-
 def _by_dtype(tensors: Iterable[StoredTensor]) -> dict[str, list[int]]:
     """dtype -> tensors, elements, bytes; the most bytes first."""
     sums: dict[str, list[int]] = {}
     for tensor in tensors:
         total = sums.setdefault(tensor.dtype, [0, 0, 0])
-        for i, more in enumerate((1, prod(tensor.shape), _nbytes(tensor))):
+        for i, more in enumerate((1, prod(tensor.shape), summary.stored_bytes(tensor))):
             total[i] += more
     return dict(sorted(sums.items(), key=lambda item: -item[1][2]))
 
@@ -211,7 +202,7 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
                 "part": one.part,
                 "shape": one.shape,
                 "dtype": one.dtype,
-                "nbytes": _nbytes(one),
+                "nbytes": summary.stored_bytes(one),
             }
             for one in source.tensors.values()
         ],
@@ -221,20 +212,18 @@ def _record(source: Source, checkpoint: Checkpoint | None, error: CrossdockError
         "metadata": {key: _short(value) for key, value in source.metadata.items()},
     }
     if checkpoint is not None:
-        from crossdock.planning import estimate
-
         described = checkpoint.described
-        shapes = estimate.shapes(checkpoint.family, described.config)
+        sizes = summary.target_sizes(checkpoint)
         out |= {
             "family": described.config.family,
-            "parameters": estimate.parameters(checkpoint.family, described.config),
+            "parameters": summary.parameters(checkpoint.family, described.config),
             "config": {
                 name: {"value": value, "origin": described.origins.get(name, "")}
                 for name, value in described.config.as_dict().items()
             },
             "unread": checkpoint.unread,
             "ignored": described.ignored,
-            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in estimate.weights(shapes)],
+            "targets": [{"to": to, "dtype": dtype, "nbytes": size} for to, dtype, size in sizes],
         }
     if error is not None:
         out |= {"error": type(error).__name__, "problems": [one.as_dict() for one in error.problems]}

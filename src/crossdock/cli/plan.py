@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossdock import summary
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
@@ -20,8 +21,6 @@ from crossdock.cli.options import (
     target_options,
 )
 from crossdock.cli.sections import Sectioned, examples
-from crossdock.options import made
-from crossdock.running.options import RunOptions
 
 if TYPE_CHECKING:
     from crossdock.formats.target import RankFile
@@ -58,17 +57,13 @@ def plan(
     """
     planned = target.plan(source.open(src))
     if save is not None:
-        _save(planned, save)
+        summary.save_plan(planned, save)
     show_plan(planned, running, as_json=as_json)
 
 
 def show_plan(plan: Plan, running: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a plan's summary. Raises MemoryPlanError when it cannot run in the memory of the options `running`."""
-    from crossdock.running.memory import share_of, workers_for
-
-    options = made(RunOptions, running)
-    memory, workers = options.memory, options.workers or workers_for(options.memory)
-    share_of(memory, workers)
+    memory, workers = summary.run_needs(running)
     if as_json:
         show.print_json(_record(plan, memory, workers))
         return
@@ -186,10 +181,3 @@ def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
         "warnings": plan.warnings,
         "ignored": {"tensors": _tensors_left_out(plan), "keys": plan.described.ignored},
     }
-
-
-def _save(plan: Plan, file: Path) -> None:
-    """All lines, or no file."""
-    from crossdock.io.atomic import write_whole
-
-    write_whole(file, (f"{line}\n".encode() for line in plan.lines()), "plan")

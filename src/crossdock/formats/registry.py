@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from crossdock.errors import EnvironmentProblem, NotACheckpointError, Problem, UsageError
+from crossdock.formats.foreign import refuse_foreign, refuse_missing
 from crossdock.options import made, options_of
 from crossdock.plugins import registered
 from crossdock.wording import nearest
@@ -151,11 +152,12 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
 
 def _open(path: Path, format: str | None, iteration: int | None) -> Source:
     if not path.exists():
-        raise NotACheckpointError("there is nothing at this path", where=str(path), fix="is it spelled right?")
+        refuse_missing(path)
     if not path.is_file() and not path.is_dir():
         raise NotACheckpointError("a pipe or device, neither file nor folder", where=str(path))
     if format is not None:
         return source_format(format).open_source(path, iteration=iteration)
+    refuse_foreign(path)
     kinds: tuple[_Kind, _Kind] = ("both", "folder" if path.is_dir() else "file")
     own = [name for name, (kind, _) in _SOURCES.items() if kind in kinds]
     for name in chain(own, _plugins("crossdock.sources")):

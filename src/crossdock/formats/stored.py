@@ -126,6 +126,7 @@ class Source:
     scales       reads the scales of fp8 training, where there may be some
     layout_of    the format whose names it has, where that is another one (a DCP folder of Hugging Face names)
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
+    notices      sentences that are shown whatever is done with the checkpoint, such as files that were left aside
     """
 
     format: str
@@ -141,6 +142,7 @@ class Source:
     companion_files: tuple[Path, ...] = ()
     scales: Callable[[], TrainingScales] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
     aliased: bool = False
     layout_of: str = ""
 

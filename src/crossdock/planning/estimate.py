@@ -1,71 +1,71 @@
-"""What a model would weigh as a file of each target: from its tensors' shapes and the codecs' block sizes.
+"""How many bytes a model's tensors would take in each target, without planning: shapes from the target's layout, types
+from the target itself.
 
-Tensor data only; headers and tokenizers come on top. Matrices take the type asked for, everything of one
-dimension stays float32 in GGUF, and a row that is not whole blocks falls back to float16.
+Tensor data only; headers, alignment and tokenizers come on top.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.registry import get
-from crossdock.layout.lenses import containers, geometry_of
-from crossdock.layout.rules import layout, unheld
+from crossdock.errors import PlanError
+from crossdock.formats import registry
+from crossdock.formats.target import Findings, Target, TensorSpec
+from crossdock.layout.lenses import Container
+from crossdock.model.config import ModelConfig
+from crossdock.model.family import Family
+from crossdock.options import made
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.steps.containers import TargetContainers, containers
 
-if TYPE_CHECKING:
-    from crossdock.model.config import ModelConfig
-    from crossdock.model.family import Family
-
-TYPES: Final = (
-    ("hf", "float32"),
-    ("hf", "bfloat16"),
-    ("gguf", "float32"),
-    ("gguf", "float16"),
-    ("gguf", "q8_0"),
-    ("gguf", "q5_0"),
-    ("gguf", "q4_0"),
-)
-
-Shape = tuple[int, ...]
-
-
-def shapes(family: Family, config: ModelConfig) -> Counter[Shape]:
-    """Shape -> how many tensors of a Hugging Face folder of this model have it; nothing where the family has none."""
-    if unheld("hf", family) is not None:
-        return Counter()
-    rules = layout("hf", family)
-    present = family.present(config)
-    values = config.as_dict()
-    geometry = geometry_of(family, config, numbers=rules.numbering(values))
-    out: Counter[Shape] = Counter()
-    for rule in rules.rules:
-        if all(name in present for name in rule.tensors) and (rule.when is None or rule.when.evaluate(values)):
-            out.update(container.shape for container in containers(rule, rule.patterns[0], geometry))
-    return out
+# what is shown: a target, and the types that people ask it for
+TYPES: Final = MappingProxyType({"hf": ("float32", "bfloat16"), "gguf": ("float32", "float16", "q8_0", "q5_0", "q4_0")})
+_NUMBER = re.compile(r"\d+")
 
 
 def parameters(family: Family, config: ModelConfig) -> int:
-    """How many numbers the model's tensors hold."""
+    """How many numbers the canonical tensors of a model hold."""
     sizes = family.sizes(config)
     return sum(sizes.elements(decl.axes, family.layers_of(decl, config)) for decl in family.present(config).values())
 
 
-def weights(tensors: Mapping[Shape, int]) -> list[tuple[str, str, int]]:
-    """(target, type, bytes) for what can be asked for; nothing for what is no model of Hugging Face's kind."""
-    if not tensors:
-        return []
-    return [
-        (target, dtype, sum(count * _size(shape, dtype, target) for shape, count in tensors.items()))
-        for target, dtype in TYPES
-    ]
+def target_sizes(checkpoint: Checkpoint) -> list[tuple[str, str, int]]:
+    """(target, type, bytes of tensor data) for each of `TYPES`; a target that cannot hold the model is left out."""
+    return [size for name, types in TYPES.items() for size in _sizes(checkpoint, name, types)]
 
 
-def _size(shape: Shape, dtype: str, target: str) -> int:
-    codec = get("float32" if target == "gguf" and len(shape) < 2 else dtype)
-    if shape and shape[-1] % codec.block:
-        codec = get("float16")
-    return encoded_size(codec, prod(shape))
+def _sizes(checkpoint: Checkpoint, name: str, types: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
+    try:
+        places = containers(checkpoint, _target(name, types[0]))
+    except PlanError:
+        return
+    if places.problems:
+        return
+    # tensors whose names differ only in numbers, and whose shapes are equal, are encoded alike
+    kinds: dict[tuple[str, tuple[int, ...]], list[Container]] = {}
+    for container in places.containers:
+        kinds.setdefault((_NUMBER.sub("0", container.name), container.shape), []).append(container)
+    for dtype in types:
+        target, found = _target(name, dtype), _findings(checkpoint, places, dtype)
+        plain = dtype if get(dtype).block == 1 else "float32"
+        specs = [TensorSpec(one.name, one.shape, plain, one.part) for one, *_ in kinds.values()]
+        pairs = zip(specs, target.encode(specs, found), strict=True)
+        encoded = [spec._replace(dtype=encoding.dtype) for spec, encoding in pairs]
+        counts = [len(alike) for alike in kinds.values()]
+        stored = sum(n * encoded_size(get(one.dtype), prod(one.shape)) for n, one in zip(counts, encoded, strict=True))
+        yield name, dtype, stored + sum(len(data) for _, data in target.extra(encoded, found))
+
+
+def _target(name: str, dtype: str) -> Target[Any]:
+    chosen = {"dtype": dtype} if get(dtype).block == 1 else {"quantize": dtype}
+    return registry.target(name)(made(registry.options_type(name), chosen))
+
+
+def _findings(checkpoint: Checkpoint, places: TargetContainers, dtype: str) -> Findings:
+    return Findings(checkpoint.config, "", (), places.rules.encoding, {}, dtype, {})

@@ -59,7 +59,7 @@ def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
         metadata=_keys(metadata, arch),
         metadata_at=str(path),
         notes=_notes(metadata, len(parts), parts[0].version),
-        companion_files=(path,) if TOKENS in metadata else (),
+        companion_files=(parts[0].path,) if TOKENS in metadata else (),
     )
 
 
