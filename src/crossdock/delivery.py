@@ -21,8 +21,10 @@ from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
+from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
+from crossdock.planning.tensors.wrappers import unwrapped
 from crossdock.running.options import RunOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
@@ -92,7 +94,10 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
         from crossdock.planning.merge import merged
 
         return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+    if source.layout == "hf":
+        source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
+    notices = (*source.notices, *notices)
     source, overrides = with_user_config(source, overrides)
     reading = describe(source, overrides)
     reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))
@@ -114,9 +119,12 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
 
     options  of the target, by name: see `options(to)`; sizes may be texts such as "2GiB"
 
-    Raises UsageError, also for an option that the target does not have, PlanError, TokenizerError.
+    Raises UsageError, also for an option that the target does not have, PlanError, TokenizerError, FormatError for
+    encodings that are not decoded.
     """
-    return make_plan(checkpoint, registry.made_target(to, options))
+    made_target = registry.made_target(to, options)
+    demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
+    return make_plan(checkpoint, made_target)
 
 
 def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport:

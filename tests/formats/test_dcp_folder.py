@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter, Serializat
 from crossdock.errors import NotACheckpointError, UsageError
 from crossdock.formats import megatron
 from crossdock.formats.dcp import source as dcp_folder
+from crossdock.planning.tensors.wrappers import unwrapped
 
 STATE = {
     "model.embed_tokens.weight": torch.arange(12.0).reshape(4, 3),
@@ -57,6 +58,7 @@ def test_plain_dcp_folders(wrapped: Any, tied: bool, form: SerializationFormat, 
     source = dcp_folder.open_source(tmp_path / "step")
     assert source.format == "dcp"
     assert source.metadata == {}
+    source = unwrapped(source, "hf")
     assert {name: tensor.shape for (_, name), tensor in source.tensors.items()} == {
         k: tuple(t.shape) for k, t in state.items()
     }

@@ -234,7 +234,7 @@ TOKENIZER = Path(__file__).parents[2] / "examples/tiny-kjv-tokenizer"
 
 
 def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
-    """Fewer tokens than rows: unused rows. More tokens than rows: GGUF refuses, Hugging Face warns; both say why."""
+    """Fewer tokens than rows: unused rows. More tokens than rows: refused for every target, which says why."""
     root = megatron_checkpoint("tiny-kjv")
     size = delivery.open(root).config.vocab_size
     plan = delivery.plan(delivery.open(root), "gguf", tokenizer=TOKENIZER)
@@ -242,16 +242,15 @@ def test_a_tokenizer_of_another_size(megatron_checkpoint: Megatron) -> None:
     assert len(tokens) == size
     assert not any(token.startswith("[PAD") for token in tokens)
     clipped = delivery.open(root, set={"vocab_size": str(size - 3)})
-    with pytest.raises(TokenizerError) as caught:
-        delivery.plan(clipped, "gguf", tokenizer=TOKENIZER)
-    problem = caught.value.problems[0]
-    assert problem.what == "the tokenizer has 3 tokens beyond the model's embedding"
-    assert problem.where.endswith("tokenizer.json") or "tokenizer.json" in problem.where
-    assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
-    warnings = delivery.plan(clipped, "hf", tokenizer=TOKENIZER).warnings
-    assert any(f"has {size} tokens, the embedding only {size - 3} rows (vocab_size from --set)" in w for w in warnings)
+    for target in ("gguf", "hf", "trtllm"):
+        with pytest.raises(TokenizerError) as caught:
+            delivery.plan(clipped, target, tokenizer=TOKENIZER)
+        problem = caught.value.problems[0]
+        assert problem.what == "the tokenizer has 3 tokens beyond the model's embedding"
+        assert str(TOKENIZER) in problem.where
+        assert problem.expected == f"ids below {size - 3}, the rows of the embedding (vocab_size from --set)"
     fitting = delivery.plan(delivery.open(root), "hf", tokenizer=TOKENIZER)
-    assert not any("the embedding only" in warning for warning in fitting.warnings)
+    assert not any("tokenizer" in warning for warning in fitting.warnings)
 
 
 def test_rows_without_a_token_are_padding(megatron_checkpoint: Megatron) -> None:

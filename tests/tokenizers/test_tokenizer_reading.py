@@ -12,7 +12,7 @@ from tokenizer_samples import HARD_TEXTS, byte_level, component, save, train_bpe
 
 import tokenizers as hf
 from crossdock import tokenizers
-from crossdock.errors import TokenizerError
+from crossdock.errors import FormatError, TokenizerError
 from crossdock.tokenizers.merging import unreached
 from crossdock.tokenizers.pre_tokenizers import table
 
@@ -320,7 +320,7 @@ def test_named_tokens_that_do_not_exist(tmp_path: Path, gpt2: dict[str, Any]) ->
     said = tokenizers.read(tmp_path).differences
     assert [problem.what for problem in said] == ["pad_token '<nothing>' is not in the vocabulary"]
     save(tmp_path, tokenizer_config_json={"eos_token": "<nothing>"})
-    with pytest.raises(TokenizerError, match="the end token is not in the vocabulary"):
+    with pytest.raises(FormatError, match="the end token is not in the vocabulary"):
         tokenizers.read(tmp_path)
 
 

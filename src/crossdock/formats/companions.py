@@ -1,7 +1,7 @@
 """Files that go along with a model: its tokenizer and generation_config.json, copied byte for byte into a folder.
 
-Never changes what is in them; a tokenizer is only read for its special ids and to count its tokens. Of a vocabulary
-that a GGUF file brings along, files are made. File names: `tokenizers.files`.
+Never changes what is in them. Every tokenizer is read: a damaged one, or one of another model, is an error. Of a
+vocabulary that transformers could not load, files are made. File names: `tokenizers.files`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdock.errors import InputError
-from crossdock.formats.gguf.vocabulary import tokenizer_of, vocabulary_in
+from crossdock.errors import InputError, TokenizerError
+from crossdock.formats.gguf.vocabulary import is_gguf, tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Findings, TargetFile
 
 if TYPE_CHECKING:  # most sources bring none along
     from crossdock.tokenizers import Tokenizer
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 GENERATION = "generation_config.json"
+_FOLDERS = ("additional_chat_templates", "chat_templates")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a configuration
+NO_TOKENIZER = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
 
 
 def found_in(folder: Path) -> Iterator[Path]:
@@ -41,6 +42,15 @@ def found_in(folder: Path) -> Iterator[Path]:
         yield folder / GENERATION
 
 
+def tokenizer_at(chosen: Path | None, findings: Findings) -> Path | None:
+    """Where the tokenizer lies: as `--tokenizer` says, else the source's own folder, where it brings one along."""
+    if chosen is not None:
+        return chosen
+    own = (path for path in findings.companions if path.name != GENERATION and not is_gguf(path))
+    return next((path.parent.parent if path.suffix == ".jinja" and path.parent.name in _FOLDERS else path.parent
+                 for path in own), None)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class CompanionFiles:
     """What goes along with a model. tokenizer: what its files say, where that can be read and was worth reading."""
@@ -51,58 +61,66 @@ class CompanionFiles:
 
 
 def companion_files_for(chosen: Path | None, findings: Findings) -> CompanionFiles:
-    """Files that go along, and a warning when there is no tokenizer among them.
+    """Files that go along, and a warning when there is no tokenizer among them, or when no end of text is known.
 
-    A tokenizer that was given replaces the source's. Of a GGUF file the vocabulary is taken and made into files.
-    Raises TokenizerError when what was given is none, or is for another model; OSError.
+    A tokenizer that was given replaces the source's. Where transformers could not load its files, those that it can
+    load are made; of a GGUF file the vocabulary is taken and made into files.
+    Raises FormatError for a damaged tokenizer, TokenizerError for one of another model; OSError.
     """
+    generation = tuple(_copied(path.name, path) for path in findings.companions if path.name == GENERATION)
     vocabulary = vocabulary_in(chosen, findings.companions)
-    found = {path.name: path for path in findings.companions if path != vocabulary}
-    if chosen is not None:
-        from crossdock.tokenizers import find
-
-        tokenizer_files = () if vocabulary is not None else find(chosen).companion_files
-        found = {name: path for name, path in found.items() if name == GENERATION} | dict(tokenizer_files)
-    sources = {name: SourceFile.of(path) for name, path in found.items()}
-    files = tuple(TargetFile(name, source.size, b"", source) for name, source in sources.items())
     if vocabulary is not None:
-        return _made(vocabulary, files, chosen, findings)
-    home = next((found[name].parent for name in VOCABULARIES if name in found), None)
+        return _made(vocabulary, generation, chosen, findings)
+    home = tokenizer_at(chosen, findings)
     if home is None:
-        lacking = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
-        return CompanionFiles(files, None, (lacking,))
-    if chosen is None and any(getattr(findings.config, name) is not None for name in IDS):
-        return CompanionFiles(files, None, ())
-    from crossdock.tokenizers import read
+        return CompanionFiles(generation, None, (NO_TOKENIZER,))
+    from crossdock.tokenizers import find, hf_folder, no_end, read, too_few
 
+    files = find(home)
     try:
-        tokenizer = read(chosen or home)
-    except InputError:  # a kind that crossdock does not read travels all the same
-        return CompanionFiles(files, None, ())
-    return CompanionFiles(files, tokenizer, () if chosen is None else _beyond(tokenizer, chosen, findings))
+        tokenizer = read(home)
+        copied, made, warnings = hf_folder(files, tokenizer)
+    except TokenizerError as error:  # a kind that crossdock does not read travels all the same
+        problem = error.problems[0]
+        kept = tuple(_copied(name, path) for name, path in files.companion_files)
+        what = f"the tokenizer goes along as it is and was not compared with the model: {problem.what}"
+        return CompanionFiles((*generation, *kept), None, (f"{what} ({problem.got})" if problem.got else what,))
+    _demand_rows(len(tokenizer.tokens), findings, home)
+    contents = [TargetFile(name, len(content), content) for name, content in made.items()]
+    along = (*generation, *(_copied(name, path) for name, path in copied.items()), *contents)
+    lacking = no_end(tokenizer) if findings.config.eos_token_id is None else ()
+    return CompanionFiles(along, tokenizer, (*too_few(tokenizer, findings.config.vocab_size), *warnings, *lacking))
+
+
+def _copied(name: str, path: Path) -> TargetFile:
+    source = SourceFile.of(path)
+    return TargetFile(name, source.size, b"", source)
 
 
 def _made(vocabulary: Path, files: tuple[TargetFile, ...], chosen: Path | None, findings: Findings) -> CompanionFiles:
     try:
         tokenizer = tokenizer_of(vocabulary, findings.config.vocab_size, findings.vocab_from)
-    except InputError as error:
+    except TokenizerError as error:
         if chosen is not None:
             raise
         return CompanionFiles(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
-    from crossdock.tokenizers import hf_differences, hf_files
+    from crossdock.tokenizers import hf_differences, hf_files, no_end
 
     made = [TargetFile(name, len(content), content) for name, content in hf_files(tokenizer).items()]
-    return CompanionFiles((*files, *made), tokenizer, hf_differences(tokenizer))
+    return CompanionFiles((*files, *made), tokenizer, (*hf_differences(tokenizer), *no_end(tokenizer)))
 
 
-def _beyond(tokenizer: Tokenizer, chosen: Path, findings: Findings) -> tuple[str, ...]:
-    """A sentence when the tokenizer that was given has more tokens than the embedding has rows, or far fewer."""
-    size = len(tokenizer.tokens)
-    if size <= findings.config.vocab_size:
-        from crossdock.tokenizers import too_few
-
-        return too_few(tokenizer, findings.config.vocab_size)
-    return (
-        f"the tokenizer in {chosen} has {size} tokens, the embedding only {findings.config.vocab_size} rows "
-        f"({findings.vocab_from}): the last {size - findings.config.vocab_size} tokens cannot be computed",
+def _demand_rows(size: int, findings: Findings, home: Path) -> None:
+    """Every token has a row in the embedding."""
+    rows = findings.config.vocab_size
+    if size <= rows:
+        return
+    raise TokenizerError(
+        f"the tokenizer has {size - rows} tokens beyond the model's embedding",
+        where=str(home),
+        expected=f"ids below {rows}, the rows of the embedding"
+        + (f" ({findings.vocab_from})" if findings.vocab_from else ""),
+        got=f"{size} tokens",
+        cause="the tokenizer of another model, tokens added after training, or a vocabulary clipped too far",
+        fix="--tokenizer with the files the model was trained with",
     )

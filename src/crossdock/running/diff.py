@@ -23,6 +23,7 @@ from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
+from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.engines.engine import Watch
 from crossdock.running.engines.registry import engine
@@ -91,6 +92,8 @@ class DiffReport:
 def diff_checkpoints(a: Checkpoint, b: Checkpoint, options: RunOptions) -> DiffReport:
     """Compare two checkpoints. Raises MemoryPlanError, PlanError, and what reading a broken file raises."""
     started = time.monotonic()
+    for side in (a, b):
+        demand_decodable(side.source.tensors.values(), str(side.source.root))
     ours, theirs = slots(a), slots(b)
     found = {name: _unpaired(a, b, ours.get(name), theirs.get(name)) for name in _in_order(ours, theirs)}
     orders = {name: _order(a, b, ours[name], theirs[name]) for name, diff in found.items() if diff is None}

@@ -6,6 +6,7 @@ Reads no file and encodes nothing. What a key means when it is missing, from lla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,12 +44,17 @@ def from_gguf(keys: Mapping[str, Any], where: str) -> Tokenizer:
             where=where,
             got=f"{len(tokens)} tokens, {len(types)} types from 1 to {max(TokenType)}, {len(scores)} scores",
         )
+    if not all(map(math.isfinite, scores)):
+        raise FormatError("a score of the vocabulary is not a number", where=where, expected="finite scores")
     size = len(tokens)
     while size and types[size - 1] == TokenType.UNUSED and tokens[size - 1] == f"[PAD{size - 1}]":
         size -= 1
     row = _row(keys, where) if kind == "bpe" else None
     special = _special(keys, size, where)
     template = keys.get(_TEMPLATE)
+    prefix = f"{_TEMPLATE}."
+    named = {key.removeprefix(prefix): text for key, text in keys.items()
+             if key.startswith(prefix) and isinstance(text, str)}  # fmt: skip
     add_bos = keys.get("tokenizer.ggml.add_bos_token", kind == "spm" or (row is not None and row.name in _ADD_BOS))
     return Tokenizer(
         kind=kind,  # type: ignore[arg-type]
@@ -63,7 +69,7 @@ def from_gguf(keys: Mapping[str, Any], where: str) -> Tokenizer:
         add_bos=bool(add_bos),
         add_eos=bool(keys.get("tokenizer.ggml.add_eos_token", False)),
         add_space_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", kind == "spm")),
-        chat_templates={"default": template} if isinstance(template, str) else {},
+        chat_templates=({"default": template} if isinstance(template, str) else {}) | named,
     )
 
 

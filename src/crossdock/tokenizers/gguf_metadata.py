@@ -60,12 +60,13 @@ def gguf_metadata(
     Rows beyond the tokenizer become "[PAD{id}]" of type UNUSED. `pre` overrides the name of the
     pre-tokenizer; `vocab_from` says in messages where `vocab_size` comes from.
 
+    The begin and end token are those that the tokenizer adds to a text, since llama.cpp adds no others; where it adds
+    none, those that its configuration names. What ends a generation besides goes to eot and eom.
+
     What is written when a role is unknown, since llama.cpp's defaults are ids of ordinary tokens (11 in
     "gpt2", 1 and 2 in "llama"): an end token is looked for among the texts at which llama.cpp stops anyway;
     failing that it is an unused row, which is never generated; failing that it is an error. The begin token
-    is then the end token, as in GPT-2. add_bos and add_eos are always written: False when no file says
-    otherwise, save that SentencePiece BPE without tokenizer_config.json adds its begin token, as
-    transformers' LlamaTokenizer and llama.cpp do.
+    is then the end token, as in GPT-2. add_bos and add_eos are always written: see `Tokenizer.begins_with`.
 
     Raises TokenizerError with all problems: tokens beyond the embedding, texts given to two ids (llama.cpp
     refuses or aborts), end tokens that cannot be expressed, no name for the pre-tokenizer.
@@ -106,11 +107,8 @@ def gguf_metadata(
     if tokenizer.kind == "unigram" and tokenizer.charsmap:
         entries.append(("tokenizer.ggml.precompiled_charsmap", "array[uint8]", tokenizer.charsmap))
     entries += [(f"tokenizer.ggml.{ID_KEYS[role]}", "uint32", number) for role, number in ids.items()]
-    add_bos = "bos" in tokenizer.special and (
-        tokenizer.kind == "spm" if tokenizer.add_bos is None else tokenizer.add_bos
-    )
-    entries.append(("tokenizer.ggml.add_bos_token", "bool", add_bos))
-    entries.append(("tokenizer.ggml.add_eos_token", "bool", bool(tokenizer.add_eos)))
+    entries.append(("tokenizer.ggml.add_bos_token", "bool", tokenizer.begins_with() is not None))
+    entries.append(("tokenizer.ggml.add_eos_token", "bool", tokenizer.ends_with() is not None))
     return entries + _templates(tokenizer)
 
 
@@ -128,6 +126,10 @@ def gguf_differences(tokenizer: Tokenizer, *, pre: str | None = None) -> tuple[P
     if named and (more := [text for text in ends if text not in named]):
         what = f"llama.cpp also ends a generation at {', '.join(map(repr, more))}, which it knows by the text"
         found.append(Problem(what, where=", ".join(map(str, tokenizer.sources))))
+    end = tokenizer.ends_with()
+    if end is not None and named and end not in tokenizer.end_tokens and tokenizer.tokens[end] not in END_TEXTS:
+        what = f"llama.cpp also ends a generation at {tokenizer.tokens[end]!r}, which it puts behind each text"
+        found.append(Problem(what, where=", ".join(map(str, tokenizer.sources))))
     if tokenizer.kind == "bpe":
         name, where = choose(tokenizer, pre), ", ".join(map(str, tokenizer.sources))
         row = next((row for row in table().rows if row.name == name), None)
@@ -136,7 +138,43 @@ def gguf_differences(tokenizer: Tokenizer, *, pre: str | None = None) -> tuple[P
             found.append(Problem(what, where=where, got=" then ".join(tokenizer.splits)))
         elif row.differs:
             found.append(Problem(row.differs, where=where))
+    found += [Problem(sentence) for sentence in (*tokenizer.assumed, *no_end(tokenizer))]
     return tuple(found)
+
+
+def guessed_end(tokenizer: Tokenizer) -> int | None:
+    """The end token of a tokenizer of which no file names one: a control token at whose text llama.cpp stops anyway."""
+    pairs = enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
+    found = {text: number for number, (text, kind) in pairs if kind == TokenType.CONTROL}
+    return next((found[text] for text in END_TEXTS if text in found), None)
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id at which a generation ends, the main one first.
+
+    A GGUF file's vocabulary also has those that llama.cpp knows by their text where its chat template uses them; one of
+    which no file names an end has the one that is taken for it.
+    """
+    ends = dict.fromkeys(tokenizer.end_tokens)
+    if not tokenizer.sources:
+        template = "".join(tokenizer.chat_templates.values())
+        pairs = enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
+        by_text = (n for n, (text, kind) in pairs if kind == TokenType.CONTROL and text in END_TEXTS)
+        ends |= dict.fromkeys(number for number in by_text if tokenizer.tokens[number] in template)
+    if not ends and (guess := guessed_end(tokenizer)) is not None:
+        ends[guess] = None
+    return tuple(ends)
+
+
+def no_end(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """A sentence when no file says where a text ends: which token is taken for it, or that generations will not end."""
+    if tokenizer.end_tokens or tokenizer.ends_with() is not None:
+        return ()
+    guess = guessed_end(tokenizer)
+    if guess is None:
+        return ("no end of text is known: a generation will not end by itself; name it as eos_token in "
+                "tokenizer_config.json",)  # fmt: skip
+    return (f"no file names the end of text; {tokenizer.tokens[guess]!r} ({guess}) is taken for it, by its text",)
 
 
 def _collapses(tokenizer: Tokenizer) -> bool:
@@ -165,15 +203,17 @@ def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int])
     """role → id in the order in which they are written."""
     special = dict(tokenizer.special)
     ends = list(tokenizer.end_tokens)
-    eos = ends[0] if ends else special.get("eos")
+    eos = tokenizer.ends_with()
     if eos is None:
-        found = {text: number for number, text in enumerate(tokens) if types[number] == TokenType.CONTROL}
-        eos = next((found[text] for text in END_TEXTS if text in found), None)
+        eos = ends[0] if ends else special.get("eos")
+    if eos is None:
+        eos = guessed_end(tokenizer)
     if eos is None:
         eos = next((number for number in reversed(range(len(types))) if types[number] == TokenType.UNUSED), None)
-    ids = {"bos": special.get("bos", eos), "eos": eos}
+    begin = tokenizer.begins_with()
+    ids = {"bos": special.get("bos", eos) if begin is None else begin, "eos": eos}
     # The further end tokens: those that llama.cpp does not know by their text need the two places first.
-    unknown = [number for number in ends[1:] if number < len(tokens) and tokens[number] not in END_TEXTS]
+    unknown = [n for n in ends if n != eos and n < len(tokens) and tokens[n] not in END_TEXTS]
     turns = [number for number in ends if number < len(tokens) and tokens[number] in END_OF_TURN]
     messages = [number for number in ends if number < len(tokens) and tokens[number] == END_OF_MESSAGE]
     ids |= dict(zip(("eot", "eom"), unknown, strict=False))

@@ -1,19 +1,29 @@
 """A tokenizer as the files of a Hugging Face folder: tokenizer.json, tokenizer_config.json, and tokenizer.model.
 
 Writes no file: it gives their contents. Reads nothing and encodes nothing. The JSON is that of huggingface/tokenizers
-0.22 as transformers' converter makes it for these models (`convert_slow_tokenizer.py`, LlamaConverter, GPT2Converter).
+0.22 as transformers' converter makes it for these models (`convert_slow_tokenizer.py`, LlamaConverter, GPT2Converter,
+SpmConverter). SentencePiece's user-defined pieces are words of the vocabulary at which the text is split: as added
+tokens they would cut it before spaces are written as ▁, and each part would get a space of its own.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from crossdock.tokenizers.files import TOKENIZER_CONFIG, TOKENIZER_JSON, TOKENIZER_MODEL
+from crossdock.errors import TokenizerError
+from crossdock.tokenizers.files import (
+    CHAT_TEMPLATES_FOLDER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TOKENIZER_MODEL,
+)
 from crossdock.tokenizers.pre_tokenizers import components
 from crossdock.tokenizers.sentencepiece import sentencepiece_model
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
@@ -25,46 +35,97 @@ _ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def hf_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Name in the folder -> contents, for a tokenizer of the kind "spm" or "bpe"."""
-    spm = tokenizer.kind == "spm"
-    vocabulary = {
-        text: number for number, text in enumerate(tokenizer.tokens)
-    }  # an added token without gets another id
+def hf_files(tokenizer: Tokenizer, *, model: bool = True) -> dict[str, bytes]:
+    """Name in the folder -> contents. model: with a tokenizer.model, for the kind "spm".
+
+    Raises TokenizerError for a vocabulary in which two ids have one text, which a tokenizer.json cannot hold.
+    """
+    byte_level = tokenizer.kind == "bpe"
+    texts = _texts(tokenizer)
+    if len(set(texts)) < len(texts):
+        twice = next(text for text, count in Counter(texts).items() if count > 1)
+        where = ", ".join(map(str, tokenizer.sources))
+        raise TokenizerError("two tokens have one text, which tokenizer.json cannot hold", where=where, got=twice[:80])
+    pairs = zip(tokenizer.tokens, tokenizer.types, strict=True)
     added = [
         {"id": number, "content": text, **_FLAGS, "special": kind != TokenType.USER_DEFINED}
-        for number, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
-        if kind in _ADDED
+        for number, (text, kind) in enumerate(pairs)
+        if kind in _ADDED and number not in tokenizer.symbols
     ]
     head: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": _normalizer(tokenizer) if spm else None,
-        "pre_tokenizer": None if spm else _sequence("pretokenizers", [*components(tokenizer.splits), _BYTE_LEVEL]),
+        "normalizer": None if byte_level else _normalizer(tokenizer),
+        "pre_tokenizer": _pre_tokenizer(tokenizer),
         "post_processor": _post_processor(tokenizer),
-        "decoder": _decoder(tokenizer) if spm else _BYTE_LEVEL,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": _text(tokenizer, "unk") if spm else None,
-            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": spm, "byte_fallback": spm,
-            "ignore_merges": tokenizer.ignore_merges, "vocab": vocabulary, "merges": _merges(tokenizer),
-        },
+        "decoder": _BYTE_LEVEL if byte_level else _decoder(tokenizer),
+        "model": _unigram(tokenizer, texts) if tokenizer.kind == "unigram" else _bpe(tokenizer, texts),
     }  # fmt: skip
     files = {TOKENIZER_JSON: _json(head), TOKENIZER_CONFIG: _json(_configuration(tokenizer))}
-    return files | ({TOKENIZER_MODEL: sentencepiece_model(tokenizer)} if spm else {})
+    for name, text in tokenizer.chat_templates.items():
+        if name != "default":
+            files[f"{CHAT_TEMPLATES_FOLDER}/{re.sub('[^A-Za-z0-9_-]', '_', name)}.jinja"] = text.encode()
+    return files | ({TOKENIZER_MODEL: sentencepiece_model(tokenizer)} if model and tokenizer.kind == "spm" else {})
 
 
 def hf_differences(tokenizer: Tokenizer) -> tuple[str, ...]:
     """What tokenizer.json cannot say of `tokenizer`, as sentences."""
+    found: tuple[str, ...] = ()
+    if tokenizer.charsmap:
+        found = (
+            "huggingface/tokenizers applies SentencePiece's normalization to whole graphemes: text with combining "
+            "marks or Windows line ends can get other ids than from tokenizer.model",
+        )
     if tokenizer.kind != "spm":
-        return ()
+        return found
     kinds = zip(tokenizer.tokens, tokenizer.scores, tokenizer.types, strict=True)
     counts = Counter(score for text, score, kind in kinds if len(text) > 1 and kind == TokenType.NORMAL)
     twice = sum(count for count in counts.values() if count > 1)
     if not twice:
-        return ()
+        return found
     return (
+        *found,
         f"{twice:,} tokens of the vocabulary have the score of another one: where both fit, llama.cpp and "
         "tokenizer.model join the leftmost first, tokenizer.json the one with the lower id",
     )
+
+
+def _texts(tokenizer: Tokenizer) -> list[str]:
+    """The text of each id as the model's vocabulary has it."""
+    symbols = frozenset(tokenizer.symbols)
+    return [text.replace(" ", SPACE) if n in symbols else text for n, text in enumerate(tokenizer.tokens)]
+
+
+def _bpe(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    spm = tokenizer.kind == "spm"
+    bytes_too = spm and int(TokenType.BYTE) in tokenizer.types
+    return {
+        "type": "BPE", "dropout": None, "unk_token": _text(tokenizer, "unk") if spm else None,
+        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": spm, "byte_fallback": bytes_too,
+        "ignore_merges": tokenizer.ignore_merges or bool(tokenizer.symbols),
+        "vocab": {text: number for number, text in enumerate(texts)}, "merges": _merges(tokenizer),
+    }  # fmt: skip
+
+
+def _unigram(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    """A user-defined piece, which is alone in its part of the text, is better than any way to cut it."""
+    symbols = frozenset(tokenizer.symbols)
+    scores = [0.0 if number in symbols else score for number, score in enumerate(tokenizer.scores)]
+    unknown = tokenizer.special.get("unk")
+    if unknown is None and int(TokenType.UNKNOWN) in tokenizer.types:
+        unknown = tokenizer.types.index(int(TokenType.UNKNOWN))
+    bytes_too = int(TokenType.BYTE) in tokenizer.types
+    vocabulary = [list(pair) for pair in zip(texts, scores, strict=True)]
+    return {"type": "Unigram", "unk_id": unknown, "vocab": vocabulary, "byte_fallback": bytes_too}
+
+
+def _pre_tokenizer(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    if tokenizer.kind == "bpe":
+        return _sequence("pretokenizers", [*components(tokenizer.splits), _BYTE_LEVEL])
+    if not tokenizer.symbols:
+        return None
+    texts = sorted((tokenizer.tokens[n].replace(" ", SPACE) for n in tokenizer.symbols), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, texts))
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -100,9 +161,19 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def _normalizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    before = [{"type": "Prepend", "prepend": SPACE}] if tokenizer.add_space_prefix else []
-    return _sequence("normalizers", [*before, spaces])
+    """SentencePiece's steps in its order: its map, runs of spaces, the space before the text, spaces as ▁."""
+    parts: list[dict[str, Any]] = []
+    if tokenizer.charsmap:
+        parts.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(tokenizer.charsmap).decode()})
+    if tokenizer.remove_extra_whitespaces:
+        parts += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
+    if tokenizer.add_space_prefix:
+        parts.append({"type": "Prepend", "prepend": SPACE})
+    return _sequence("normalizers", [*parts, _replace({"String": " "}, SPACE)])
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -112,8 +183,8 @@ def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    roles = {"bos": tokenizer.add_bos, "eos": tokenizer.add_eos}
-    around = {role: tokenizer.special[role] for role, wanted in roles.items() if wanted and role in tokenizer.special}
+    added = {"bos": tokenizer.begins_with(), "eos": tokenizer.ends_with()}
+    around = {role: number for role, number in added.items() if number is not None}
     if not around:
         return None
 
@@ -140,8 +211,8 @@ def _configuration(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{key: text for key, text in texts.items() if text is not None},
-        "add_bos_token": bool(tokenizer.add_bos),
-        "add_eos_token": bool(tokenizer.add_eos),
+        "add_bos_token": tokenizer.begins_with() is not None,
+        "add_eos_token": tokenizer.ends_with() is not None,
         "clean_up_tokenization_spaces": False,
-        **({"chat_template": tokenizer.chat_templates["default"]} if tokenizer.chat_templates else {}),
+        **({"chat_template": tokenizer.chat_templates["default"]} if "default" in tokenizer.chat_templates else {}),
     }

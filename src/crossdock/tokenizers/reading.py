@@ -1,8 +1,8 @@
 """From the files of a tokenizer to one `Tokenizer`. Runs no code from them and encodes nothing.
 
-Which file rules when several are there: a byte-level tokenizer.json; else tokenizer.model, since only it has
-the scores; else tokenizer.json; else vocab.json with merges.txt. Where tokenizer.model rules, tokenizer.json
-must agree.
+Which file rules when several are there: a byte-level tokenizer.json; else tokenizer.model, since only it has the
+scores; else tokenizer.json; else a rank file of tiktoken; else vocab.json with merges.txt. Where tokenizer.model rules,
+tokenizer.json must agree.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crossdock.errors import FormatError, Problem, TokenizerError
+from crossdock.errors import FormatError, Problem
 from crossdock.tokenizers.files import (
     MERGES_TXT,
+    TIKTOKEN,
+    TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     TOKENIZER_MODEL,
     VOCAB_JSON,
@@ -35,6 +37,7 @@ from crossdock.tokenizers.special import (
     named_tokens,
     read_configuration,
 )
+from crossdock.tokenizers.tiktoken import read_tiktoken
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 from crossdock.tokenizers.tokenizer_json import (
     added_of,
@@ -62,6 +65,8 @@ SLOW_PATTERNS = {
     "Qwen2TokenizerFast": QWEN2_PATTERN,
 }
 
+MAX_GAP = 65_536  # ids without a token, which are filled up: no model is padded so far
+
 
 def read(path: Path) -> Tokenizer:
     """Read the tokenizer in a folder or file (see `find`).
@@ -86,12 +91,19 @@ def read(path: Path) -> Tokenizer:
     special, missing = _special(vocabulary, tokens, configuration, files)
     _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
+    if size > 2 * len(tokens) + MAX_GAP:
+        raise refuse(
+            "the ids of the tokens leave far more holes than there are tokens",
+            files.companion_files[0][1],
+            expected=f"at most {2 * len(tokens) + MAX_GAP:,} ids for {len(tokens):,} tokens",
+            got=f"ids up to {size - 1:,}",
+        )
     dense = [tokens.get(number, Token(f"[PAD{number}]", TokenType.UNUSED, PAD_SCORE)) for number in range(size)]
     ends = dict.fromkeys([*([special["eos"]] if "eos" in special else []), *model_ids(configuration, "eos")])
-    prefix = (
-        flag(configuration, "add_prefix_space") if vocabulary.kind == "spm" and TOKENIZER_MODEL in sources else None
-    )
-    add_bos, add_eos = flag(configuration, "add_bos_token"), flag(configuration, "add_eos_token")
+    where = files.get(TOKENIZER_CONFIG) or files.root
+    by_model = vocabulary.kind == "spm" and TOKENIZER_MODEL in sources
+    prefix = flag(configuration, "add_prefix_space", where) if by_model else None
+    adds, overruled = _added(vocabulary, configuration, where, by_json=TOKENIZER_JSON in sources)
     return Tokenizer(
         kind=vocabulary.kind,
         tokens=tuple(token.text for token in dense),
@@ -102,15 +114,38 @@ def read(path: Path) -> Tokenizer:
         ignore_merges=vocabulary.ignore_merges,
         special=special,
         end_tokens=tuple(ends),
-        add_bos=vocabulary.add_bos if add_bos is None else add_bos,
-        add_eos=vocabulary.add_eos if add_eos is None else add_eos,
+        begin=vocabulary.begin,
+        end=vocabulary.end,
+        add_bos=adds["bos"],
+        add_eos=adds["eos"],
         add_space_prefix=vocabulary.add_space_prefix if prefix is None else prefix,
         remove_extra_whitespaces=vocabulary.remove_extra_whitespaces,
         charsmap=vocabulary.charsmap,
         chat_templates=chat_templates(files, configuration),
-        differences=(*vocabulary.differences, *missing),
+        symbols=vocabulary.symbols,
+        assumed=vocabulary.assumed,
+        differences=(*vocabulary.differences, *missing, *overruled),
         sources=tuple(path for name, path in files.companion_files if name in sources),
     )
+
+
+def _added(
+    vocabulary: Vocabulary, configuration: Configuration, where: Path, *, by_json: bool
+) -> tuple[dict[str, bool | None], list[Problem]]:
+    """Whether encoding adds a begin and an end token: role → answer, None where nothing says so.
+
+    The post-processor of a tokenizer.json decides, as in transformers 5.24, where the flags of tokenizer_config.json
+    change nothing beside one; with the flags that say otherwise.
+    """
+    adds, overruled = {}, []
+    for role, own in (("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)):
+        name = f"add_{role}_token"
+        wish = flag(configuration, name, where)
+        adds[role] = bool(own) if by_json else own if wish is None else wish
+        if by_json and wish is not None and wish != adds[role]:
+            what = f"{name} is {str(wish).lower()}, but the post-processor of tokenizer.json decides (transformers 5)"
+            overruled.append(difference(what, where))
+    return adds, overruled
 
 
 def _vocabulary(files: TokenizerFiles, configuration: Configuration) -> tuple[Vocabulary, tuple[str, ...]]:
@@ -128,6 +163,8 @@ def _vocabulary(files: TokenizerFiles, configuration: Configuration) -> tuple[Vo
         return read_tokenizer_json(as_json), (TOKENIZER_JSON,)
     if as_model is not None:
         return read_sentencepiece(as_model), (TOKENIZER_MODEL,)
+    if (ranks := files.get(TIKTOKEN)) is not None:
+        return read_tiktoken(ranks), (TIKTOKEN,)
     return _vocab_and_merges(files, configuration), (VOCAB_JSON, MERGES_TXT)
 
 
@@ -144,7 +181,7 @@ def _is_byte_level(data: Mapping[str, object]) -> bool:
 
 
 def _agreeing(vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path, as_model: Path) -> Vocabulary:
-    """The SentencePiece vocabulary with the added tokens of tokenizer.json over it. Raises TokenizerError."""
+    """The SentencePiece vocabulary with the added tokens of tokenizer.json over it. Raises FormatError."""
     model = data.get("model")
     if not isinstance(model, Mapping):
         raise FormatError("no model in it", where=str(as_json))
@@ -163,7 +200,7 @@ def _agreeing(vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path,
     ]
     if wrong:
         number, text, other = wrong[0]
-        raise TokenizerError(
+        raise FormatError(
             f"the tokenizer's two files disagree on {len(wrong)} tokens",
             where=f"{as_json}, {as_model}",
             expected=f"id {number} to be {other[:40]!r} as in the .model",
@@ -178,6 +215,8 @@ def _agreeing(vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path,
         vocabulary,
         tokens=tokens,
         special={**vocabulary.special, **around.special},
+        begin=around.special.get("bos"),
+        end=around.special.get("eos"),
         add_bos=around.add_bos,
         add_eos=around.add_eos,
         differences=(*vocabulary.differences, *around.differences),
@@ -220,7 +259,7 @@ def _special(
 ) -> tuple[dict[str, int], list[Problem]]:
     """role → id: what the configuration names, else the vocabulary, else the model's configuration.
 
-    With it, the named tokens that do not exist; for "eos" that is a TokenizerError: nothing would end.
+    With it, the named tokens that do not exist; for "eos" that is a FormatError: nothing would end.
     """
     ids = {token.text: number for number, token in reversed(list(tokens.items()))}
     special = dict(vocabulary.special)
@@ -230,13 +269,17 @@ def _special(
             special[role] = ids[text]
         elif role == "eos":
             fix = "add it to the vocabulary with its id, or correct eos_token in tokenizer_config.json"
-            raise refuse("the end token is not in the vocabulary", files.root, got=repr(text[:80]), fix=fix)
+            raise FormatError(
+                "the end token is not in the vocabulary", where=str(files.root), got=repr(text[:80]), fix=fix
+            )
         else:
             missing.append(difference(f"{role}_token {text[:80]!r} is not in the vocabulary", files.root))
     for role in ("bos", "eos", "pad"):
         numbers = model_ids(configuration, role)
         if role not in special and numbers and numbers[0] in tokens:
             special[role] = numbers[0]
+        elif role != "eos" and numbers and numbers[0] not in tokens:  # an end token that does not exist is an error
+            missing.append(difference(f"{role}_token_id {numbers[0]} is not a token of this tokenizer", files.root))
     return special, missing
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as made_by
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from crossdock.errors import FormatError, Problem
 from crossdock.tokenizers.files import MAX_MODEL_SIZE, read_bytes
@@ -44,6 +47,7 @@ TRAINER = {
     42: ("eos_id", VARINT, 2),
     43: ("pad_id", VARINT, -1),
 }
+DEFAULTS = {name: default for name, _, default in TRAINER.values()}
 NORMALIZER = {
     1: ("name", BYTES, b""),
     2: ("precompiled_charsmap", BYTES, b""),
@@ -59,6 +63,7 @@ class _Model:
     pieces: tuple[Token, ...]
     trainer: dict[str, Any] = made_by(default_factory=dict)
     normalizer: dict[str, Any] = made_by(default_factory=dict)
+    sections: frozenset[int] = frozenset()
 
 
 def read_sentencepiece(path: Path) -> Vocabulary:
@@ -73,9 +78,13 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         raise FormatError(
             f"not a SentencePiece model: {error}",
             where=str(path),
-            cause="a truncated file, or a tiktoken file of that name",
+            cause="a truncated file, or another one of that name",
             fix="give the tokenizer.json of the same tokenizer instead",
         ) from None
+    if broken := _broken(model):
+        raise FormatError(
+            [Problem(what, where=str(path), got=got, cause="a truncated or edited file") for what, got in broken]
+        )
     kind = model.trainer["model_type"]
     if kind not in (UNIGRAM, BPE):
         name = MODEL_TYPES.get(kind, f"number {kind}")
@@ -91,6 +100,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
         add_space_prefix=bool(model.normalizer["add_dummy_prefix"]),
         remove_extra_whitespaces=bool(model.normalizer["remove_extra_whitespaces"]),
         charsmap=bytes(model.normalizer["precompiled_charsmap"]),
+        symbols=tuple(n for n, piece in enumerate(model.pieces) if piece.type == TokenType.USER_DEFINED),
         differences=_differences(model, path),
     )
 
@@ -114,7 +124,9 @@ def _parse(data: memoryview) -> _Model:
     pieces: list[Token] = []
     trainer: dict[str, Any] = {name: default for name, _, default in TRAINER.values()}
     normalizer: dict[str, Any] = {name: default for name, _, default in NORMALIZER.values()}
+    sections = set()
     for number, wire, value in fields(data):
+        sections.add(number)
         if number == 1:
             if len(pieces) >= MAX_TOKENS:
                 raise WireError(f"more than {MAX_TOKENS} pieces")
@@ -125,7 +137,53 @@ def _parse(data: memoryview) -> _Model:
             normalizer |= _settings(_message(number, wire, value), NORMALIZER)
     if not pieces:
         raise WireError("it has no pieces")
-    return _Model(tuple(pieces), trainer, normalizer)
+    return _Model(tuple(pieces), trainer, normalizer, frozenset(sections))
+
+
+def _broken(model: _Model) -> list[tuple[str, str]]:
+    """What google/sentencepiece refuses to load (0.2, `model_interface.cc` and `normalizer.cc`): (what, got)."""
+    found: list[tuple[str, str]] = []
+    if not {2, 3} <= model.sections:
+        found.append(("the trainer's or the normalizer's section is missing", f"{len(model.pieces)} pieces alone"))
+    kinds = Counter(piece.type for piece in model.pieces)
+    ordinary = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+    for group in (True, False):
+        counts = Counter(piece.text for piece in model.pieces if (piece.type in ordinary) == group)
+        if twice := [text for text, count in counts.items() if count > 1]:
+            found.append((f"{len(twice)} pieces are there twice", repr(twice[0][:40])))
+    if any(not piece.text for piece in model.pieces):
+        found.append(("a piece is empty", repr(next(n for n, piece in enumerate(model.pieces) if not piece.text))))
+    if kinds[TokenType.UNKNOWN] != 1:
+        found.append(("not one unknown piece", f"{kinds[TokenType.UNKNOWN]} of them"))
+    wanted = 256 if model.trainer["byte_fallback"] else 0
+    if kinds[TokenType.BYTE] != wanted:
+        flag = f"byte_fallback is {str(bool(wanted)).lower()}"
+        found.append((f"{flag}, which takes {wanted} byte pieces", f"{kinds[TokenType.BYTE]} of them"))
+    charsmap = bytes(model.normalizer["precompiled_charsmap"])
+    if charsmap and not is_charsmap(charsmap):
+        found.append(("the normalizer's map is broken", f"{len(charsmap):,} bytes"))
+    for name in ("bos", "eos", "pad"):
+        number, default = model.trainer[f"{name}_id"], DEFAULTS[f"{name}_id"]
+        if number >= len(model.pieces) and number != default:
+            found.append((f"{name}_id is not a piece", f"{number} of {len(model.pieces)}"))
+    return found
+
+
+def is_charsmap(data: bytes) -> bool:
+    """Whether this is a normalization map: the size of a tree in bytes, the tree, texts that each end in a zero byte.
+
+    The tree is a double array of darts-clone (32-bit units): a unit with the highest bit set holds the place of a text,
+    any other the way to its children, of which there may be 256 in a row.
+    """
+    size = int.from_bytes(data[:4], "little")
+    texts = len(data) - 4 - size
+    if size < 1024 or size % 1024 or texts < 1:
+        return False
+    units = np.frombuffer(data, "<u4", size // 4, 4)
+    values = units >> 31 == 1
+    offsets = (units >> 10) << ((units & (1 << 9)) >> 6)
+    children = (np.arange(len(units), dtype=np.uint32) ^ offsets) | 0xFF
+    return bool((units[values] & 0x7FFFFFFF < texts).all() and (children[~values] < len(units)).all())
 
 
 def _message(number: int, wire: int, value: Value) -> memoryview:
@@ -150,7 +208,7 @@ def _piece(message: memoryview, index: int) -> Token:
         raise WireError(f"piece {index} has unknown type {kind}")
     if not math.isfinite(score):
         raise WireError(f"piece {index} has score {score}")
-    if kind == TokenType.BYTE and not is_byte_token(text):
+    if kind == TokenType.BYTE and not (is_byte_token(text) and text[3:5].upper() == text[3:5]):
         raise WireError(f"byte piece {index} is spelt {text[:40]!r}")
     if kind == TokenType.USER_DEFINED:
         # Engines match these against raw text, where a space is a space.

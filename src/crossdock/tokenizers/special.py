@@ -17,6 +17,7 @@ from crossdock.tokenizers.files import (
     ADDED_TOKENS,
     CHAT_TEMPLATE,
     CHAT_TEMPLATES_FOLDER,
+    OLD_TEMPLATE,
     SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG,
     TokenizerFiles,
@@ -100,18 +101,19 @@ def additional_special(configuration: Configuration) -> list[str]:
 
 
 def model_ids(configuration: Configuration, role: str) -> tuple[int, ...]:
-    """The ids that the first of generation_config.json and config.json to say so gives to a role.
+    """The ids that generation_config.json and then config.json give to a role, each once.
 
     `eos_token_id` may be a list. Raises FormatError.
     """
+    found: list[int] = []
     for path, config in configuration.models:
         value = config.get(f"{role}_token_id")
         if value is None:
             continue
         listed = value if isinstance(value, list) else [value]
         # Some old files write -1 for "none".
-        return tuple(check_id(number, f"{role}_token_id", path) for number in listed if number != -1)
-    return ()
+        found += [check_id(number, f"{role}_token_id", path) for number in listed if number != -1]
+    return tuple(dict.fromkeys(found))
 
 
 def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[str, str]:
@@ -131,6 +133,8 @@ def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[
         raise FormatError(
             "chat_template is neither text nor a list", where=str(where), got=type(template_value).__name__
         )
+    if path := files.get(OLD_TEMPLATE):
+        templates |= _old_templates(read_json(path).get("chat_template"), path)
     for name, path in files.companion_files:
         if name == CHAT_TEMPLATE:
             templates["default"] = read_text(path)
@@ -140,10 +144,20 @@ def chat_templates(files: TokenizerFiles, configuration: Configuration) -> dict[
     return templates
 
 
-def flag(configuration: Configuration, name: str) -> bool | None:
-    """A boolean of tokenizer_config.json, None when it is not there."""
+def _old_templates(value: Any, path: Path) -> dict[str, str]:
+    """The templates of a chat_template.json: one text, or names and texts."""
+    named = {"default": value} if isinstance(value, str) else value
+    if not isinstance(named, Mapping) or not all(isinstance(text, str) for text in named.values()):
+        raise FormatError("chat_template is neither text nor texts by name", where=str(path), got=repr(value)[:80])
+    return dict(named)
+
+
+def flag(configuration: Configuration, name: str, where: Path) -> bool | None:
+    """A boolean of tokenizer_config.json, None when it is not there. Raises FormatError for another kind of value."""
     value = configuration.tokenizer.get(name)
-    return value if isinstance(value, bool) else None
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"{name} is neither true nor false", where=str(where), got=repr(value)[:80])
+    return value
 
 
 def text_of(entry: Any) -> str | None:

@@ -66,6 +66,8 @@ def vocabulary(
         kind="spm",
         tokens=tokens | over,
         special=({"unk": ids[unknown]} if unknown in ids else {}) | dict(around.special),
+        begin=around.special.get("bos"),
+        end=around.special.get("eos"),
         add_bos=bool(around.add_bos),
         add_eos=bool(around.add_eos),
         add_space_prefix=prefix,

@@ -36,7 +36,7 @@ class Token(NamedTuple):
 class Vocabulary:
     """The contents of tokenizer.json, tokenizer.model or vocab.json. Fields as in `Tokenizer`.
 
-    added  texts whose special role is settled by the file itself: "bos", "eos", "unk", "pad" → id
+    special  roles that the file itself settles: "bos", "eos", "unk", "pad" → id
     """
 
     kind: Kind
@@ -45,12 +45,16 @@ class Vocabulary:
     splits: tuple[str, ...] = ()
     ignore_merges: bool = False
     special: Mapping[str, int] = field(default_factory=dict)
+    begin: int | None = None
+    end: int | None = None
     add_bos: bool | None = None
     add_eos: bool | None = None
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
+    symbols: tuple[int, ...] = ()
     differences: tuple[Problem, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def looks_special(text: str) -> bool:

@@ -92,7 +92,8 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
             where=str(path),
             expected=f"NAME-00001-of-{count:05}.gguf",
             got=path.name,
-            fix="give the files the names they were published with",
+            cause="parts that were joined into one file, or a part that was renamed",
+            fix="download the parts again under their own names, and give any of them (or: llama-gguf-split --merge)",
         )
     paths = [path.with_name(f"{named['prefix']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
     problems = [Problem("this file of a split model is missing", str(p)) for p in paths if not p.is_file()]
@@ -168,7 +169,10 @@ def _read_version(cursor: Cursor) -> int:
     if version and not version & 0xFFFF:
         raise cursor.error("a big-endian GGUF file", 4, fix="turn it round with gguf-py's gguf_convert_endian")
     if version not in (2, 3):
-        raise cursor.error("a GGUF version that crossdock does not read", 4, expected="2 or 3", got=str(version))
+        raise cursor.error(
+                "a GGUF version that crossdock does not read", 4, expected="2 or 3", got=str(version),
+                fix="version 1 is of August 2023: take a newer file of the model, or make it anew with llama-quantize",
+            )  # fmt: skip
     return version
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
+from crossdock.formats.companions import tokenizer_at
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.options import GgufOptions
@@ -132,11 +133,7 @@ def _fitting(codec: str, row: int) -> str:
 
 
 def _tokenizer_path(options: GgufOptions, found: Findings) -> Path | None:
-    if options.tokenizer is not None:
-        return options.tokenizer
-    names = {"tokenizer.json", "tokenizer.model", "vocab.json"}
-    folders = (path.parent for path in found.companions if path.name in names)
-    return next(folders, vocabulary_in(None, found.companions))
+    return tokenizer_at(options.tokenizer, found) or vocabulary_in(None, found.companions)
 
 
 def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:

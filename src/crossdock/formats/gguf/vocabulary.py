@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from crossdock.errors import TokenizerError
+import numpy as np
+
+from crossdock.errors import CrossdockError, FormatError, TokenizerError
 from crossdock.formats.gguf.container import read_header
+from crossdock.io.files import head_of
 
 if TYPE_CHECKING:
     from crossdock.tokenizers import Tokenizer
@@ -33,9 +36,8 @@ def is_gguf(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
+        return head_of(path, 4) == b"GGUF"
+    except (OSError, CrossdockError):
         return False
 
 
@@ -55,6 +57,9 @@ def vocabulary_of(path: Path, vocab_size: int, vocab_from: str = "") -> list[tup
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise TokenizerError("this GGUF file has no vocabulary", where=str(path), expected="tokenizer.ggml.tokens")
+    scores = header.metadata.get("tokenizer.ggml.scores")
+    if isinstance(scores, Sequence | np.ndarray) and not np.isfinite(np.asarray(scores, np.float64)).all():
+        raise FormatError("a score of the vocabulary is not a number", where=str(path), expected="finite scores")
     if len(tokens) != vocab_size:
         raise TokenizerError(
             "the vocabulary is for another model",

@@ -5,8 +5,7 @@ Headers only; `.bin` files go through the safe pickle machine. Facts: transforme
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,23 @@ from crossdock.formats.companions import found_in
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.fp8.hf_source import with_scales
 from crossdock.formats.hf.config import LARGEST, flattened, parse
+from crossdock.formats.hf.files import KINDS, SHARD, Chosen, weight_files
+from crossdock.formats.hf.quantised import refuse_quantised
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
-from crossdock.formats.weight_file import tensors_in
+from crossdock.formats.weight_file import is_weight, tensors_in, training_state
 from crossdock.io.files import read_exact, reading, size_of
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = "adapter_config.json"
-_SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin)\Z")
 
 
 def sniff(path: Path) -> bool:
     """A folder with config.json or a weight file, or such a weight file itself. Adapters are refused by name."""
     try:
         if path.is_dir():
-            return any((path / name).is_file() for name in ("config.json", _ADAPTER, *_INDEXES, *_WHOLE))
+            return any(
+                (path / name).is_file()
+                for name in ("config.json", _ADAPTER, *(name for kind in KINDS for name in kind))
+            )
         return path.suffix == ".safetensors" and path.is_file()
     except OSError:
         return False
@@ -56,7 +57,7 @@ def open_plain(path: Path) -> Source:
             fix="merge it into its base model first, and give the merged folder",
             check="adapter-unmerged",
         )
-    if path.is_file() and (name := _SHARD.match(path.name)) and int(name[2]) > 1:
+    if path.is_file() and (name := SHARD.match(path.name)) and int(name[3]) > 1:
         raise NotACheckpointError(
             "this is one of several shards of a model", where=str(path), fix=f"give the folder: {folder}"
         )
@@ -66,8 +67,10 @@ def open_plain(path: Path) -> Source:
         quantization = read_json(folder / fp8.FILE)[0].get("quantization")
         if isinstance(quantization, dict):
             metadata = {**metadata, "quantization_config": {**quantization, "quant_method": "modelopt"}}
-    files, index, total = ([path], None, None) if path.is_file() else _weight_files(folder)
+    chosen = Chosen((path,)) if path.is_file() else weight_files(folder)
+    files = chosen.files
     notes = {"files": str(len(files))}
+    skipped: list[str] = []
     tensors: dict[tuple[str, str], StoredTensor] = {}
     home: dict[str, Path] = {}
     broken: set[str] = set()
@@ -75,6 +78,9 @@ def open_plain(path: Path) -> Source:
     for number, file in enumerate(files):
         try:
             for tensor in tensors_in(file, number):
+                if not is_weight(tensor.name):
+                    skipped.append(tensor.name)
+                    continue
                 if tensor.name in home:
                     problems.append(
                         Problem(f"is in two files: {home[tensor.name].name} and {file.name}", where=tensor.name)
@@ -84,13 +90,19 @@ def open_plain(path: Path) -> Source:
         except FormatError as error:
             problems += error.problems
             broken.add(file.name)
-    if index is not None:
-        problems += _index_problems(index, home, broken, folder)
+    if chosen.index is not None:
+        problems += _index_problems(chosen.index, home, broken, folder)
     if problems:
         raise FormatError(problems)
+    if not tensors:
+        raise FormatError("there are no model weights here", where=str(path))
+    if not metadata.get("quantization_config"):
+        refuse_quantised(home, str(path))
     stored = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
-    if total is not None and total != stored:
-        notes["total_size of the index"] = f"{str(total)[:40]}; the tensors have {stored} bytes"
+    if chosen.total is not None and chosen.total != stored:
+        notes["total_size of the index"] = f"{str(chosen.total)[:40]}; the tensors have {stored} bytes"
+    aside = chosen.aside
+    listed = ", ".join(aside[:5]) + (f" and {len(aside) - 5} more" if len(aside) > 5 else "")
     return Source(
         format="hf",
         root=path,
@@ -99,7 +111,9 @@ def open_plain(path: Path) -> Source:
         metadata=metadata,
         metadata_at=where,
         companion_files=tuple(found_in(folder)),
+        skipped=training_state(skipped),
         notes=notes,
+        notices=(f"{folder}: {listed} not read: transformers would not load them either",) if aside else (),
     )
 
 
@@ -121,52 +135,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     return parse(data, str(file)), str(file)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None, Any]:
-    """Weight files in order, and where there is an index its tensor → file map and what it says of their size."""
-    for name in _INDEXES:
-        index = folder / name
-        if not index.is_file():
-            continue
-        with reading(index) as fd:
-            found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(index)), str(index))
-        weight_map = found.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise FormatError("weight_map is not a map of tensors to files", where=str(index))
-        names = sorted(set(weight_map.values()))
-        outside = [n for n in names if Path(n).name != n]
-        if outside:
-            raise FormatError("the index names files outside the folder", where=str(index), got=", ".join(outside[:5]))
-        missing = [n for n in names if not os.path.isfile(folder / n)]  # False for a name that no disk takes
-        if missing:
-            raise FormatError(
-                f"the index names {len(missing)} files that are not there",
-                where=str(index),
-                expected=", ".join(missing[:8]),
-                cause="an unfinished download or copy",
-                fix="fetch the files again, or the whole folder",
-                check="half-checkpoint",
-            )
-        total = found.get("metadata", {}).get("total_size") if isinstance(found.get("metadata"), dict) else None
-        return [folder / n for n in names], weight_map, total
-    for name in _WHOLE:
-        if (folder / name).is_file():
-            return [folder / name], None, None
-    shards = sorted(f for f in folder.iterdir() if _SHARD.match(f.name))
-    if not shards:
-        raise NotACheckpointError(
-            "there are no weights in this folder", where=str(folder),
-            expected=" or ".join((*_INDEXES, *_WHOLE)),
-            got=", ".join(sorted(f.name for f in folder.iterdir())[:8]) or "nothing",
-        )  # fmt: skip
-    counts = {int(m[2]) for f in shards if (m := _SHARD.match(f.name))}
-    if len(counts) != 1 or len(shards) != counts.pop():
-        raise FormatError("shards are missing and there is no index", where=str(folder),
-                          got=", ".join(f.name for f in shards[:8]), fix="fetch what is missing",
-                          check="half-checkpoint")  # fmt: skip
-    return shards, None, None
-
-
-def _index_problems(index: dict[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:
+def _index_problems(index: Mapping[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:
     """Where index and shards disagree; of broken shards nothing is known."""
     where = str(folder)
     lost = [n for n, file in index.items() if file not in broken and (n not in home or home[n].name != file)]

@@ -24,7 +24,7 @@ from crossdock.formats.stored import Source
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most outputs of the tests have none
     from crossdock.tokenizers import Tokenizer
 
 
@@ -75,7 +75,7 @@ class HfTarget(Target[HfOptions]):
     def encoding(self, tensor: TensorSpec, found: Findings) -> Encoding:
         """The dtype asked for; as stored for "auto"; float32 for quantised sources.
 
-        Also float32: what the layout's [encoding] lists, where the source keeps it wider than its matrices.
+        Also float32, whatever was asked for: what the layout's [encoding] lists, where the source has it so.
         """
         scaled = fp8.encoding(tensor, self.options, found)
         if scaled is not None:
@@ -87,8 +87,7 @@ class HfTarget(Target[HfOptions]):
             if tensor.dtype in PLAIN:
                 return Encoding(tensor.dtype)
             return Encoding("float32", f"{tensor.dtype} tensors are decoded to float32; --dtype chooses another")
-        wider = tensor.dtype == "float32" != found.source_dtype
-        if wider and found.is_listed("f32", tensor.name):
+        if tensor.dtype == "float32" and found.is_listed("f32", tensor.name):
             return Encoding("float32")
         return Encoding(self.options.dtype)
 
@@ -128,7 +127,7 @@ class HfTarget(Target[HfOptions]):
         config_bytes = config_json(keys)
         files.append(_text("config.json", config_bytes))
         if not any(file.name == GENERATION for file in companion_files.files):
-            files.append(_text(GENERATION, generation_config_json(config)))
+            files.append(_text(GENERATION, generation_config_json(_with_all_ends(config, companion_files.tokenizer))))
         files += companion_files.files
         placed = tuple(places[t.name] for t in tensors)
         facts = {key: value for key, value in json.loads(config_bytes).items() if key not in IDS or value is not None}
@@ -166,16 +165,33 @@ def _text(name: str, content: bytes) -> TargetFile:
 
 
 def _with_special_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """Special ids from the tokenizer where the checkpoint, like Megatron's, has none: generation stops at them."""
-    if tokenizer is None or any(getattr(config, name) is not None for name in IDS):
+    """Special ids from the tokenizer where the checkpoint, like Megatron's, has none; and all that end a generation
+    where they come from a GGUF file, whose configuration names one of them alone."""
+    if tokenizer is None:
         return config
-    ends = tokenizer.end_tokens
+    from crossdock.tokenizers import ends_of
+
+    ends, known = ends_of(tokenizer), any(getattr(config, name) is not None for name in IDS)
+    if known and tokenizer.sources:  # read from files: its model's own configuration says it all
+        return config
+    own = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    ends = tuple(dict.fromkeys((*(number for number in own if number is not None), *ends)))
     return replace(
         config,
-        bos_token_id=tokenizer.special.get("bos"),
+        bos_token_id=tokenizer.special.get("bos") if config.bos_token_id is None else config.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
-        pad_token_id=tokenizer.special.get("pad"),
+        pad_token_id=tokenizer.special.get("pad") if config.pad_token_id is None else config.pad_token_id,
     )
+
+
+def _with_all_ends(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """Also the ends that the tokenizer names: of a folder without generation_config.json."""
+    if tokenizer is None:
+        return config
+    own = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    named = (number for number in (*own, *tokenizer.end_tokens) if number is not None and number < config.vocab_size)
+    ends = tuple(dict.fromkeys(named))
+    return replace(config, eos_token_id=ends if len(ends) > 1 else next(iter(ends), None))
 
 
 def _within(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:

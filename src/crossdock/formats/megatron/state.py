@@ -37,12 +37,19 @@ def sniff(path: Path) -> bool:
 
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
-    """Open the file. Raises NotACheckpointError, FormatError, UnsafePickleError, UsageError."""
+    """Open the file; one without Megatron's names is read as Hugging Face's.
+
+    Raises NotACheckpointError, FormatError, UnsafePickleError, UsageError.
+    """
     if iteration is not None:
         raise UsageError("a state dict has no iterations", where=str(path), fix="leave --iteration out")
     if not path.is_file():
         raise NotACheckpointError("a state dict is one file", where=str(path))
     found = {tensor.name: tensor for tensor in tensors_in(path, 0)}
+    if not any(map(NAME.search, found)):  # everyday torch files, which have Hugging Face's names
+        from crossdock.formats.hf.source import open_source as open_hugging_face
+
+        return open_hugging_face(path)
     skipped = {name: 1 for name in found if OPTIMIZER.search(name) or name.endswith(fp8.NAME)}
     weights = {name: tensor for name, tensor in found.items() if name not in skipped}
     for wrapper in WRAPPERS:

@@ -6,7 +6,6 @@ exactly once, copies aside. Reads no bytes.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ResolvedConfig
 from crossdock.model.family import Family, Sizes
+from crossdock.planning.tensors.unread import unread_tensors
 
 Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
 
@@ -100,7 +100,7 @@ def resolve(
                 key = _key(lens)
                 box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
                 found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
-    unread, dropped = _unread(source, rules, read)
+    unread, dropped = unread_tensors(source, rules, read)
     problems += dropped
     problems += _incomplete(found, chosen, described, sizes, rules, misshapen)
     if problems:
@@ -205,38 +205,6 @@ def _misshapen(container: Container, stored: StoredTensor, described: ResolvedCo
         cause="one of these is wrong: " + ", ".join(telling),
         fix="correct it with --set FIELD=VALUE or --config",
     )
-
-
-def _unread(source: Source, rules: Layout, read: set[tuple[str, str]]) -> tuple[dict[str, str], list[Problem]]:
-    unread: dict[str, str] = dict(source.skipped)
-    dropped: list[str] = []
-    for part, name in source.tensors:
-        if (part, name) in read:
-            continue
-        reason = next((why for glob, why in rules.skip.items() if fnmatch.fnmatchcase(name, glob)), None)
-        if reason is None:
-            dropped.append(f"{part}/{name}" if part else name)
-        else:
-            unread[name] = reason
-    problems = [
-        Problem(
-            "nothing reads this tensor, so the result would lack it",
-            where=name,
-            got=_shape_text(source, name),
-            cause="another family, a feature that the family does not have, or an adapter that was not merged",
-            fix="is --family right? inspect shows what the configuration says",
-            check="tensor-dropped",
-        )
-        for name in dropped[:20]
-    ]
-    if len(dropped) > 20:
-        problems.append(Problem(f"and {len(dropped) - 20} more tensors that nothing reads"))
-    return unread, problems
-
-
-def _shape_text(source: Source, name: str) -> str:
-    stored = source.tensors.get(("", name))
-    return "" if stored is None else f"{stored.dtype} {list(stored.shape)}"
 
 
 def _incomplete(
