@@ -55,8 +55,8 @@ def test_every_table_is_documented(word: str) -> None:
 
 
 WORDS = (
-    "when", "value", "otherwise", "for", "nulls", "say", "must", "extends", "padded", "sum_as_stored", "axes", "same_as",
-    "like", "holds", "families",
+    "when", "value", "otherwise", "for", "nulls", "say", "must", "extends", "padded", "sum_as_stored", "axes",
+    "same_as", "like", "holds", "families",
 )  # fmt: skip
 
 
