@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from crossdock.cli import show
-from crossdock.cli.options import PATH, POSITIVE, json_option, progress_option
+from crossdock.cli.options import PATH, Parsed, json_option, progress_option
 from crossdock.cli.sections import Sectioned, examples
-from crossdock.errors import UsageError
-from crossdock_powerinfer.collect import collect
+from crossdock.options import positive
 
 
 @click.command(
@@ -23,7 +22,9 @@ from crossdock_powerinfer.collect import collect
 @click.argument("model", type=PATH)
 @click.option("--text", required=True, type=PATH, metavar="FILE", help="Text to count over, UTF-8.")
 @click.option("-o", "--output", required=True, type=PATH, metavar="DIR", help="Folder to write.")
-@click.option("--window", type=POSITIVE, default="512", show_default=True, metavar="N", help="Tokens read at once.")
+@click.option(
+    "--window", type=Parsed(positive), default="512", show_default=True, metavar="N", help="Tokens read at once."
+)
 @click.option("--drelu", is_flag=True, help="ReLU on gate and up projection; Bamboo has it anyway.")
 @json_option
 @progress_option
@@ -35,6 +36,8 @@ def activations(
     MODEL is a Hugging Face folder of OPT, Falcon, ReluLLaMA, ProSparse, Bamboo or a ReLU Mistral. Runs on the CPU
     with one layer in memory; a run that was stopped goes on. Needs the extra crossdock[activations].
     """
+    from crossdock.errors import UsageError
+    from crossdock_powerinfer.collect import collect
 
     try:
         words = text.read_text(encoding="utf-8")
