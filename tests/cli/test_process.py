@@ -1,8 +1,10 @@
 """The command as a process: start-up, pipes that close, odd terminals."""
 
+import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,16 +54,100 @@ sys.meta_path.insert(0, Interrupting())"""
     assert done.stdout == ""
 
 
-def test_a_reader_that_leaves() -> None:
-    child = subprocess.Popen(
-        [*COMMAND, "export", "--help"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    assert child.stderr is not None
-    child.stdout.close()
-    assert child.stderr.read() == b""
-    child.stderr.close()
-    assert child.wait() == 1
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_interrupted_while_it_starts_in_json_too(more: list[str], legacy: Path) -> None:
+    code = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "crossdock.cli":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Interrupting())"""
+    done = started(code, "plan", str(legacy), "--to", "gguf", *more)
+    assert done.returncode == 4
+    if more:
+        assert json.loads(done.stdout)["error"] == "Interrupted"
+        assert done.stderr == ""
+    else:
+        assert done.stderr.strip() == "error: interrupted: run the same command again to go on"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_tensors_are_written(number: int, legacy: Path, tmp_path: Path) -> None:
+    """Either signal ends the run with 4; the same command goes on afterwards."""
+    code = f"""
+import os, signal
+from crossdock.running import copying
+real = copying.Copier.__call__
+def call(*args):
+    os.kill(os.getpid(), {int(number)})
+    return real(*args)
+copying.Copier.__call__ = call"""
+    words = ["export", str(legacy), "--to", "gguf", "-o", str(tmp_path / "out")]
+    done = started(code, *words)
+    assert done.returncode == 4
+    assert done.stderr.strip().endswith("interrupted: run the same command again to go on")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert started("", *words).returncode == 0
+
+
+def test_an_ignored_signal_stays_ignored(legacy: Path) -> None:
+    code = """
+import atexit, os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))"""
+    assert started(code, "plan", str(legacy), "--to", "gguf").returncode == 0
+
+
+def shell(line: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+    """The command with these words, as `$@` of a line of sh."""
+    command = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=60)
+
+
+def commands(legacy: Path) -> list[list[str]]:
+    inspect = ["inspect", str(legacy)]
+    return [["export", "--help"], inspect, [*inspect, "--json"], ["inspect", "/no/such/path", "--json"]]
+
+
+def test_a_reader_that_leaves(legacy: Path) -> None:
+    for words in commands(legacy):
+        child = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        child.stderr.close()
+        assert child.wait() == 141
+
+
+def test_a_disk_that_takes_no_output(legacy: Path) -> None:
+    for words in commands(legacy):
+        done = shell('"$@" >/dev/full', *words)
+        assert done.returncode == 4
+        assert done.stderr == b"error: standard output cannot be written: No space left on device\n"
+
+
+def test_no_standard_output(legacy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    for words in [*commands(legacy), ["export", str(legacy), "--to", "gguf", "-o", str(out)]]:
+        done = shell('"$@" >&-', *words)
+        assert done.returncode == 4
+        assert done.stderr.startswith(b"error: standard output is closed")
+        assert done.stderr.count(b"\n") == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("line", ['"$@" 2>&-', '"$@" 2>/dev/full', '"$@" <&- 2>&-'])
+def test_no_standard_error(line: str, legacy: Path, tmp_path: Path) -> None:
+    """What goes there is lost; nothing of it lands in a file that was opened meanwhile."""
+    assert shell(line, "inspect", "/no/such/path").returncode in (3, 4)
+    out = tmp_path / "out.gguf"
+    done = shell(line, "export", str(legacy), "--to", "gguf", "-o", out)
+    if "full" not in line:
+        assert done.returncode == 0
+        assert shell('"$@"', "verify", out, "--against", legacy).returncode == 0
 
 
 def test_output_that_cannot_be_encoded(tmp_path: Path) -> None:

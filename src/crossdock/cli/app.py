@@ -6,7 +6,6 @@ the command that needs it.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -54,24 +53,25 @@ class Crossdock(WithExamples, click.Group):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
+        *,
+        stdout_closed: bool = False,
         **extra: Any,
     ) -> Any:
-        """Run the command line `args` (default: that of the process) and exit with its code."""
+        """Run the command line `args` (default: that of the process) and exit with its code.
+
+        stdout_closed  the process began without a standard output
+        """
         arguments = list(sys.argv[1:] if args is None else args)
         extra.setdefault("color", failures.colour())
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):  # a terminal that cannot show an arrow gets a question mark
                 stream.reconfigure(errors="replace")
-        try:
-            code = super().main(arguments, prog_name, complete_var, False, **extra)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # nobody reads any more; what is still buffered must not fail again when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        except Exception as error:
-            code = failures.report(error, as_json="--json" in arguments)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = failures.guarded(
+            lambda: super(Crossdock, self).main(arguments, prog_name, complete_var, False, **extra),
+            as_json="--json" in arguments,
+            closed=stdout_closed,
+        )
+        sys.exit(code)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,12 +1,17 @@
 """Errors as a user meets them: one text on stderr or one JSON object on stdout, and the exit code.
 
-Never a traceback, unless the environment variable CROSSDOCK_TRACEBACK asks for one.
+Never a traceback, unless the environment variable CROSSDOCK_TRACEBACK asks for one. A reader that leaves (`| head`)
+ends the command with 141, as a shell shows a process that SIGPIPE ended; a standard output that takes nothing (closed,
+or on a full disk) with 4.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -17,6 +22,54 @@ from crossdock.wording import INTERRUPTED
 def colour() -> bool | None:
     """False with NO_COLOR set, else None: colours where there is a terminal."""
     return False if os.environ.get("NO_COLOR") else None
+
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+CLOSED = Problem("standard output is closed, so the result could not be shown", fix="leave it open, or > /dev/null")
+
+
+def guarded(command: Callable[[], Any], *, as_json: bool, closed: bool = False) -> int:
+    """Run `command`, print what it raises, and return the exit code. closed: there is no standard output."""
+    try:
+        try:
+            if closed or sys.stdout is None:
+                print_problems([CLOSED])
+                return EnvironmentProblem.exit_code
+            code = command()
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except BrokenPipeError:
+            raise
+        except SystemExit as end:  # outside of its standalone mode, click ends so when a reader has left, and only then
+            raise BrokenPipeError from end
+        except Exception as error:
+            if isinstance(error, OSError) and _of_printing(error):
+                raise
+            code = report(error, as_json=as_json)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        _discard_stdout()
+        return BROKEN_PIPE
+    except OSError as error:  # what there is to say cannot be written
+        _discard_stdout()
+        with contextlib.suppress(OSError):
+            print_problems([Problem(f"standard output cannot be written: {error.strerror or error}")])
+        return EnvironmentProblem.exit_code
+
+
+def _of_printing(error: OSError) -> bool:
+    """Whether click raised it while it wrote to a stream, and no file operation did."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("click.")
+
+
+def _discard_stdout() -> None:
+    """What is still buffered must not fail again when the interpreter ends. click may have wrapped the stream."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Exception, *, as_json: bool) -> int:

@@ -74,6 +74,9 @@ class ModelConfig:
     swiglu_offset: float = 0.0  # is added to the half that the activated gate multiplies
     activation_sparsity_pattern: tuple[float, ...] = ()  # share of each layer's gates that are set to 0; empty: none
 
+    high_cycles: int = 0  # the second half of the layers runs so often, each time behind low_cycles of the first
+    low_cycles: int = 0
+
     # Attention
     qkv_bias: bool = False
     attn_out_bias: bool = False

@@ -58,12 +58,36 @@ def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
     if config.embed_norm:
         x = model.norm(x, "embed_norm")
     own = per_layer.inputs_of_layers(model, ids, x)
+    if config.high_cycles:
+        return _in_cycles(model, x)
     if config.altup_num_inputs:
         x = per_layer.copies(model, x)
     for index in range(config.num_hidden_layers):
         layer = Layer(config, weights, index, shared)
         x = _block(layer, x, None if own is None else own[:, index])
     return per_layer.merged(model, x) if config.altup_num_inputs else x
+
+
+def _in_cycles(model: Layer, x: Array) -> Array:
+    """HRM: the first half of the layers refines a low state, again and again, before the second half sets the high one.
+
+    The last norm is left to `logits`. Formula: arXiv 2506.21734; transformers 5.24 (hrm_text).
+    """
+    config, middle = model.config, model.config.num_hidden_layers // 2
+
+    def through(layers: range, x: Array) -> Array:
+        for index in layers:
+            x = _block(Layer(config, model.weights, index), x, None)
+        return x
+
+    low, high = np.broadcast_to(model.tensor("low_state"), x.shape), x
+    for cycle in range(config.high_cycles):
+        if cycle:
+            high = model.norm(high, "norm")
+        for _ in range(config.low_cycles):
+            low = model.norm(through(range(middle), low + high), "norm")
+        high = through(range(middle, config.num_hidden_layers), high + low)
+    return high
 
 
 def _block(layer: Layer, x: Array, own: Array | None) -> Array:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from crossdock.codecs import registry as codecs
 from crossdock.errors import MemoryPlanError
+from crossdock.io.system import cores as usable_cores
 from crossdock.planning.plan import Plan
 
 STRIP = 8 << 20  # bytes gathered at once where source rows become target columns: a strip of every row
@@ -30,7 +29,7 @@ def share_of(memory: int, workers: int) -> int:
 def workers_for(memory: int) -> int:
     """How many workers to have when nobody says: one a core, or two where blocks stay large, since half of the time
     is spent waiting for disks; fewer where the memory has no room for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     wanted = max(cores, min(2 * cores, memory // (_BUFFERS * STRIP)))
     return max(1, min(wanted, memory // (_BUFFERS * SMALLEST)))
 

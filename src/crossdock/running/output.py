@@ -9,7 +9,6 @@ byte where O_DIRECT is refused, goes through the cache. Nothing here knows what 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from pathlib import Path
@@ -20,11 +19,12 @@ from crossdock.codecs.codec import Bytes
 from crossdock.errors import InputError
 from crossdock.formats.stored import SourceFile
 from crossdock.io.files import read_into, reading
+from crossdock.io.system import REFUSED, flush_data, open_direct, read_at, reserve
+from crossdock.running.partial import open_own
 
 PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _LARGE = 128 << 10  # bytes from which going to the disk at once pays
 _COPY = 1 << 20
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def aligned(nbytes: int) -> Bytes:
@@ -39,7 +39,7 @@ class OutputFile:
 
     make  make it where it is not there yet, and reserve its room; else it must be there
 
-    Raises OSError as the file system does: no room, no right to write.
+    Raises OSError as the file system does: no room, no right to write; UsageError when a link or a pipe is there.
     """
 
     def __init__(self, path: Path, size: int, *, make: bool = True) -> None:
@@ -48,13 +48,13 @@ class OutputFile:
         # the kernel lets one writer at a time into the cached file and lets others spin: waiting costs less
         self._alone = threading.Lock()
         self._direct: int | None = None
-        self._fd = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o644)
+        self._fd = open_own(path, os.O_RDWR | (os.O_CREAT if make else 0))
         try:
             if make:
                 os.ftruncate(self._fd, size)
-                _reserve(self._fd, size)
+                reserve(self._fd, size)
             if size >= _LARGE:
-                self._direct = _open_direct(path, os.O_WRONLY)
+                self._direct = open_direct(path, os.O_WRONLY)
         except BaseException:
             self.close()
             raise
@@ -73,16 +73,19 @@ class OutputFile:
     def copy(self, source: SourceFile) -> None:
         """Fill the file from another one. Raises InputError when that is no longer what it was."""
         offset = 0
-        with source.path.open("rb") as file:
-            while chunk := file.read(_COPY):
+        fd = source.open()
+        try:
+            while chunk := os.pread(fd, _COPY, offset):
                 self.write(np.frombuffer(chunk, np.uint8), offset)
                 offset += len(chunk)
+        finally:
+            os.close(fd)
         if offset != source.size:
             raise InputError("the file changed while it was copied", where=str(source.path))
 
     def flush(self) -> None:
         """Return when all that was written is on the disk."""
-        os.fdatasync(self._fd)
+        flush_data(self._fd)
 
     def close(self) -> None:
         """Close it. Does not flush."""
@@ -103,7 +106,7 @@ class OutputFile:
             try:
                 done += os.pwrite(fd, view[done:], offset + done)
             except OSError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in REFUSED:
                     raise
                 break
         return done
@@ -119,7 +122,7 @@ class WrittenFile:
         self._path = path
         self._opened = contextlib.ExitStack()
         self._fd = self._opened.enter_context(reading(path))
-        self._direct = _open_direct(path, os.O_RDONLY)
+        self._direct = open_direct(path, os.O_RDONLY)
         if self._direct is not None:
             self._opened.callback(os.close, self._direct)
         self._pages = aligned(0)
@@ -137,23 +140,7 @@ class WrittenFile:
         pages, there = self._pages[: -(-end // PAGE) * PAGE], low
         if self._direct is not None and nbytes >= _LARGE:
             with contextlib.suppress(OSError):  # refused, or broken, which reading the usual way will tell
-                there = max(low, os.preadv(self._direct, [pages.data], offset - low))
+                there = max(low, read_at(self._direct, pages.data, offset - low))
         if there < end:
             read_into(self._fd, offset - low + there, pages[there:end], str(self._path))
         return pages[low:end]
-
-
-def _open_direct(path: Path, how: int) -> int | None:
-    if hasattr(os, "O_DIRECT"):
-        with contextlib.suppress(OSError):
-            return os.open(path, how | os.O_DIRECT | os.O_CLOEXEC)
-    return None
-
-
-def _reserve(fd: int, size: int) -> None:
-    try:
-        if size:
-            os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise

@@ -23,6 +23,7 @@ from crossdock.formats.dcp.data_files import Place
 from crossdock.formats.safetensors import read_header
 from crossdock.formats.stored import Pair, TrainingScales
 from crossdock.io.files import read_exact, reading
+from crossdock.io.system import file_in_memory
 from crossdock.torchfile.reader import open_torch, read_object
 from crossdock.unpickle import Instance, StorageRef, TensorRef
 
@@ -189,7 +190,7 @@ class _File:
     """Bytes as a file in memory, and behind them the storages that a plain pickle brings along."""
 
     def __init__(self, data: bytes) -> None:
-        self.fd = os.memfd_create("extra_state")
+        self.fd = file_in_memory("extra_state")
         os.write(self.fd, data)
         self._end = len(data)
 

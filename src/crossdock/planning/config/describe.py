@@ -26,10 +26,9 @@ from crossdock.planning.config.unknown_keys import (
     readable_keys,
     recognised,
     refusals,
-    short,
 )
 from crossdock.planning.config.validate import build, of_kind
-from crossdock.wording import nearest
+from crossdock.wording import nearest, short
 
 
 @dataclass(frozen=True)

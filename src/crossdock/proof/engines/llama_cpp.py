@@ -144,7 +144,8 @@ def _parameters(llama: Llama, n: int) -> Blob:
     fields = {at: ctypes.c_int32.from_buffer(parameters, at) for at, _ in (*KNOWN, N_THREADS, N_THREADS_BATCH)}
     if any(fields[at].value != default for at, default in KNOWN):
         raise SystemExit(OTHER_VERSION)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
     sizes = {N_CTX: max(64, n), N_BATCH: n, N_UBATCH: n, N_THREADS: threads, N_THREADS_BATCH: threads}
     for (at, _), value in {**sizes, FLASH_ATTENTION: 0, TYPE_K: 0, TYPE_V: 0}.items():
         fields[at].value = value

@@ -1,0 +1,91 @@
+"""System calls that not every system has, each with what is done without it.
+
+Linux has all of them. macOS lacks posix_fallocate, fdatasync, O_DIRECT, memfd_create, renameat2 and sched_getaffinity
+(Python 3.11's `os`, documented under "Availability"). No other module asks `os` for any of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+REFUSED: Final = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says that it lacks a call
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
+
+
+def reserve(fd: int, size: int) -> None:
+    """Have the file system set `size` bytes aside for the file, where it can; elsewhere they are found when written.
+
+    Raises OSError when there is no room.
+    """
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+
+
+def flush_data(fd: int) -> None:
+    """Return when the bytes of the file are on the disk; with its other attributes where they cannot be left out."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def flush_folder(folder: Path) -> None:
+    """Return when the names in `folder` are on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_direct(path: Path, flags: int) -> int | None:
+    """A descriptor past the page cache (O_DIRECT); None where system or file system has no such thing."""
+    if hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return None
+
+
+def read_at(fd: int, buffer: Any, offset: int) -> int:
+    """Read into `buffer` from byte `offset`; returns how many bytes came. Raises OSError."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    data = os.pread(fd, memoryview(buffer).nbytes, offset)
+    memoryview(buffer).cast("B")[: len(data)] = data
+    return len(data)
+
+
+def cores() -> int:
+    """How many cores this process may use; all of the machine's where that cannot be asked."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def file_in_memory(name: str) -> int:
+    """A descriptor of a new file that no folder holds: in memory, or where temporary files are. `name`: for tools."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, so that at no time either is missing; False where that cannot be done.
+
+    Linux's renameat2 with RENAME_EXCHANGE, which most of its file systems have.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
