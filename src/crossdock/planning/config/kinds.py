@@ -16,7 +16,7 @@ from typing import Any
 from crossdock.errors import Problem
 from crossdock.layout.rules import Layout
 from crossdock.model.expressions import Expression
-from crossdock.planning.config.unknown_keys import short
+from crossdock.wording import short
 
 _WORDS = ("true", "false", "yes", "no", "on", "off")
 
