@@ -11,7 +11,7 @@ import pytest
 from llama_files import contents, write_llama
 
 import crossdock
-from crossdock.errors import CrossdockError, FormatError, PlanError, UsageError
+from crossdock.errors import CrossdockError, InputError, PlanError, UsageError
 from crossdock.running.engines import registry
 from crossdock.running.engines.threads import Threads
 from support.process_engine import Processes
@@ -59,7 +59,7 @@ def test_what_fails_in_another_process_fails_here_as_it_was(source: Path, tmp_pa
         crossdock.run(plan, tmp_path / "threads", engine="threads")
     with pytest.raises(CrossdockError) as there:
         crossdock.run(plan, tmp_path / "processes", engine=Processes(), workers=2)
-    assert type(there.value) is type(here.value) is FormatError
+    assert type(there.value) is type(here.value) is InputError
     assert there.value.problems[0].what == here.value.problems[0].what
     assert not (tmp_path / "processes").exists()
 
