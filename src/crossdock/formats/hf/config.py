@@ -67,7 +67,7 @@ def _flat_rope(rope: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
     rest = dict(rope)
     kind = rest.pop("rope_type", rest.get("type", "default"))
     rest.pop("type", None)
-    out = {key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest}
+    out: dict[str, Any] = {key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest}
     if known or "rope_theta" in out or rest or kind != "default":  # a model with learned positions has none of it
         out["rope_type"] = kind
         out["rope_scaling"] = rest if kind != "default" else {}
@@ -82,7 +82,9 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     problems = []
     rope_parameters = new if isinstance(new, Mapping) else {}
-    if any(isinstance(value, Mapping) for value in rope_parameters.values()):  # the older generation's are for full attention
+    if any(
+        isinstance(value, Mapping) for value in rope_parameters.values()
+    ):  # the older generation's are for full attention
         own = rope_parameters.get("full_attention")
         rope_parameters = own if isinstance(own, Mapping) else {}
     if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
