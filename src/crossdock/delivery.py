@@ -1,4 +1,4 @@
-"""The six verbs: open, plan, run, export, verify, diff. Each is a few lines over the layers below."""
+"""The seven verbs: open, plan, run, export, verify, check, diff. Each is a few lines over the layers below."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
-from crossdock.running.options import RunOptions, WriteOptions
+from crossdock.running.options import Progress, RunOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
+    from crossdock.running.check import CheckReport
     from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
@@ -134,7 +135,7 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
     """
     from crossdock.running.run import run as run_plan
 
-    return run_plan(plan, Path(output), made(WriteOptions, options))
+    return run_plan(plan, output, made(WriteOptions, options))
 
 
 def verify(
@@ -222,6 +223,23 @@ def _verify_files(
     return verify_plan(replay, theirs, target.facts(output), running), replay
 
 
+def check(
+    output: str | os.PathLike[str],
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Hold an output against its manifest alone: files, sizes, sha256, and the tensors of a damaged file.
+
+    manifest  default: `OUT.manifest.json`, beside the output
+
+    Raises NotACheckpointError, UsageError (there is no manifest), FormatError (a broken one), EnvironmentProblem.
+    """
+    from crossdock.running.check import check_output
+
+    return check_output(Path(output), None if manifest is None else Path(manifest), progress)
+
+
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, **options: Any) -> DiffReport:
     """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
 
@@ -243,9 +261,11 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     reading = {name: options.pop(name) for name in list(options) if name in _OPEN}
     writing, of_target = _split(WriteOptions, options)
     target = registry.made_target(to, of_target)
+    from crossdock.running.destination import local_path
     from crossdock.running.run import run as run_plan
 
-    return run_plan(make_plan(open(source, **reading), target), Path(output), writing)
+    local_path(output)
+    return run_plan(make_plan(open(source, **reading), target), output, writing)
 
 
 def _split(kind: type[R], options: Mapping[str, Any]) -> tuple[R, dict[str, Any]]:

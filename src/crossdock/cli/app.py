@@ -25,7 +25,7 @@ EXAMPLES = examples(
     "crossdock verify model.gguf --against runs/iter_0010000",
 )
 
-COMMANDS = ("inspect", "scan", "plan", "export", "verify", "diff", *extensions.COMMANDS)
+COMMANDS = ("inspect", "scan", "plan", "export", "verify", "check", "diff", *extensions.COMMANDS)
 
 
 class Commands(Mapping[str, click.Command]):

@@ -200,9 +200,7 @@ class Copier:
                 figures = None
                 if begun.figures is not None:
                     with share.gil_lock:
-                        figures = distance(
-                            block.raw, block.source, block.encoded, target, block.scales, precise=True
-                        )
+                        figures = distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
                 if not begun.await_turn(block.offset, watch):
                     return made
                 begun.take(block, figures)

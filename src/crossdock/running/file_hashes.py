@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from crossdock.codecs.codec import Bytes
-from crossdock.planning.plan import Plan
+from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running.output import WrittenFile
 
 Read = Callable[[int, int], Bytes]  # (offset, bytes) -> those bytes of the file, valid until the next call
@@ -140,6 +140,11 @@ class FileHashes:
             for i, file in enumerate(plan.files)
             if file.copy_of is None
         }
+
+    def leave(self, tensor: TargetTensor) -> None:
+        """Note that a tensor is in its file already."""
+        if tensor.nbytes:
+            self.files[tensor.file].leave(tensor.offset, tensor.offset + tensor.nbytes)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()
