@@ -50,12 +50,12 @@ def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
     """
     text = local_path(output)
     path = Path(text)
-    if plan.single_file and (path.is_dir() or text.endswith(os.sep)):
+    if plan.single_file and (os.path.isdir(path) or text.endswith(os.sep)):
         root = Path(os.path.abspath(plan.source_root))
         named = root.parent if _ITERATION.fullmatch(root.name) and root.is_dir() else root
         stem = named.stem if root.is_file() else named.name
         return path / f"{stem or 'model'}{PurePosixPath(plan.files[0].name).suffix}"
-    if text.endswith(os.sep) and path.is_file():
+    if text.endswith(os.sep) and os.path.isfile(path):
         raise UsageError("this is a file, not a folder", where=text, fix=_OTHER)
     return path
 
@@ -63,11 +63,10 @@ def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
 def check_destination(plan: Plan, output: Path, *, force: bool) -> tuple[str, ...]:
     """What of an existing folder stays, below `output`. Raises UsageError where the output must not go.
 
-    That is where it is, holds or would replace what is read; where its names get too long; and where something is that
-    nobody can mean to be replaced.
+    That is where it is, holds or would replace what is read, and where something is that nobody can mean to be
+    replaced.
     """
     _check_inputs(plan, output)
-    _check_name(output)
     if not output.is_symlink() and not output.exists():
         return ()
     if output.is_dir() and not plan.single_file:
@@ -95,9 +94,9 @@ def _check_inputs(plan: Plan, output: Path) -> None:
         )
 
 
-def _check_name(output: Path) -> None:
-    """Every name that is made of the output's must fit the file system, the longest included."""
-    parent = next(path for path in output.parents if path.is_dir())
+def check_name(output: Path) -> None:
+    """Raise UsageError unless every name that is made of the output's fits the file system."""
+    parent = next(path for path in output.parents if os.path.isdir(path))
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):

@@ -22,7 +22,7 @@ from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
 from crossdock.running import low_rank
 from crossdock.running.copying import EQUALITY, CopyJob, opened_files
-from crossdock.running.destination import check_destination, destination
+from crossdock.running.destination import check_destination, check_name, destination
 from crossdock.running.engines.registry import engine
 from crossdock.running.file_hashes import FileHashes
 from crossdock.running.journal import Done, Journal
@@ -52,6 +52,7 @@ def run(
     output = Path(os.path.abspath(destination(plan, output)))
     partial = output.with_name(output.name + ".partial")
     place = output
+    check_name(output)
     try:
         placed = end_placement(plan, partial, output, options.hash)
         if placed is not None:
@@ -65,7 +66,7 @@ def run(
         shutil.rmtree(partial)  # tensors assumed tied differ: the partial output is worthless
         raise
     except OSError as error:
-        raise _disk_problem(error, place if place.exists() else output) from error
+        raise _disk_problem(error, place if os.path.exists(place) else output) from error
 
 
 def _run(plan: Plan, output: Path, journal: Journal, options: WriteOptions, started: float) -> RunReport:
