@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import check, diff, export, open, plan, run, verify
+    from crossdock.delivery import check, diff, export, open, options, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckReport", "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
-    "check", "diff", "export", "open", "plan", "run", "verify",
+    "check", "diff", "export", "open", "options", "plan", "run", "verify",
 ]  # fmt: skip
 
 

@@ -15,6 +15,12 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in out)
 
 
+def short(value: object, most: int = 80) -> str:
+    """A value as messages show it: its `repr`, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def nearest(text: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """Those of `known` that `text` may be meant for, the likeliest first."""
     import difflib  # only who mistypes waits for it

@@ -41,7 +41,7 @@ def test_the_working_folder(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert export(source, ".", "gguf").output == tmp_path / "here" / "my-model.gguf"
     for output in (".", "./", "..", str(tmp_path / "here")):
         for force in (True, False):
-            with pytest.raises(UsageError, match="the folder that this command runs in|would overwrite the source"):
+            with pytest.raises(UsageError, match=r"the folder that this command runs in|would overwrite the source"):
                 export(source, output, force=force)
     assert sorted(os.listdir()) == ["my-model.gguf", "my-model.gguf.manifest.json"]
 
@@ -169,7 +169,7 @@ def test_the_source_is_no_place_for_an_output(source: Path, where: str, to: str)
     name = where if to == "hf" or not where else f"{where}.gguf"
     for output in (source / name, f"{source / name}/"):
         for force in (True, False):
-            with pytest.raises(UsageError, match="overwrite the source|inside the source"):
+            with pytest.raises(UsageError, match=r"overwrite the source|inside the source"):
                 export(source, output, to, force=force)
 
 

@@ -36,6 +36,7 @@ from crossdock.running.output import WrittenFile
 from crossdock.running.reader import Reader
 from crossdock.running.scaling import distance
 from crossdock.tokenizers.files import read_json
+from crossdock.wording import short
 
 Status = Literal["equal", "different", "missing", "unexpected"]
 
@@ -182,16 +183,18 @@ def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for key, wanted in plan.facts.items():
         if key not in facts:
-            problems.append(Problem("the output lacks this key", where=key, expected=_short(wanted)))
+            problems.append(Problem("the output lacks this key", where=key, expected=short(wanted, 100)))
         elif not _same(wanted, facts[key]):
             problems.append(
-                Problem("the output says something else", where=key, expected=_short(wanted), got=_short(facts[key]))
+                Problem(
+                    "the output says something else", where=key, expected=short(wanted, 100), got=short(facts[key], 100)
+                )
             )
     # GGUF's "general" is information, and a tokenizer that nobody named is nothing to compare with
     free = ("general.",) if any(key.startswith("tokenizer.") for key in plan.facts) else ("general.", "tokenizer.")
     for key, value in facts.items():
         if key not in plan.facts and value is not None and not key.startswith(free) and not key.endswith("_token_id"):
-            problems.append(Problem("the source asks for no such key in the output", where=key, got=_short(value)))
+            problems.append(Problem("the source asks for no such key in the output", where=key, got=short(value, 100)))
     return problems
 
 
@@ -244,12 +247,7 @@ def _wrong_text(plan: Plan, file: TargetFile, there: Path) -> list[Problem]:
     unnamed = {key for key in found if key not in wanted and key.endswith("_token_id")}  # of a tokenizer, as above
     keys = [key for key in {**wanted, **found} if key not in unnamed and not _same(wanted.get(key), found.get(key))]
     return [
-        Problem("the output says something else", where=f"{file.name}: {key}", expected=_short(wanted.get(key)),
-                got=_short(found.get(key)))
+        Problem("the output says something else", where=f"{file.name}: {key}", expected=short(wanted.get(key), 100),
+                got=short(found.get(key), 100))
         for key in keys
     ]  # fmt: skip
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -15,6 +15,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.expressions import FAILURES, Expression, expression
 from crossdock.model.families import files
+from crossdock.wording import short
 
 _TELLING = (
     "interleave", "layout", "permut", "transpos", "glu", "rope", "rotary", "norm", "attention", "attn", "scal", "bias",
@@ -123,9 +124,3 @@ def _selects_elsewhere(key: str) -> bool:
     """Whether sources of any format are recognised by this key."""
     sections = (section for file in files().values() for section in file.table.values() if isinstance(section, Mapping))
     return any("when" in section and key in expression(section["when"]).names for section in sections)
-
-
-def short(value: Any) -> str:
-    """A value as messages show it, 80 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,6 +13,7 @@ from typing import Any
 
 from crossdock.errors import ConfigError, Problem
 from crossdock.model.config import ATTENTION, DEFAULTS, FIELDS, LAYER_TYPES, REQUIRED, ModelConfig
+from crossdock.wording import short
 
 _MOST = 1 << 31
 _MOST_LAYERS = 100_000
@@ -51,7 +52,7 @@ def of_kind(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             clean[name] = _coerced(_KINDS[name], value)
         except (TypeError, ValueError, OverflowError):
             problems.append(
-                Problem("wrong kind of value", where=name, expected=_kind_text(_KINDS[name]), got=_short(value))
+                Problem("wrong kind of value", where=name, expected=_kind_text(_KINDS[name]), got=short(value))
             )
     return clean, problems
 
@@ -94,6 +95,10 @@ def _sizes(config: ModelConfig) -> list[Problem]:
             problems.append(Problem("not a size that a model can have", where=name, got=str(value)))
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             problems.append(Problem("not a number that a model can have", where=name, got=str(value)))
+    if not 0 <= config.norm_eps < 1:
+        problems.append(
+            Problem("not the epsilon of a norm", where="norm_eps", expected="below 1", got=str(config.norm_eps))
+        )
     if config.num_hidden_layers > _MOST_LAYERS:
         problems.append(
             Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers))
@@ -110,17 +115,17 @@ def _lists(config: ModelConfig) -> list[Problem]:
     """What is wrong in lists of layers, of their types, and of multipliers."""
     count = config.num_hidden_layers
     problems = [
-        Problem("layers outside the model", where=name, got=_short(getattr(config, name)))
+        Problem("layers outside the model", where=name, got=short(getattr(config, name)))
         for name in _SETS_OF_LAYERS
         if any(not 0 <= layer < count for layer in getattr(config, name))
     ]
     problems += [
-        Problem("a list of the wrong length", where=name, expected=f"{length} numbers", got=_short(numbers))
+        Problem("a list of the wrong length", where=name, expected=f"{length} numbers", got=short(numbers))
         for name, length in _LENGTHS.items()
         if (numbers := getattr(config, name)) and len(numbers) != length
     ]
     if config.layer_types and len(config.layer_types) != count:
-        got = _short(config.layer_types)
+        got = short(config.layer_types)
         problems.append(Problem("not one type for each layer", where="layer_types", expected=f"{count} types", got=got))
     unknown = sorted(set(config.layer_types) - set(LAYER_TYPES))
     if unknown:
@@ -136,7 +141,7 @@ def _layers(config: ModelConfig) -> list[Problem]:
     """What is wrong in the fields that differ from layer to layer."""
     count, heads = config.num_hidden_layers, config.num_attention_heads
     problems = [
-        Problem("not one number for each layer", where=name, expected=f"{count} numbers", got=_short(numbers))
+        Problem("not one number for each layer", where=name, expected=f"{count} numbers", got=short(numbers))
         for name in _NUMBER_FOR_EACH_LAYER
         if (numbers := getattr(config, name)) and (len(numbers) != count or not all(0 <= n < _MOST for n in numbers))
     ]
@@ -144,16 +149,14 @@ def _layers(config: ModelConfig) -> list[Problem]:
     of_layers = config.num_attention_heads_per_layer or (heads,) * len(own)
     if any(n and number % n for number, n in zip(of_layers, own, strict=False)):
         problems.append(
-            Problem(
-                "query heads are not a multiple of KV heads", where="num_key_value_heads_per_layer", got=_short(own)
-            )
+            Problem("query heads are not a multiple of KV heads", where="num_key_value_heads_per_layer", got=short(own))
         )
     for name, numbers in (
         ("linear_attention_layers", own), ("linear_mlp_layers", config.intermediate_size_per_layer),
     ):  # fmt: skip
         linear = getattr(config, name)
         if any(not 0 <= i < count or len(numbers) != count or numbers[i] for i in linear):
-            problems.append(Problem("layers that are outside the model, or have both", where=name, got=_short(linear)))
+            problems.append(Problem("layers that are outside the model, or have both", where=name, got=short(linear)))
     return problems
 
 
@@ -173,7 +176,7 @@ def _rope(config: ModelConfig) -> list[Problem]:
             Problem(
                 f"rope of type {config.rope_type} needs {', '.join(lacking)}",
                 where=where,
-                got=_short(dict(scaling)),
+                got=short(dict(scaling)),
                 cause="a GGUF of llama3 rope holds only divisors, not the numbers they came from"
                 if config.rope_type == "llama3" and not scaling
                 else "",
@@ -188,9 +191,7 @@ def _rope(config: ModelConfig) -> list[Problem]:
     if not scaling.get("factor", 1) >= 1:
         problems.append(Problem("rope scaling by less than 1", where=where, got=str(scaling["factor"])))
     if config.rope_type == "llama3" and not 0 < scaling["low_freq_factor"] < scaling["high_freq_factor"]:
-        problems.append(
-            Problem("low_freq_factor is not below high_freq_factor", where=where, got=_short(dict(scaling)))
-        )
+        problems.append(Problem("low_freq_factor is not below high_freq_factor", where=where, got=short(dict(scaling))))
     return problems
 
 
@@ -245,8 +246,3 @@ def _kind_text(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(_kind_text(option) for option in typing.get_args(kind))
     return words.get(kind, "a list" if typing.get_origin(kind) is tuple else "a table")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
