@@ -64,6 +64,10 @@ def first_shard(folder: Path) -> Path:
     return min((folder / "hf").glob("model-*.safetensors"))
 
 
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
 def folder_instead(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -73,11 +77,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a bit of a tensor": (lambda d: flip(first_shard(d), -1), "different", "model-00001"),
     "a bit of a header": (lambda d: flip(first_shard(d), 20), "different", "model-00001"),
     "a bit of the configuration": (lambda d: flip(d / "hf/config.json", 5), "different", "config.json"),
-    "a byte more": (
-        lambda d: (d / "hf/config.json").write_bytes((d / "hf/config.json").read_bytes() + b" "),
-        "different",
-        "config.json",
-    ),
+    "a byte more": (lambda d: longer(d / "hf/config.json"), "different", "config.json"),
     "a file less": (lambda d: (d / "hf/config.json").unlink(), "missing", "config.json"),
     "a file more": (lambda d: (d / "hf/README.md").write_text("new"), "unexpected", "README.md"),
     "a folder more": (lambda d: (d / "hf/.git").mkdir(), "unexpected", ".git"),
