@@ -14,6 +14,7 @@ from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.options import Options
 from crossdock.formats.stored import Source
+from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
 from crossdock.options import made
 from crossdock.planning.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # an export does not wait for what it does not use
 R = TypeVar("R", bound=RunOptions)
 
 
+@documented_errors()
 def open(
     path: str | os.PathLike[str],
     *,
@@ -115,6 +117,7 @@ def options(to: str) -> type[Options]:
     return registry.options_type(to)
 
 
+@documented_errors()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
 
@@ -128,6 +131,7 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     return make_plan(checkpoint, made_target)
 
 
+@documented_errors()
 def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport:
     """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors.
 
@@ -138,6 +142,7 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
     return run_plan(plan, output, made(WriteOptions, options))
 
 
+@documented_errors()
 def verify(
     output: str | os.PathLike[str],
     against: str | os.PathLike[str] | Checkpoint,
@@ -223,6 +228,7 @@ def _verify_files(
     return verify_plan(replay, theirs, target.facts(output), running), replay
 
 
+@documented_errors()
 def check(
     output: str | os.PathLike[str],
     *,
@@ -240,6 +246,7 @@ def check(
     return check_output(Path(output), None if manifest is None else Path(manifest), progress)
 
 
+@documented_errors()
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, **options: Any) -> DiffReport:
     """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
 
@@ -253,6 +260,7 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
     return diff_checkpoints(one, other, made(RunOptions, options))
 
 
+@documented_errors()
 def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: str, **options: Any) -> RunReport:
     """Open, plan and run in one call.
 

@@ -65,6 +65,8 @@ def run(
     except PlanError:
         shutil.rmtree(partial)  # tensors assumed tied differ: the partial output is worthless
         raise
+    except BrokenPipeError:
+        raise  # of who called: `progress` writes somewhere
     except OSError as error:
         raise _disk_problem(error, place if os.path.exists(place) else output) from error
 
