@@ -131,6 +131,20 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     return make_plan(checkpoint, made_target)
 
 
+def local_path(text: str | os.PathLike[str]) -> str:
+    """`text`, the path of an output as a person writes it. Raises UsageError for what is not a place on this machine."""
+    from crossdock.running.destination import local_path as checked
+
+    return checked(text)
+
+
+def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
+    """Where `run(plan, output)` writes: a single file gets a name in a folder. Raises UsageError."""
+    from crossdock.running.destination import destination as place
+
+    return place(plan, output)
+
+
 @documented_errors()
 def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport:
     """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors.
@@ -269,7 +283,6 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     reading = {name: options.pop(name) for name in list(options) if name in _OPEN}
     writing, of_target = _split(WriteOptions, options)
     target = registry.made_target(to, of_target)
-    from crossdock.running.destination import local_path
     from crossdock.running.run import run as run_plan
 
     local_path(output)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def _local(text: str) -> str:
-    from crossdock.running.destination import local_path  # lazy: only an export needs what it imports
+    from crossdock.delivery import local_path  # lazy: only an export needs what it imports
 
     return local_path(text)
 
@@ -80,7 +80,7 @@ def export(
         show_plan(plan, running, as_json=as_json)
         return
     import crossdock
-    from crossdock.running.destination import destination
+    from crossdock.delivery import destination
 
     out = destination(plan, output)
     with watching("export", off=no_progress) as progress:
