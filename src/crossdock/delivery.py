@@ -132,7 +132,7 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
 
 
 def local_path(text: str | os.PathLike[str]) -> str:
-    """`text`, the path of an output as a person writes it. Raises UsageError for what is not a place on this machine."""
+    """`text`, an output as a person writes it. Raises UsageError for what is not a place on this machine."""
     from crossdock.running.destination import local_path as checked
 
     return checked(text)

@@ -134,7 +134,7 @@ def _check_folder(plan: Plan, output: Path, *, force: bool) -> tuple[str, ...]:
     if not found.own:
         more = f" and {len(found.kept) - _SHOWN} more" if len(found.kept) > _SHOWN else ""
         raise UsageError(
-            "--force replaces an exported model, and nothing in this folder is a file of one", where=str(output),
+            "--force would delete what is not an exported model: nothing in this folder is a file of one", where=str(output),
             expected=f"a config.json in it, or {manifest_path(output).name} beside it",
             got=", ".join(found.kept[:_SHOWN]) + more, fix=f"{_OTHER}, or a new folder in this one",
         )  # fmt: skip
