@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
+from crossdock.codecs.mapping import apply_steps
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
-from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.running.low_rank import Adder
 from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
@@ -175,6 +176,7 @@ class _Coding:
     source: Codec
     target: Codec
     add: float
+    maps: tuple[MappedRange, ...]
     sum_as_stored: bool
     adder: Adder | None
     division: Divide | None
@@ -191,7 +193,7 @@ class _Coding:
     @property
     def computes(self) -> bool:
         """Whether values are changed, not only their encoding."""
-        return self.add != 0 or self.division is not None or self.adder is not None
+        return bool(self.add or self.maps) or self.division is not None or self.adder is not None
 
     @property
     def widest(self) -> float:
@@ -207,6 +209,8 @@ class _Coding:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
+                for one in self.maps:
+                    apply_steps(values[max(0, one.start - first) : max(0, one.stop - first)], one.steps)
                 if self.sum_as_stored:
                     self.to_stored(values.view(np.uint8), raw, share.workspace)
                     self.to_values(raw, values.view(np.uint8), share.workspace)
@@ -236,8 +240,9 @@ def _coding(
 ) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.sum_as_stored, adder, division, convert(source, target, compiled),
-        convert(source, float32), convert(float32, target, compiled), convert(float32, source), counting,
+        source, target, tensor.add, tensor.maps, tensor.sum_as_stored, adder, division,
+        convert(source, target, compiled), convert(source, float32), convert(float32, target, compiled),
+        convert(float32, source), counting,
     )  # fmt: skip
 
 
