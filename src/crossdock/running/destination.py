@@ -134,8 +134,8 @@ def _check_folder(plan: Plan, output: Path, *, force: bool) -> tuple[str, ...]:
     if not found.own:
         more = f" and {len(found.kept) - _SHOWN} more" if len(found.kept) > _SHOWN else ""
         raise UsageError(
-            "--force would delete what is not an exported model: nothing in this folder is a file of one", where=str(output),
-            expected=f"a config.json in it, or {manifest_path(output).name} beside it",
+            "--force would delete what is not an exported model: nothing in this folder is a file of one",
+            where=str(output), expected=f"a config.json in it, or {manifest_path(output).name} beside it",
             got=", ".join(found.kept[:_SHOWN]) + more, fix=f"{_OTHER}, or a new folder in this one",
         )  # fmt: skip
     return found.kept
