@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -27,7 +27,7 @@ from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
-from crossdock.running.options import Progress, RunOptions, WriteOptions
+from crossdock.running.options import Progress, RunOptions, VerifyOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
     from crossdock.running.check import CheckReport
@@ -165,46 +165,31 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
 
 @documented_errors()
 def verify(
-    output: str | os.PathLike[str],
-    against: str | os.PathLike[str] | Checkpoint | None = None,
-    *,
-    tokens: bool = False,
-    logits: str | Sequence[int] | None = None,
-    logits_engine: str | None = None,
-    reference: str | os.PathLike[str] | None = None,
-    strict: bool = False,
-    report: str | os.PathLike[str] | None = None,
-    **options: Any,
+    output: str | os.PathLike[str], against: str | os.PathLike[str] | Checkpoint | None = None, **options: Any
 ) -> VerifyReport:
     """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
 
-    against        the source; None: only logits are compared, with those of a `reference` file
-    tokens         also compare llama.cpp's token ids of hard texts with the source's tokenizer's
-    logits         a text, "@file", or token ids ("1,2,3", numbers, a .npy file): also compare what both compute on it
-    logits_engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference
-                   forward
-    reference      who computes the source's side instead of the reference forward: an engine that reads the source, or
-                   a .npy file, float [windows, tokens, vocab_size], of what the training program computed
-    strict         a part that is held against nothing, or that the user said against the source's own configuration,
-                   is a failure; `VerifyReport.checked` says what was held against what
-    report         a file to write: the outcome as one page of HTML that needs nothing else
-    options        `memory`, `workers`, `engine`, `progress` (see `running.options.RunOptions`), and options of the
-                   target that the output does not show: `tokenizer`, `keep_order`
+    against  the source; None: only logits are compared, with those of a `reference` file
+    options  of `running.options.VerifyOptions`: `tokens`, `logits`, `logits_engine`, `reference`, `strict`, `report`,
+             `memory`, `workers`, `engine`, `progress`; and options of the target that the output does not show:
+             `tokenizer`, `keep_order`
 
-    An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
-    TokenizerError, and EnvironmentProblem when something that is needed is not installed.
+    `VerifyReport.checked` says what was held against what. An output that only an engine reads is compared by logits
+    alone. Raises what `open` raises, MemoryPlanError, TokenizerError, and EnvironmentProblem when something that is
+    needed is not installed.
     """
     from crossdock.proof.verdict import judged, sourceless
     from crossdock.running.verify import VerifyReport
 
-    running, asked_of_target = _split(RunOptions, options)
+    wanted, asked_of_target = _split(VerifyOptions, options)
+    logits, report = wanted.logits, wanted.report
     path, named = Path(output), asked_of_target.get("tokenizer")
     named = None if named is None else Path(named)
-    reference = None if reference is None else os.fspath(reference)
-    if logits is None and (logits_engine, reference) != (None, None):
+    reference = None if wanted.reference is None else os.fspath(wanted.reference)
+    if logits is None and (wanted.logits_engine, reference) != (None, None):
         raise UsageError("which text or tokens shall the logits be of?", fix='--logits "some text", or tokens.npy')
     if against is None:
-        sourceless(reference, tokens=tokens, report=report is not None)
+        sourceless(reference, tokens=wanted.tokens, report=report is not None)
     checkpoint = against if isinstance(against, Checkpoint) else open(path if against is None else against)
     if report is not None:
         from crossdock.proof.report.page import Evidence, place, write
@@ -214,20 +199,20 @@ def verify(
     if logits is not None:
         from crossdock.proof.logits import answer, question
 
-        asked = question(logits, logits_engine, checkpoint, path, named, reference)
+        asked = question(logits, wanted.logits_engine, checkpoint, path, named, reference)
     read = None
-    if tokens:
+    if wanted.tokens:
         from crossdock.proof.tokens import check_tokens, tokenizer_of
 
         read = check_tokens(path, tokenizer_of(checkpoint, named))
     outcome, replay = VerifyReport(True, (), (), 0, 0.0), None
     if against is not None and (asked is None or not asked.alone):
-        outcome, replay = _verify_files(path, checkpoint, asked_of_target, running)
+        outcome, replay = _verify_files(path, checkpoint, asked_of_target, wanted)
     found = None
     if asked is not None:
-        memory, progress = running.memory, running.progress
+        memory, progress = wanted.memory, wanted.progress
         found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
-    outcome = judged(outcome, checkpoint.described.unproven, found, read, strict=strict)
+    outcome = judged(outcome, checkpoint.described.unproven, found, read, strict=wanted.strict)
     if report is not None:
         write(Path(report), Evidence(outcome, replay, path, checkpoint.source.root, checkpoint.source.format))
     return outcome

@@ -90,10 +90,12 @@ def test_strict_passes_where_everything_was_compared(outputs: Path) -> None:
 def test_text_files_of_a_folder_are_compared(outputs: Path, tmp_path: Path) -> None:
     """A chat template that was made from a GGUF is not JSON; its bytes count."""
     source, out = tmp_path / "m.gguf", tmp_path / "hf"
-    rewrite_gguf(outputs / "k.gguf", source, lambda m: m.keys.update({"tokenizer.chat_template": [8, None, "{{ 1 }}"]}))
+    rewrite_gguf(
+        outputs / "k.gguf", source, lambda m: m.keys.update({"tokenizer.chat_template.t": [8, None, "{{ 1 }}"]})
+    )
     crossdock.export(source, out, "hf")
     assert crossdock.verify(out, source).ok
-    template = out / "chat_template.jinja"
+    template = out / "additional_chat_templates" / "t.jinja"
     template.write_text(template.read_text().replace("1", "2"))
     assert [Path(p.where).name for p in crossdock.verify(out, source).problems] == [template.name]
 

@@ -66,8 +66,10 @@ def _fields(source: Source, found: Description, changed: Any) -> tuple[str, ...]
             continue
         if any(origin.startswith("--set ") and key in origin for key in changed):
             continue
-        said = f"the checkpoint has {short(getattr(own, name))}" if name in stated else "the checkpoint does not say it"
-        out.append(f"{name} = {short(value)} is from {origin.partition(';')[0]}; {said}")
+        own_word = (
+            f"the checkpoint has {short(getattr(own, name))}" if name in stated else "the checkpoint does not say it"
+        )
+        out.append(f"{name} = {short(value)} is from {origin.partition(';')[0]}; {own_word}")
     return tuple(out)
 
 
