@@ -1,7 +1,7 @@
 """Rope frequency factors: the tensors that llama.cpp divides rope frequencies by, float32 [rotary dimension / 2].
 
-Llama 3.1: transformers `_compute_llama3_parameters`, and llama.cpp's converter (conversion/llama.py, `rope_freqs.weight`).
-longrope: the lists of the configuration (conversion/phi.py, `rope_factors_long.weight` and `rope_factors_short.weight`).
+Llama 3.1: transformers' `_compute_llama3_parameters`, llama.cpp's conversion/llama.py, `rope_freqs.weight`.
+longrope: the lists of the configuration (conversion/phi.py), `rope_factors_long.weight`, `rope_factors_short.weight`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from crossdock.model.config import ModelConfig
 from crossdock.model.layers.rope import llama3_divisors
-
 
 NAMES = ("rope_factors_long.weight", "rope_factors_short.weight")
 
