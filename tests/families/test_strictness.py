@@ -135,6 +135,7 @@ LAYOUTS = [
     ("[read]\nnorm = 1", "[read] norm is of the wrong type"),
     ("[fits]\ncolour = [1]", "[fits] colour: not a field of the configuration"),
     ("[only_values]\ncolour = 1", "[only_values] colour is of the wrong type"),
+    ("[tensors]\n'norm ' = 'a.{layer} : embed'", "a key with blanks too many"),
     ("[read]\nnorm = []", "a list of no alternatives"),
     ("[read]\nnorm = { when = 'a' }", "a table without `value` and without keys"),
     ("[read]\nnorm = { value = 'a', colour = 'b' }", "beside `value` there may be `when`, not colour"),

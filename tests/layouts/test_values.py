@@ -63,6 +63,8 @@ WRITTEN: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "a value": ("a", {"a": None}, (None,)),
     "the first whose condition holds": ([{"when": "a", "value": "1"}, "2"], {"a": 0}, (2,)),
     "no condition holds": ({"when": "a", "value": "1"}, {"a": 0}, None),
+    "a table whose condition fails": ({"when": "a", "x": "1", "otherwise": "None"}, {"a": 0}, (None,)),
+    "a table whose condition holds": ({"when": "a", "x": "1", "otherwise": "None"}, {"a": 1}, ({"x": 1},)),
     "an entry under a condition": ({"x": {"when": "a", "value": "1"}, "y": "2"}, {"a": 0}, ({"y": 2},)),
 }
 

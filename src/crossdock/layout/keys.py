@@ -21,8 +21,8 @@ Table = Mapping[str, Any]
 KEY_TABLES: Mapping[str, tuple[type, ...]] = {
     "read": (str, list, dict), "absent": (str, list, dict), "derived": (str, list, dict), "aliases": (str, list, dict),
     "tables": (dict,), "ignored": (str,), "only_values": (list,), "refused": (dict,), "notices": (str,),
-    "model_types": (list,), "write": (str, list, dict), "fits": (list,), "fits_reason": (str,), "needs": (str, dict),
-    "warn": (str, dict),
+    "model_types": (list,), "write": (str, list, dict), "fits": (list,), "fits_reason": (str,), "needs": (dict,),
+    "warn": (dict,),
 }  # fmt: skip
 
 
@@ -161,8 +161,6 @@ def _statements(table: Table, name: str, condition: str, where: str) -> tuple[St
     out = []
     for key, content in table.get(name, {}).items():
         place = f"{where} [{name}] {key}"
-        if isinstance(content, str):  # the sentence is the key
-            content = {"say": key, condition: content}
         if set(content) != {"say", condition}:
             raise ConfigError(f"has {', '.join(sorted(content))}", where=place, expected=f"say and {condition}")
         out.append(Statement(key, content["say"], Expression(content[condition], place, tables)))
@@ -183,9 +181,9 @@ def _written(key: str, content: Any, tables: Table, where: str) -> Written:
                 kinds.append(kind.strip())
                 item = rest
             item = item.strip()
-        (parsed,) = parse_value(item, tables, where).alternatives
-        when = Expression(condition.strip(), where, tables) if condition else parsed.when
-        alternatives.append(Alternative(parsed.value, when))
+        parsed = parse_value(item, tables, where).alternatives
+        when = Expression(condition.strip(), where, tables) if condition else None
+        alternatives += [Alternative(one.value, when or one.when) for one in parsed]
     if len(set(kinds)) > 1 or (kinds and len(kinds) != len(items)):
         raise ConfigError("alternatives of different types", where=where, got=", ".join(kinds))
     return Written(key, kinds[0] if kinds else "", Value(tuple(alternatives)))

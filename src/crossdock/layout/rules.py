@@ -28,7 +28,6 @@ TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "renames": (list,), "numbers": (str,), "variables": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
-_RENAMED = MappingProxyType({"neutral": "only_values", "omitted": "unsupported", "spelled": "aliases"})
 RULE_KEYS = ("at", "offset", "when", "stage", "part", "copy", "read_only")
 
 
@@ -124,7 +123,7 @@ def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
         lines = [text for rule in _rules_in(content) for line in _lines(rule) for text in alternatives(line)]
         names = tuple(text.partition(" : ")[0].strip() for text in lines if text)
         if names:
-            out.setdefault(" ".join(key.split()), names)
+            out[key] = names
     for key, (*others, name) in table.get("renames", {}).items():
         out |= dict.fromkeys((key, *others), (name,))
     return out
@@ -166,8 +165,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         where += f" with {family.where}"
         for name in _chain(table, format_name):
             for section in family.sections.get(name, ()):
-                renamed = {_RENAMED.get(key, key): content for key, content in section.items()}
-                table = merged(table, renamed, f"{where} [{name}]")
+                table = merged(table, section, f"{where} [{name}]")
     tables = {**TENSOR_TABLES, **KEY_TABLES}
     unknown = set(table) - set(tables) - set(_SCALARS)
     if unknown:
@@ -198,6 +196,8 @@ def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple
         if family is None or not all(name in family.tensors for name in names):
             continue
         place = f"{where} [tensors] {key}"
+        if key != " ".join(names):
+            raise ConfigError("a key with blanks too many", where=place, fix="a list of tables holds several rules")
         for rule in _rules_in(content):
             rules.append(_rule(names, rule, parts, family, place))
             for pattern in rules[-1].patterns:

@@ -4,6 +4,7 @@
     ["head_dim", "hidden_size // num_attention_heads"]          the first that has a value
     [{ when = "use_rope_scaling", value = "'llama3'" }, "'default'"]
     { when = "rope_type == 'yarn'", factor = "float(scale)" }   a table; an entry that is None is left out
+    { when = "rope_type == 'yarn'", factor = "1", otherwise = "None" }
     { for = "i in range(num_hidden_layers)", width = "widths[i]", nulls = true }   a list of such tables
 
 The same text is read leniently from a checkpoint's keys (what cannot be computed has no value) and strictly on the way
@@ -22,7 +23,7 @@ from crossdock.errors import ConfigError
 from crossdock.model.expressions import FAILURES, Expression
 
 _EACH = re.compile(r"([a-z_][a-z0-9_]*) in (.+)\Z")
-_RESERVED = ("when", "value", "for", "nulls")
+_RESERVED = ("when", "otherwise", "value", "for", "nulls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +131,12 @@ def parse_value(content: Any, constants: Mapping[str, Any], where: str) -> Value
     items = content if isinstance(content, list) else [content]
     if not items:
         raise ConfigError("a list of no alternatives", where=where)
-    return Value(tuple(_alternative(item, constants, where) for item in items))
+    return Value(tuple(one for item in items for one in _alternatives(item, constants, where)))
 
 
-def _alternative(item: Any, constants: Mapping[str, Any], where: str) -> Alternative:
+def _alternatives(item: Any, constants: Mapping[str, Any], where: str) -> list[Alternative]:
     if isinstance(item, str):
-        return Alternative(Expression(item, where, constants))
+        return [Alternative(Expression(item, where, constants))]
     if not isinstance(item, Mapping):
         raise ConfigError(f"{item!r} is not an expression in quotes, nor a table", where=where)
     when = Expression(item["when"], where, constants) if "when" in item else None
@@ -143,7 +144,7 @@ def _alternative(item: Any, constants: Mapping[str, Any], where: str) -> Alterna
         unknown = set(item) - {"value", "when"}
         if unknown:
             raise ConfigError(f"beside `value` there may be `when`, not {', '.join(sorted(unknown))}", where=where)
-        return Alternative(Expression(item["value"], where, constants), when)
+        return [Alternative(Expression(item["value"], where, constants), when)]
     entries = {
         key: parse_value(value, constants, f"{where}.{key}") for key, value in item.items() if key not in _RESERVED
     }
@@ -155,4 +156,5 @@ def _alternative(item: Any, constants: Mapping[str, Any], where: str) -> Alterna
         if match is None:
             raise ConfigError(f"for = {item['for']!r}", where=where, expected="NAME in EXPRESSION")
         each = match[1], Expression(match[2], where, constants)
-    return Alternative(Table(entries, each, item.get("nulls", False) is True), when)
+    table = Alternative(Table(entries, each, item.get("nulls", False) is True), when)
+    return [table, *(_alternatives(item["otherwise"], constants, where) if "otherwise" in item else ())]
