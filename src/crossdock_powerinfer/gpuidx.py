@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdock.errors import FormatError, Problem
+from crossdock.errors import CrossdockError, FormatError, Problem
 from crossdock.formats.gguf.cursor import Cursor
 from crossdock.io.atomic import write_whole
-from crossdock.io.files import read_exact, reading
+from crossdock.io.files import head_of, read_exact, reading
 
 MAGIC: Final = b"PWRI"
 VERSION: Final = 3
@@ -60,9 +60,8 @@ def sniff(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".gpuidx"
-    except OSError:
+        return head_of(path, 4) == MAGIC or path.suffix == ".gpuidx"
+    except (OSError, CrossdockError):
         return False
 
 

@@ -149,7 +149,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (raw(b'{"\xff": 1}'), "the header is not valid"),
     "two objects": (raw(b"{}{}"), "the header is not valid"),
     "deep": (raw(b'{"a":' + b"[" * 200_000), "the header is not valid"),
-    "many values": (raw(b'{"a":[' + b"1," * 6_000_000 + b"1]}"), "too many values"),
+    "many values": (raw(b'{"a":[' + b"1," * 6_000_000 + b"1]}"), "values or more"),
     "a long number": (raw(b'{"a":' + b"9" * 5000 + b"}"), "the header is not valid"),
     "name twice": (raw(b'{"a":1,"a":2}'), "'a' is given twice"),
     "key twice inside": (raw(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "'dtype' is given twice"),

@@ -54,23 +54,10 @@ def test_every_table_is_documented(word: str) -> None:
     assert re.search(rf"\[(?:\w+\.)?{word}(?:\.\w+)?\]", DOCUMENT), word
 
 
-WORDS = [
-    "when",
-    "value",
-    "otherwise",
-    "for",
-    "nulls",
-    "say",
-    "must",
-    "extends",
-    "padded",
-    "sum_as_stored",
-    "axes",
-    "same_as",
-    "like",
-    "holds",
-    "families",
-]
+WORDS = (
+    "when", "value", "otherwise", "for", "nulls", "say", "must", "extends", "padded", "sum_as_stored", "axes",
+    "same_as", "like", "holds", "families",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("word", [*RULE_KEYS, *WORDS])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from crossdock.errors import EnvironmentProblem, NotACheckpointError, Problem, UsageError
 from crossdock.formats.foreign import refuse_foreign, refuse_missing
+from crossdock.io.links import check_links, links_in
 from crossdock.options import made, options_of
 from crossdock.plugins import registered
 from crossdock.wording import nearest
@@ -151,6 +152,17 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
 
 
 def _open(path: Path, format: str | None, iteration: int | None) -> Source:
+    root = path if path.is_dir() else path.parent
+    if path.is_dir():
+        check_links(links_in(path), path)
+    source = _read(path, format, iteration)
+    named = [file.path for file in source.files if file.path != path]
+    beside = [link for folder in {file.parent for file in named} - {root} for link in links_in(folder)]
+    check_links([*named, *beside, *source.companion_files], root)
+    return source
+
+
+def _read(path: Path, format: str | None, iteration: int | None) -> Source:
     if not path.exists():
         refuse_missing(path)
     if not path.is_file() and not path.is_dir():
@@ -192,9 +204,9 @@ def _plugins(group: str) -> Mapping[str, Any]:
 
 def _contents(path: Path) -> str:
     if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(8)
-        return f"a file of {path.stat().st_size:,} bytes that begins with {head!r}"
+        from crossdock.io.files import head_of
+
+        return f"a file of {path.stat().st_size:,} bytes that begins with {head_of(path, 8)!r}"
     found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     if not found:
         return "an empty folder"

@@ -6,12 +6,15 @@ an `Extent` is a box of the tensor that lies in one file. Reading a box means ga
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from crossdock.codecs.scale_blocks import ScaleBlocks
+from crossdock.errors import InputError
+from crossdock.io.files import open_regular
 from crossdock.layout.partitions import Partitions
 
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
@@ -19,17 +22,34 @@ Wrapping = Literal["raw", "torch_zip", "safetensors"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a checkpoint as it was when it was opened: path, size in bytes, mtime in nanoseconds."""
+    """One file of a checkpoint as it was when it was opened: path, size in bytes, mtime in nanoseconds, inode."""
 
     path: Path
     size: int
     mtime_ns: int
+    inode: int = 0
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
         """Stat `path`. Raises OSError."""
         stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+        return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def open(self) -> int:
+        """A descriptor for reading. Raises InputError when it is another file than it was, or cannot be opened."""
+        fd = open_regular(self.path)
+        stat = os.fstat(fd)
+        if (stat.st_size, stat.st_mtime_ns, stat.st_ino) == (self.size, self.mtime_ns, self.inode or stat.st_ino):
+            return fd
+        os.close(fd)
+        raise InputError(
+            "the source changed after it was planned",
+            where=str(self.path),
+            expected=f"{self.size:,} bytes, modified {self.mtime_ns}",
+            got=f"{stat.st_size:,} bytes, modified {stat.st_mtime_ns}",
+            cause="something replaced or wrote this file meanwhile",
+            fix="run the command again when nothing changes the checkpoint any more",
+        )
 
 
 @dataclass(frozen=True, slots=True)

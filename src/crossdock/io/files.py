@@ -5,6 +5,7 @@ Nothing is mapped and nothing is allocated before the size asked for is known to
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,21 +18,39 @@ from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointErro
 from crossdock.io.system import read_at
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[int]:
-    """A descriptor of a regular file, closed at the end. Raises NotACheckpointError, EnvironmentProblem."""
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file, for reading; pipes and devices are never waited for.
+
+    Raises NotACheckpointError, EnvironmentProblem.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise NotACheckpointError("there is no such file", where=str(path)) from error
     except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotACheckpointError("this is not a regular file", where=str(path)) from error
         raise EnvironmentProblem(f"the file cannot be opened: {error.strerror or error}", where=str(path)) from error
+    if not os.path.isfile(fd):
+        os.close(fd)
+        raise NotACheckpointError("this is not a regular file", where=str(path))
+    return fd
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[int]:
+    """A descriptor of a regular file, closed at the end. Raises NotACheckpointError, EnvironmentProblem."""
+    fd = open_regular(path)
     try:
-        if not os.path.isfile(fd):
-            raise NotACheckpointError("this is not a regular file", where=str(path))
         yield fd
     finally:
         os.close(fd)
+
+
+def head_of(path: Path, nbytes: int) -> bytes:
+    """At most the first `nbytes` bytes. Raises NotACheckpointError, EnvironmentProblem."""
+    with reading(path) as fd:
+        return _pread(fd, nbytes, 0, str(path))
 
 
 def size_of(fd: int) -> int:

@@ -41,10 +41,10 @@ def check_links(paths: Iterable[Path], root: Path) -> None:
 
 
 def links_in(folder: Path) -> list[Path]:
-    """The symbolic links directly in `folder`; none when it cannot be listed."""
+    """The symbolic links to files directly in `folder`; none when it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_symlink()]
+            return [Path(entry.path) for entry in entries if entry.is_symlink() and entry.is_file()]
     except OSError:
         return []
 

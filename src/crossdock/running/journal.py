@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.io.system import flush_data
 from crossdock.planning.plan import Plan
+from crossdock.running.partial import check_own, make_folder, open_own
 
 NAME = ".crossdock-journal"
+MANIFEST = NAME + "-manifest"  # the manifest of an output that is whole, until it is in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ def identity(plan: Plan, hash_name: str) -> dict[str, Any]:
     return {
         "plan": plan.digest,
         "hash": hash_name,
+        "files": [file.name for file in plan.files],
         "sources": [[str(f.path), f.size, f.mtime_ns] for f in plan.sources],
     }
 
@@ -56,10 +58,10 @@ class Journal:
     @classmethod
     def open(cls, folder: Path, plan: Plan, hash_name: str, restart: bool) -> Journal:
         """Start or continue in `folder`. Raises UsageError when it belongs to another plan or source,
-        EnvironmentProblem when another run holds it."""
+        or holds what is not of this run, EnvironmentProblem when another run holds it."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make_folder(folder)
+            fd = open_own(folder / NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise EnvironmentProblem(f"cannot write here: {error.strerror}", where=str(folder)) from None
         try:
@@ -70,11 +72,13 @@ class Journal:
             if header is not None and header != wanted:
                 if not restart:
                     raise UsageError(_mismatch(header, wanted, folder))
+                own = _files(header) or wanted["files"]
+                check_own(folder, (NAME, MANIFEST, *own))
+                for name in (*own, MANIFEST):
+                    (folder / name).unlink(missing_ok=True)
                 header, finished = None, {}
+            check_own(folder, (NAME, *(() if header is None else (MANIFEST, *wanted["files"]))))
             if header is None:
-                for entry in folder.iterdir():
-                    if entry.name != NAME:
-                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 os.ftruncate(fd, 0)
                 _append(fd, [wanted])
             there = {i: done for i, done in finished.items() if _holds(folder, plan, i)}
@@ -95,8 +99,8 @@ class Journal:
         Raises EnvironmentProblem when another run holds it.
         """
         try:
-            fd = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            fd = open_own(folder / NAME, os.O_RDONLY)
+        except (OSError, UsageError):
             return None
         try:
             _lock(fd, folder)
@@ -112,6 +116,15 @@ class Journal:
     def close(self) -> None:
         """Release the lock."""
         os.close(self._fd)
+
+
+def _files(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the files of the run that wrote this header; none when they are not plain names below the folder."""
+    names = header.get("files")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    plain = all(name and not name.startswith("/") and ".." not in name.split("/") for name in names)
+    return tuple(names) if plain else ()
 
 
 def _lock(fd: int, folder: Path) -> None:

@@ -20,6 +20,7 @@ from crossdock.errors import InputError
 from crossdock.formats.stored import SourceFile
 from crossdock.io.files import read_into, reading
 from crossdock.io.system import REFUSED, flush_data, open_direct, read_at, reserve
+from crossdock.running.partial import open_own
 
 PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _LARGE = 128 << 10  # bytes from which going to the disk at once pays
@@ -38,7 +39,7 @@ class OutputFile:
 
     make  make it where it is not there yet, and reserve its room; else it must be there
 
-    Raises OSError as the file system does: no room, no right to write.
+    Raises OSError as the file system does: no room, no right to write; UsageError when a link or a pipe is there.
     """
 
     def __init__(self, path: Path, size: int, *, make: bool = True) -> None:
@@ -47,7 +48,7 @@ class OutputFile:
         # the kernel lets one writer at a time into the cached file and lets others spin: waiting costs less
         self._alone = threading.Lock()
         self._direct: int | None = None
-        self._fd = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o644)
+        self._fd = open_own(path, os.O_RDWR | (os.O_CREAT if make else 0))
         try:
             if make:
                 os.ftruncate(self._fd, size)
@@ -72,10 +73,13 @@ class OutputFile:
     def copy(self, source: SourceFile) -> None:
         """Fill the file from another one. Raises InputError when that is no longer what it was."""
         offset = 0
-        with source.path.open("rb") as file:
-            while chunk := file.read(_COPY):
+        fd = source.open()
+        try:
+            while chunk := os.pread(fd, _COPY, offset):
                 self.write(np.frombuffer(chunk, np.uint8), offset)
                 offset += len(chunk)
+        finally:
+            os.close(fd)
         if offset != source.size:
             raise InputError("the file changed while it was copied", where=str(source.path))
 

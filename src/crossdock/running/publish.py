@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crossdock.planning.plan import Plan
-from crossdock.running.journal import NAME, Done, Journal
+from crossdock.running.journal import MANIFEST, NAME, Done, Journal
 from crossdock.running.manifest import manifest_path
+from crossdock.running.partial import write_new
+from crossdock.running.recheck import demand_intact
 
-MANIFEST = NAME + "-manifest"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
 
 
 def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> None:
     """Rename the whole, flushed `partial` to `output`, its manifest beside it. What was there goes when it is."""
-    _write_flushed(partial / MANIFEST, manifest)
+    write_new(partial / MANIFEST, manifest)
     _flush(partial)
     if plan.single_file:
         os.replace(partial / plan.files[0].name, output)
@@ -42,7 +43,7 @@ def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> No
 def end_placement(plan: Plan, partial: Path, output: Path, hash_name: str) -> Mapping[int, Done] | None:
     """End the placement of this very plan that a kill cut short; None when there is none.
 
-    Raises EnvironmentProblem when another run is at it.
+    Raises EnvironmentProblem when another run is at it, CheckFailed when what was placed is not what was written.
     """
     if plan.single_file:
         # the file left the folder only by being renamed: nothing else leaves a manifest and every tensor journaled
@@ -64,6 +65,7 @@ def end_placement(plan: Plan, partial: Path, output: Path, hash_name: str) -> Ma
     journal = Journal.peek(folder, plan, hash_name)
     if journal is None or len(journal) != len(plan.tensors):
         return None
+    demand_intact(plan, output, journal, hash_name)
     _tidy(plan, partial, output)
     return journal
 
@@ -84,7 +86,7 @@ def _tidy(plan: Plan, partial: Path, output: Path) -> None:
     """What follows the rename. The private copy of the manifest goes last, so that a kill in between is seen."""
     folder = partial if plan.single_file else output
     staged = output.with_name(f"{output.name}.manifest.json.new")
-    _write_flushed(staged, (folder / MANIFEST).read_bytes())
+    write_new(staged, (folder / MANIFEST).read_bytes())
     os.replace(staged, manifest_path(output))
     if plan.single_file:
         _flush(output.parent)
@@ -102,13 +104,6 @@ def _tidy(plan: Plan, partial: Path, output: Path) -> None:
 
 def _replaced(output: Path) -> Path:
     return output.with_name(f"{output.name}.crossdock-replaced")
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:

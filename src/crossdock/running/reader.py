@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.scale_blocks import checked, multiply
-from crossdock.errors import FormatError, NotACheckpointError
+from crossdock.errors import FormatError
 from crossdock.formats.stored import StoredScales
 from crossdock.io.files import read_into, read_runs
 from crossdock.layout.boxes import Strided, runs, steps_of
@@ -81,16 +81,12 @@ class Reader:
         return found
 
     def fd(self, file: int) -> int:
-        """A source file, opened when first asked for."""
+        """A source file, opened when first asked for. Raises InputError when it is not what was planned."""
         fd = self._fds.get(file)
         if fd is None:
             with self._lock:
                 if file not in self._fds:
-                    path = self._plan.sources[file].path
-                    try:
-                        self._fds[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                    except OSError as error:
-                        raise NotACheckpointError(f"cannot open: {error.strerror}", where=str(path)) from None
+                    self._fds[file] = self._plan.sources[file].open()
                 fd = self._fds[file]
         return fd
 

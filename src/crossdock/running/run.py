@@ -29,6 +29,7 @@ from crossdock.running.memory import compiled_for, share_of, workers_for
 from crossdock.running.options import WriteOptions
 from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
+from crossdock.running.recheck import intact
 from crossdock.running.results import RunReport, TensorResult, clamped, repeated
 
 
@@ -59,9 +60,10 @@ def run(
         return _report(plan, output, placed, len(plan.tensors), started)
     journal = Journal.open(partial, plan, options.hash, options.force)
     try:
-        finished = _written(plan, journal, options)
+        intact_tensors, rewritten = intact(plan, partial, journal.finished, options.hash)
+        finished = _written(plan, journal, intact_tensors, options)
         _check_sources(plan)
-        report = _report(plan, output, finished, len(journal.finished), started)
+        report = _report(plan, output, finished, len(intact_tensors), started, rewritten)
         _check_findings(plan, report.tensors, options.fail_on)
         _check_output(plan, output, options.force)  # again: it may have come meanwhile
         put_in_place(plan, partial, output, manifest_bytes(plan, report.tensors, options.hash))
@@ -75,21 +77,29 @@ def run(
     return replace(report, seconds=time.monotonic() - started)
 
 
-def _report(plan: Plan, output: Path, finished: Mapping[int, Done], resumed: int, started: float) -> RunReport:
+def _report(
+    plan: Plan,
+    output: Path,
+    finished: Mapping[int, Done],
+    resumed: int,
+    started: float,
+    rewritten: Sequence[str] = (),
+) -> RunReport:
     tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
     return RunReport(
         output, manifest_path(output), plan.nbytes, time.monotonic() - started, len(tensors) - resumed, resumed,
-        tensors, (*plan.warnings, *clamped(plan, tensors), *repeated(plan, tensors)),
+        tensors, (*plan.warnings, *rewritten, *clamped(plan, tensors), *repeated(plan, tensors)),
     )  # fmt: skip
 
 
 def _written(
     plan: Plan,
     journal: Journal,
+    intact_tensors: Mapping[int, Done],
     options: WriteOptions,
 ) -> Mapping[int, Done]:
     """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled."""
-    finished = dict(journal.finished)
+    finished = dict(intact_tensors)
     with contextlib.ExitStack() as stack:
         for out, file in zip(opened_files(stack, plan, journal.folder, make=True), plan.files, strict=True):
             if file.copy_of is not None:

@@ -6,19 +6,19 @@ a size limit. File names from huggingface/transformers `tokenization_utils_base.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import FormatError, TokenizerError
-from crossdock.io.json import unique
+from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError, TokenizerError
+from crossdock.io.files import head_of, read_exact, reading, size_of
+from crossdock.io.json import TOKENIZER, parse_json
+from crossdock.io.links import check_links
 
-# The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB. What fits is parsed
-# whole: JSON made to take memory takes up to some twenty times its size.
-MAX_FILE_SIZE = 64 << 20
+# The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB.
+MAX_FILE_SIZE = 48 << 20
 MAX_MODEL_SIZE = 32 << 20
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -105,31 +105,31 @@ def find(path: Path) -> TokenizerFiles:
         for template in sorted((root / folder).glob("*.jinja")):
             name = CHAT_TEMPLATE if template.stem == "default" else f"{CHAT_TEMPLATES_FOLDER}/{template.name}"
             found.setdefault(name, template)
+    check_links(found.values(), root)
     configs = tuple(root / name for name in MODEL_CONFIGS if (root / name).is_file())
     return TokenizerFiles(root, tuple(found.items()), configs)
 
 
 def is_rank_file(path: Path) -> bool:
     """Whether the file begins as a list of tiktoken's ranks does: a line of base64 and a number, or a JSON list."""
-    with path.open("rb") as file:
-        head = file.read(256)
-    return re.match(rb"\A(\s*\[|[A-Za-z0-9+/]+={0,2} \d+\r?\n)", head) is not None
+    return re.match(rb"\A(\s*\[|[A-Za-z0-9+/]+={0,2} \d+\r?\n)", head_of(path, 256)) is not None
 
 
 def read_bytes(path: Path, limit: int = MAX_FILE_SIZE) -> bytes:
     """The whole file. Raises FormatError when it is larger than `limit` bytes or cannot be read."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise FormatError(
-                "too large for a tokenizer file",
-                where=str(path),
-                expected=f"at most {limit} bytes",
-                got=str(size),
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        with reading(path) as fd:
+            size = size_of(fd)
+            if size > limit:
+                raise FormatError(
+                    "too large for a tokenizer file",
+                    where=str(path),
+                    expected=f"at most {limit} bytes",
+                    got=str(size),
+                )
+            return read_exact(fd, 0, size, str(path))
+    except (NotACheckpointError, EnvironmentProblem) as error:
+        raise FormatError(f"cannot be read: {error.problems[0].what}", where=str(path)) from None
 
 
 def read_text(path: Path) -> str:
@@ -144,13 +144,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises FormatError for anything that is not one JSON object in UTF-8, for a key given two values in one
-    object (JSON readers silently keep the last), and for nesting deeper than Python's stack. NaN and Infinity are
+    object (JSON readers silently keep the last), and beyond the limits of `TOKENIZER`. NaN and Infinity are
     read, since Python writes them into config.json (Mamba's time_step_limit).
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=unique)
-    except RecursionError:
-        raise FormatError("nested too deeply for JSON", where=str(path)) from None
+        value = parse_json(read_bytes(path), TOKENIZER)
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}", where=str(path), cause="truncated or edited file") from None
     if not isinstance(value, dict):

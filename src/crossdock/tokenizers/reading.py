@@ -65,6 +65,8 @@ SLOW_PATTERNS = {
     "Qwen2TokenizerFast": QWEN2_PATTERN,
 }
 
+MAX_GAP = 65_536  # ids without a token, which are filled up: no model is padded so far
+
 
 def read(path: Path) -> Tokenizer:
     """Read the tokenizer in a folder or file (see `find`).
@@ -89,6 +91,13 @@ def read(path: Path) -> Tokenizer:
     special, missing = _special(vocabulary, tokens, configuration, files)
     _mark_control(tokens, vocabulary, configuration)
     size = max(tokens) + 1
+    if size > 2 * len(tokens) + MAX_GAP:
+        raise refuse(
+            "the ids of the tokens leave far more holes than there are tokens",
+            files.companion_files[0][1],
+            expected=f"at most {2 * len(tokens) + MAX_GAP:,} ids for {len(tokens):,} tokens",
+            got=f"ids up to {size - 1:,}",
+        )
     dense = [tokens.get(number, Token(f"[PAD{number}]", TokenType.UNUSED, PAD_SCORE)) for number in range(size)]
     ends = dict.fromkeys([*([special["eos"]] if "eos" in special else []), *model_ids(configuration, "eos")])
     where = files.get(TOKENIZER_CONFIG) or files.root

@@ -82,6 +82,9 @@ def merges_of(model: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ..
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) and half for half in pair):
             raise FormatError(f"merge {rank} is not a pair", where=str(path), got=repr(merge)[:80])
         pairs.append((pair[0], pair[1]))
+    if len(set(pairs)) != len(pairs):
+        more = len(pairs) - len(set(pairs))
+        raise FormatError(f"{more:,} merges are given twice", where=str(path), cause="a damaged or doctored file")
     check_texts((half for pair in pairs for half in pair), path, "merge")
     return tuple(pairs)
 

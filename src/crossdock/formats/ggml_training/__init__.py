@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crossdock.errors import CrossdockError
 from crossdock.formats.ggml_training.contents import MAGICS, RANKS, Contents, read_contents
 from crossdock.formats.ggml_training.optimizer import NAMES, Optimizer
 from crossdock.formats.ggml_training.records import Record
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.io.files import head_of
 
 FORMAT = "ggml_training"
 _OPTIMIZER_NAMES = {"adam": "Adam", "lbfgs": "L-BFGS"}
@@ -35,9 +37,8 @@ def sniff(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) in MAGICS
-    except OSError:
+        return head_of(path, 4) in MAGICS
+    except (OSError, CrossdockError):
         return False
 
 

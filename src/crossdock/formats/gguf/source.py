@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.errors import FormatError, NotACheckpointError
+from crossdock.errors import CrossdockError, FormatError, NotACheckpointError
 from crossdock.formats.gguf.container import GgufFile, read_header, read_split
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
+from crossdock.io.files import head_of
 
 TOKENS = "tokenizer.ggml.tokens"  # a file that has them brings its vocabulary along
 _MOST_LAYERS = 100_000
@@ -22,9 +23,8 @@ def sniff(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF" or path.suffix == ".gguf"
-    except OSError:
+        return head_of(path, 4) == b"GGUF" or path.suffix == ".gguf"
+    except (OSError, CrossdockError):
         return False
 
 

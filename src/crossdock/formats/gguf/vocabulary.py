@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from crossdock.errors import FormatError, TokenizerError
+from crossdock.errors import CrossdockError, FormatError, TokenizerError
 from crossdock.formats.gguf.container import read_header
+from crossdock.io.files import head_of
 
 if TYPE_CHECKING:
     from crossdock.tokenizers import Tokenizer
@@ -35,9 +36,8 @@ def is_gguf(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
+        return head_of(path, 4) == b"GGUF"
+    except (OSError, CrossdockError):
         return False
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
-from crossdock.io.json import unique
+from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
@@ -23,9 +23,9 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > LARGEST:
         raise FormatError("too large for a configuration", where=where, expected=f"at most {LARGEST:,} bytes")
     try:
-        found = json.loads(data, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON: {error}", where=where) from None
+        found = parse_json(data, CONFIGURATION)
+    except ValueError as error:
+        raise FormatError(f"not JSON that can be read: {error}", where=where) from None
     if not isinstance(found, dict):
         raise FormatError("not a JSON object", where=where, got=type(found).__name__)
     return found

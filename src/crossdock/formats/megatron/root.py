@@ -6,7 +6,6 @@ Lists folders and reads files of a few bytes; opens no pickle. The order of dete
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from crossdock.errors import CrossdockError, EnvironmentProblem, FormatError, NotACheckpointError, UsageError
 from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.unpickle import printable
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -198,8 +198,8 @@ def _json(file: Path) -> dict[str, Any]:
     with reading(file) as fd:
         data = read_exact(fd, 0, min(size_of(fd), 1 << 20), str(file))
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse_json(data, CONFIGURATION)
+    except ValueError:
         raise FormatError("not a JSON file", where=str(file), fix="copy it again") from None
     if not isinstance(value, dict):
         raise FormatError("not a JSON object", where=str(file))

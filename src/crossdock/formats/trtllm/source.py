@@ -6,7 +6,6 @@ Facts: as in the package's docstring.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTen
 from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
 from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import CONFIGURATION, parse_json
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
@@ -161,8 +161,8 @@ def _recorded_fields(text: str | None, where: str) -> Mapping[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text.encode("utf-8", "surrogatepass"), CONFIGURATION)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise FormatError("the metadata of crossdock is no JSON object", where=where)
