@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import diff, export, open, plan, run, verify
+    from crossdock.delivery import diff, export, open, options, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
-    "diff", "export", "open", "plan", "run", "verify",
+    "diff", "export", "open", "options", "plan", "run", "verify",
 ]  # fmt: skip
 
 

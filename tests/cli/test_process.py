@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from crossdock.cli.app import COMMANDS, main
 from support.ggml_training_files import random_file, write
 
 SRC = Path(__file__).parents[2] / "src"
@@ -21,9 +23,20 @@ HEAVY = ("numpy", "ml_dtypes", "rich", "numba", "xxhash", "importlib.metadata", 
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, crossdock.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert not {name for name in loaded.stdout.split() if name.split(".")[0] in HEAVY or name in HEAVY}
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from crossdock.cli import main; main(['-h'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "crossdock.cli.app" in loaded
+    assert not {name for name in loaded if name.split(".")[0] in HEAVY or name in HEAVY}
+
+
+def test_the_list_of_commands_says_the_first_sentence_of_each() -> None:
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in COMMANDS}
+    shown = {name: command.get_short_help_str(200) for name, command in commands.items() if command is not None}
+    assert shown == {name: sentence for name, (_, sentence) in COMMANDS.items()}
 
 
 @pytest.fixture

@@ -24,8 +24,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 NAMED = re.compile(r"`((?:tests|scripts|examples|benchmarks|docs|src)/[\w./-]*\w)`")
 FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*\b(?!:)")  # not the variables of a style sheet
-# Megatron's, llama.cpp's, SGLang's
-OF_OTHERS = {"--help", "--version", "--ckpt-format", "--use-lbfgs", "--checkpoint-in", "--model-path", "--quantization"}
+OF_OTHERS = {
+    "--help", "--version",
+    "--ckpt-format",  # Megatron
+    "--use-lbfgs", "--checkpoint-in", "--allow-requantize",  # llama.cpp
+    "--model-path", "--quantization",  # SGLang
+    "--include", "--local-dir",  # hf download
+    "--backend",  # verl.model_merger
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:

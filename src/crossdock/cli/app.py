@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -25,7 +26,18 @@ EXAMPLES = examples(
     "crossdock verify model.gguf --against runs/iter_0010000",
 )
 
-COMMANDS = ("inspect", "scan", "plan", "export", "verify", "diff", *extensions.COMMANDS)
+# name -> module, and the sentence in the list of commands, which is the first of the command's own help
+COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "inspect": ("crossdock.cli.inspect", "Show what the checkpoint PATH is."),
+        "scan": ("crossdock.cli.scan", "List what the pickles in PATH would make a loader do."),
+        "plan": ("crossdock.cli.plan", "Show what exporting SRC would do."),
+        "export": ("crossdock.cli.export", "Convert the checkpoint SRC to the format --to."),
+        "verify": ("crossdock.cli.verify", "Hold OUT against the checkpoint SRC, tensor by tensor."),
+        "diff": ("crossdock.cli.diff", "Hold checkpoints A and B against each other, tensor by tensor."),
+        **extensions.COMMANDS,
+    }
+)
 
 
 class Commands(Mapping[str, click.Command]):
@@ -34,7 +46,7 @@ class Commands(Mapping[str, click.Command]):
     def __getitem__(self, name: str) -> click.Command:
         if name not in COMMANDS:
             raise KeyError(name)
-        command: click.Command = getattr(import_module(extensions.COMMANDS.get(name, f"crossdock.cli.{name}")), name)
+        command: click.Command = getattr(import_module(COMMANDS[name][0]), name)
         return command
 
     def __iter__(self) -> Iterator[str]:
@@ -84,6 +96,11 @@ class Crossdock(WithExamples, click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, for which none is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

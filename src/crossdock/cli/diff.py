@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from crossdock.cli.options import (
     PATH,
     SourceFlags,
     family_option,
+    grouped,
     json_option,
     progress_option,
     running_options,
@@ -28,6 +30,16 @@ MOST = 10  # tensors listed by layer
 EQUAL = ("equal", "equal after cast")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFlags:
+    """What the user says of both models; `config_b`: of B, where that is another."""
+
+    family: str | None
+    config: Path | None
+    config_b: Path | None
+    set: Mapping[str, str]
+
+
 @click.command(
     cls=Sectioned,
     epilog=examples(
@@ -38,20 +50,23 @@ EQUAL = ("equal", "equal after cast")
 )
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@family_option
-@click.option("--config", type=PATH, metavar="PATH", help="A config.json for sources that have none.")
-@click.option("--config-b", type=PATH, metavar="PATH", help="Another one for B.  [default: as --config]")
-@set_option
+@grouped(
+    (
+        family_option,
+        click.option("--config", type=PATH, metavar="PATH", help="A config.json for sources that have none."),
+        click.option("--config-b", type=PATH, metavar="PATH", help="Another one for B.  [default: as --config]"),
+        set_option,
+    ),
+    "model",
+    ModelFlags,
+)
 @running_options
 @json_option
 @progress_option
 def diff(
     a: Path,
     b: Path,
-    family: str | None,
-    config: Path | None,
-    config_b: Path | None,
-    set: Mapping[str, str],
+    model: ModelFlags,
     running: Mapping[str, Any],
     as_json: bool,
     no_progress: bool,
@@ -64,8 +79,8 @@ def diff(
     """
     import crossdock
 
-    one = SourceFlags(None, None, family, config, set, {}).open(a)
-    other = SourceFlags(None, None, family, config_b or config, set, {}).open(b)
+    one = SourceFlags(None, None, model.family, model.config, model.set, {}).open(a)
+    other = SourceFlags(None, None, model.family, model.config_b or model.config, model.set, {}).open(b)
     with watching("diff", off=no_progress) as progress:
         report = crossdock.diff(one, other, progress=progress, **running)
     if as_json:

@@ -11,10 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, cast
 
-COMMANDS: Mapping[str, str] = MappingProxyType(
+# name of a command -> its module, and the sentence that the list of commands shows
+COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "split": "crossdock_powerinfer.commands.split",
-        "activations": "crossdock_powerinfer.commands.activations",
+        "split": (
+            "crossdock_powerinfer.commands.split",
+            "Choose the FFN neurons that PowerInfer keeps on the GPU.",
+        ),
+        "activations": (
+            "crossdock_powerinfer.commands.activations",
+            "Count how often each FFN neuron of MODEL is active over a text.",
+        ),
     }
 )
 _FILES = ("crossdock_powerinfer.commands.index",)

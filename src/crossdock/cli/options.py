@@ -6,7 +6,7 @@ What only the library can know (is there such a file, does that dtype fit the ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import click
 
 from crossdock.errors import UsageError
 from crossdock.formats import registry
-from crossdock.options import Option, made, options_of, positive, size, whole
+from crossdock.options import Option, made, options_of, whole
 from crossdock.running.options import RunOptions, WriteOptions
 from crossdock.wording import nearest
 
@@ -30,15 +30,17 @@ PATH = click.Path(path_type=Path)
 
 
 class Parsed(click.ParamType[Any]):
-    """A value that `crossdock.options` reads: what is wrong with it is said there."""
+    """A value that `crossdock.options` reads: what is wrong with it is said there. `listed`: "list" is let through."""
 
     name = "value"
 
-    def __init__(self, read: Callable[[Any], Any]) -> None:
-        self.read = read
+    def __init__(self, read: Callable[[Any], Any], *, listed: bool = False) -> None:
+        self.read, self.listed = read, listed
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value, or click's error about it."""
+        if self.listed and value == "list":
+            return value
         try:
             return self.read(value)
         except UsageError as error:
@@ -82,9 +84,6 @@ def _one_of(text: str, known: Sequence[str], verb: str) -> str:
     near = nearest(name, known)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
-
-
-SIZE, WHOLE, POSITIVE = Parsed(size), Parsed(whole), Parsed(positive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,7 @@ rename_option = click.option(
 
 _SOURCE = (
     click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
-    click.option("--iteration", type=WHOLE, metavar="N", help="Iteration to take.  [default: latest]"),
+    click.option("--iteration", type=Parsed(whole), metavar="N", help="Iteration to take.  [default: latest]"),
     family_option,
     click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
     set_option,
@@ -210,15 +209,26 @@ progress_option = click.option("--no-progress", is_flag=True, help="Show no prog
 
 def source_options(function: Function) -> Function:
     """Options on reading the source, passed to the command as `source: SourceFlags`."""
-    for option in reversed(_SOURCE):
-        function = option(function)
+    return grouped(_SOURCE, "source", SourceFlags)(function)
 
-    @wraps(function)
-    def call(**values: Any) -> Any:
-        flags = {field: values.pop(field) for field in SourceFlags.__dataclass_fields__}
-        return function(**values, source=SourceFlags(**flags))
 
-    return call  # type: ignore[return-value]
+def grouped(
+    options: Sequence[Callable[[Any], Any]], name: str, kind: Callable[..., Any]
+) -> Callable[[Function], Function]:
+    """Adds click's `options` to a command, which gets them as one argument: the dataclass `kind` of their values."""
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def call(**values: Any) -> Any:
+            own = {one.name: values.pop(one.name) for one in fields(kind)}  # type: ignore[arg-type]
+            return function(**values, **{name: kind(**own)})
+
+        out: Any = call
+        for option in reversed(options):
+            out = option(out)
+        return out  # type: ignore[no-any-return]
+
+    return add
 
 
 def target_options(function: Function) -> Function:
@@ -300,7 +310,12 @@ def _option(about: Option, owners: Sequence[str]) -> click.Option:
     help = f"{text.removesuffix('.')}{whose}.{bracket}{rest}{default}" if owners else f"{about.help}{default}"
     more: dict[str, Any] = {"is_flag": True, "default": None}
     if about.metavar:
-        more = {"type": Parsed(about.read), "metavar": about.metavar, "default": None, "multiple": about.many}
+        more = {
+            "type": Parsed(about.read, listed=about.choices is not None),
+            "metavar": about.metavar,
+            "default": None,
+            "multiple": about.many,
+        }
         more["callback"] = _listing(about)
     names = sorted((about.flag, *about.also), key=lambda name: name.startswith("--"))  # short ones first
     return HeadedOption(names, heading=about.heading, help=help, **more)

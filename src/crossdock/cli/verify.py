@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from crossdock.cli.logits import show_logits
 from crossdock.cli.options import (
     PATH,
     SourceFlags,
+    grouped,
     json_option,
     progress_option,
     replay_options,
@@ -35,6 +37,17 @@ WORST = 5  # lossy tensors listed with their error
 STATUSES = ("equal", "different", "missing", "unexpected")
 
 
+@dataclass(frozen=True, slots=True)
+class CheckFlags:
+    """What is checked beside the tensors; `model`: that of a PowerInfer index."""
+
+    tokens: bool
+    logits: str | None
+    logits_engine: str | None
+    report: Path | None
+    model: Path | None
+
+
 @click.command(
     cls=Sectioned,
     epilog=examples(
@@ -50,11 +63,17 @@ STATUSES = ("equal", "different", "missing", "unexpected")
 @click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
 @replay_options
-@click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf).")
-@click.option("--logits", metavar="TEXT", help="Also hold logits against the source's: a text, @file, or ids: 1,2,3.")
-@click.option("--logits-engine", metavar="NAME", help="Computes OUT's logits: llama.cpp, transformers, onnxruntime.")
-@click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page that needs nothing else.")
-@click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index.")
+@grouped(
+    (
+        click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf)."),
+        click.option("--logits", metavar="TEXT", help="Also compare logits: a text, @file, or ids: 1,2,3."),
+        click.option("--logits-engine", metavar="NAME", help="Computes OUT's: llama.cpp, transformers, onnxruntime."),
+        click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page."),
+        click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index."),
+    ),
+    "checks",
+    CheckFlags,
+)
 @running_options
 @json_option
 @progress_option
@@ -63,11 +82,7 @@ def verify(
     against: Path,
     source: SourceFlags,
     replay: Mapping[str, Any],
-    tokens: bool,
-    logits: str | None,
-    logits_engine: str | None,
-    report: Path | None,
-    model: Path | None,
+    checks: CheckFlags,
     running: Mapping[str, Any],
     as_json: bool,
     no_progress: bool,
@@ -83,7 +98,7 @@ def verify(
     if not out.exists():
         raise NotACheckpointError("there is nothing at this path", where=str(out), fix="is OUT spelled right?")
     if foreign := foreign_file(out):
-        return foreign.verify(out, against, model, as_json=as_json)
+        return foreign.verify(out, against, checks.model, as_json=as_json)
     import crossdock
 
     checkpoint = source.open(against)
@@ -91,10 +106,10 @@ def verify(
         found = crossdock.verify(
             out,
             checkpoint,
-            tokens=tokens,
-            logits=logits,
-            logits_engine=logits_engine,
-            report=report,
+            tokens=checks.tokens,
+            logits=checks.logits,
+            logits_engine=checks.logits_engine,
+            report=checks.report,
             progress=progress,
             **replay,
             **running,

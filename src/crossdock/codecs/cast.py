@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -120,8 +121,6 @@ def plain(name: str) -> Plain:
 
 def _dtype(name: str) -> np.dtype[Any]:
     if name.startswith(("bfloat", "float8")):
-        import ml_dtypes
-
         name = getattr(ml_dtypes, name)
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from crossdock.errors import FormatError
 from crossdock.formats import safetensors
 from crossdock.formats.stored import Extent, StoredTensor
-from crossdock.unpickle import printable
+from crossdock.torchfile.reader import open_torch, state_tensors
+from crossdock.unpickle import describe, printable
 
 if TYPE_CHECKING:
     from crossdock.unpickle import TensorRef
@@ -37,12 +38,9 @@ def tensors_in(file: Path, number: int) -> Iterator[StoredTensor]:
             extent = Extent(number, tensor.begin, tensor.end - tensor.begin, (0,) * len(tensor.shape), tensor.shape)
             yield StoredTensor(name, tensor.shape, tensor.codec, (extent,))
         return
-    from crossdock.torchfile.reader import open_torch, state_tensors
 
     root = open_torch(file, where=str(file)).root
     if not isinstance(root, dict):
-        from crossdock.unpickle import describe
-
         raise FormatError(
             f"the file holds {describe(root)}, not a dict of tensors",
             where=str(file),

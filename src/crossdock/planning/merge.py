@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import StoredTensor
@@ -77,8 +78,8 @@ def product_for(extents: Extents, addition: Resolved, lenses: Sequence[Lens], sh
             first = 0
             for lens, (axis, rank) in pairs:
                 for side, (dims, half) in zip(sides, halves, strict=True):
-                    placed = Placement(axis, 1, 1, 0, rank)
-                    side += _moves(extents, addition, lens, shape, dims, half, placed, first, total)
+                    ranked = _Ranks(axis, rank, first, total)
+                    side += _moves(extents, addition, lens, shape, dims, half, ranked)
                 first += rank
             rows, columns = (math.prod(shape[d] for d in dims) for dims, _ in halves)
             return Product(total, rows, columns, *(tuple(sorted(side, key=lambda move: move.dst)) for side in sides))
@@ -101,20 +102,28 @@ def _halves(shape: tuple[int, ...], cut: int) -> tuple[range, range]:
     return range(cut), range(cut, len(shape))
 
 
+class _Ranks(NamedTuple):
+    """The ranks of one pair among those of all: `size` along `axis`, from `first` of `total`."""
+
+    axis: str
+    size: int
+    first: int
+    total: int
+
+
 def _moves(
-    extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...], dims: range, half: str,
-    ranks: Placement, first: int, total: int,
-) -> list[Move]:  # fmt: skip
-    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the rank, from `first` of `total`."""
+    extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...], dims: range, half: str, ranks: _Ranks
+) -> list[Move]:
+    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the ranks."""
     name = f"{lens.tensor}_lora_{half}"
     steps = dict(zip(dims, steps_of(shape[dims.start : dims.stop]), strict=True))
     placed = [replace(p, dim=0, step=p.step * steps[p.dim]) for p in lens.axes if p.dim in dims]
     placed = placed or [Placement("one", 0, 1, 0, 1)]  # a vector is a matrix of one row
     fixed = [p for p in lens.axes if p.dim < 0]
     start = sum(lens.starts[dim] * step for dim, step in steps.items())
-    side = Lens(name, (*fixed, *placed, ranks), (start, first))
+    side = Lens(name, (*fixed, *placed, Placement(ranks.axis, 1, 1, 0, ranks.size)), (start, ranks.first))
     size = math.prod(shape[dim] for dim in dims)
-    moves, count, used = moves_for(extents, addition, name, side, (size, total))
+    moves, count, used = moves_for(extents, addition, name, side, (size, ranks.total))
     if count != side.volume or {p.stored.values for p in used} != {"float32"}:
         raise PlanError("the adapter's pair does not fit its tensor", where=name, got=f"{count} elements")
     return moves

@@ -1,7 +1,7 @@
 """The plan: pure data that says, before a byte of a tensor is read, what will be copied where.
 
-A plan names no model. A target tensor is filled by `Move`s: strided copies of boxes between an extent of the source
-and the target tensor, in elements. It can be written as JSON lines, hashed, compared and pickled.
+Running it takes no model: `described` is for people. A target tensor is filled by `Move`s: strided copies of boxes
+between an extent of the source and the target tensor, in elements. It can be written as JSON lines, hashed and pickled.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from crossdock.codecs.conversion import Conversion, Workspace, convert
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
 from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.running.low_rank import Adder
 from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
@@ -101,8 +102,6 @@ def blocks(
     units, name = units_for(plan, tensor.moves)
     adder = None
     if tensor.product is not None:
-        from crossdock.running.low_rank import Adder
-
         adder = Adder(plan, tensor.product, reader, share.block)
     stored = codecs.get(name)
     whole = most or math.lcm(stored.block, target.block)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Protocol
 
+import xxhash
+
 from crossdock.errors import UsageError
 
 
@@ -19,8 +21,6 @@ class Hash(Protocol):
 def new(name: str) -> Hash:
     """A fresh hash. Raises UsageError for an unknown name."""
     if name == "xxh3":
-        import xxhash
-
         return xxhash.xxh3_128()
     if name == "sha256":
         return hashlib.sha256()

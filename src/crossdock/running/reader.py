@@ -22,10 +22,12 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.scale_blocks import checked, multiply
 from crossdock.errors import FormatError
+from crossdock.formats.safetensors import read_header
 from crossdock.formats.stored import StoredScales
 from crossdock.io.files import read_into, read_runs
 from crossdock.layout.boxes import Strided, runs, steps_of
 from crossdock.planning.plan import Move, Plan
+from crossdock.torchfile.reader import locate_single
 
 _CHEAP = 64 << 10  # bytes that are read along rather than skipped
 _SPARSE = 4  # of so many elements that are read one at least is wanted
@@ -96,14 +98,11 @@ class Reader:
         if at.wrapping == "raw":
             return Place(fd, at.offset, None)
         if at.wrapping == "safetensors":
-            from crossdock.formats.safetensors import read_header
-
             tensors = read_header(self._plan.sources[at.file].path, at.offset, at.nbytes).tensors
             names = [n for n in tensors if n == extent.tensor or n.endswith(f".{extent.tensor}")]
             if len(names) != 1 or tensors[names[0]].shape != at.shape:
                 raise FormatError(f"the blob does not hold {extent.tensor}", where=self.where(number))
             return Place(fd, tensors[names[0]].begin, None)
-        from crossdock.torchfile.reader import locate_single
 
         where = f"{self.where(number)} at byte {at.offset:,}"
         ref = locate_single(fd, at.offset, at.nbytes, where)

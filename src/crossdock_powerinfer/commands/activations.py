@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from crossdock.cli import show
-from crossdock.cli.options import PATH, POSITIVE, json_option, progress_option
+from crossdock.cli.options import PATH, Parsed, json_option, progress_option
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.options import positive
 
 
 @click.command(
@@ -21,7 +22,9 @@ from crossdock.cli.sections import Sectioned, examples
 @click.argument("model", type=PATH)
 @click.option("--text", required=True, type=PATH, metavar="FILE", help="Text to count over, UTF-8.")
 @click.option("-o", "--output", required=True, type=PATH, metavar="DIR", help="Folder to write.")
-@click.option("--window", type=POSITIVE, default="512", show_default=True, metavar="N", help="Tokens read at once.")
+@click.option(
+    "--window", type=Parsed(positive), default="512", show_default=True, metavar="N", help="Tokens read at once."
+)
 @click.option("--drelu", is_flag=True, help="ReLU on gate and up projection; Bamboo has it anyway.")
 @json_option
 @progress_option

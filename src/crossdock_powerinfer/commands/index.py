@@ -9,6 +9,7 @@ import click
 
 from crossdock.cli import show
 from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.check import check
 from crossdock_powerinfer.commands.split import show_layers
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ sniff = gpuidx.sniff
 
 def verify(path: Path, against: Path, model: Path | None, *, as_json: bool) -> int:
     """`crossdock verify` of an index: 0 when nothing is wrong, else 1."""
-    from crossdock_powerinfer.check import check
 
     report = check(path, against, model)
     if as_json:

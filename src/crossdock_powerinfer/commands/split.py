@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossdock.cli import show
-from crossdock.cli.options import PATH, POSITIVE, SIZE, WHOLE, json_option
+from crossdock.cli.options import PATH, json_option, options_for
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.options import option, path, positive, size, whole
 
 if TYPE_CHECKING:
     from crossdock_powerinfer.split import Split
     from crossdock_powerinfer.statistics import Statistics
     from crossdock_powerinfer.weights import ModelWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How much of the GPU there is, and how finely the neurons are chosen."""
+
+    capacity: int | None = option(None, whole, "Neurons on the GPU, at most.", "N")
+    vram_budget: int | None = option(None, size, "PowerInfer's VRAM budget, as 8GiB. Needs --model.", "SIZE")
+    model: Path | None = option(
+        None, path, "The PowerInfer model: true bytes of its neurons.", "GGUF", heading="Source"
+    )
+    ctx: int = option("512", positive, "Context, for the KV cache.", "N", heading="Source")
+    vram_capacity: int | None = option(
+        None, size, "VRAM that the index asks for.  [default: what the selection needs]", "SIZE"
+    )
+    threshold: int = option("0", whole, "Least neurons of a layer with any.", "N")
+    grain: int = option("256", positive, "Neurons of a group.", "N")
 
 
 @click.command(
@@ -27,32 +46,13 @@ if TYPE_CHECKING:
 )
 @click.argument("activations", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, metavar="OUT", help="The index to write.")
-@click.option("--capacity", type=WHOLE, metavar="N", help="Neurons on the GPU, at most.")
-@click.option("--vram-budget", type=SIZE, metavar="SIZE", help="PowerInfer's VRAM budget, as 8GiB. Needs --model.")
-@click.option("--model", type=PATH, metavar="GGUF", help="The PowerInfer model: true bytes of its neurons.")
-@click.option("--ctx", type=POSITIVE, default="512", show_default=True, metavar="N", help="Context, for the KV cache.")
-@click.option(
-    "--vram-capacity",
-    type=SIZE,
-    metavar="SIZE",
-    help="VRAM that the index asks for.  [default: what the selection needs]",
-)
-@click.option(
-    "--threshold", type=WHOLE, default="0", show_default=True, metavar="N", help="Least neurons of a layer with any."
-)
-@click.option("--grain", type=POSITIVE, default="256", show_default=True, metavar="N", help="Neurons of a group.")
+@options_for(SplitOptions, "asked")
 @click.option("--plot", type=PATH, metavar="SVG", help="Also draw coverage and layers.")
 @json_option
 def split(
     activations: Path,
     output: Path,
-    capacity: int | None,
-    vram_budget: int | None,
-    model: Path | None,
-    ctx: int,
-    vram_capacity: int | None,
-    threshold: int,
-    grain: int,
+    asked: SplitOptions,
     plot: Path | None,
     as_json: bool,
 ) -> int:
@@ -61,11 +61,11 @@ def split(
     ACTIVATIONS is a folder of activation_0.pt, activation_1.pt, ...: how often each neuron was active. The
     choice covers the most activations that the budget allows, and says how that is known.
     """
-    if (capacity is None) == (vram_budget is None):
+    if (asked.capacity is None) == (asked.vram_budget is None):
         raise click.UsageError("give either --capacity, or --vram-budget with --model")
-    if vram_budget is not None and model is None:
+    if asked.vram_budget is not None and asked.model is None:
         raise click.UsageError("--vram-budget needs --model: a neuron's bytes depend on the model's tensors")
-    if model is not None and vram_capacity is not None:
+    if asked.model is not None and asked.vram_capacity is not None:
         raise click.UsageError("--vram-capacity is for indexes made without --model")
     from crossdock_powerinfer import gpuidx
     from crossdock_powerinfer.split import split as choose
@@ -73,15 +73,15 @@ def split(
     from crossdock_powerinfer.weights import read_weights
 
     statistics = read_statistics(activations)
-    weights = None if model is None else read_weights(model)
+    weights = None if asked.model is None else read_weights(asked.model)
     chosen = choose(
         statistics,
-        capacity=capacity,
-        vram=None if vram_budget is None or weights is None else weights.left(vram_budget, ctx),
+        capacity=asked.capacity,
+        vram=None if asked.vram_budget is None or weights is None else weights.left(asked.vram_budget, asked.ctx),
         weights=weights,
-        threshold=threshold,
-        grain=grain,
-        vram_capacity=vram_capacity or 0,
+        threshold=asked.threshold,
+        grain=asked.grain,
+        vram_capacity=asked.vram_capacity or 0,
     )
     written = gpuidx.write(output, chosen.index)
     if plot is not None:
@@ -90,7 +90,7 @@ def split(
         show.print_json(_record(chosen, output, written))
     else:
         _show(chosen, output, written)
-    if weights is None and vram_capacity is None:
+    if weights is None and asked.vram_capacity is None:
         show.note("note: without --model or --vram-capacity, PowerInfer will take this index for any VRAM it has left")
     return 0
 

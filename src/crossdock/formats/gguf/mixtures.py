@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from crossdock.codecs import registry as codecs
 from crossdock.errors import ConfigError
 from crossdock.formats.target import TensorSpec
 from crossdock.model.expressions import Expression
@@ -83,7 +84,7 @@ def types(name: str, tensors: Sequence[TensorSpec], keys: Mapping[str, tuple[str
             at = dense.index(tensor.name)
         more = at < among // 8 or at >= 7 * among // 8 or (at - among // 8) % 3 == 2
         values = {**facts, "i": at, "n": among, "more_bits": more, "row": tensor.shape[-1]}
-        values |= {codec: codec for codec in ("q8_0", *known.fallback)}
+        values |= {codec: codec for codec in codecs.names()}
         chosen = mixture.roles[role].evaluate(values) if role in mixture.roles else mixture.matrices
         last = known.always.get(role)
         out[tensor.name] = chosen if last is None else last.evaluate({**values, "chosen": chosen})

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from crossdock.formats.options import TokenizerOptions
 from crossdock.options import flag, option, text
+from crossdock.tokenizers.pre_tokenizers import table
 
 
 def _pre_tokenizers() -> Sequence[str]:
-    from crossdock.tokenizers.pre_tokenizers import table  # lazy: a table that only a list of its names needs
 
     return table().names
 

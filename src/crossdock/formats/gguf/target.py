@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crossdock import tokenizers
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
 from crossdock.formats.companions import tokenizer_at
@@ -143,7 +145,6 @@ def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, s
         return list(NO_VOCABULARY), (notice,)
     if is_gguf(path):
         return vocabulary_of(path, found.config.vocab_size, found.vocab_from), ()
-    from crossdock import tokenizers
 
     tokenizer = tokenizers.read(path)
     try:
@@ -160,7 +161,6 @@ def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, s
 
 
 def _with_hint(problem: Any) -> Any:
-    from dataclasses import replace
 
     return replace(problem, fix=problem.fix or "give another with --tokenizer")
 

@@ -11,6 +11,7 @@ import numpy as np
 from crossdock.errors import CrossdockError, FormatError, TokenizerError
 from crossdock.formats.gguf.container import read_header
 from crossdock.io.files import head_of
+from crossdock.tokenizers import from_gguf
 
 if TYPE_CHECKING:
     from crossdock.tokenizers import Tokenizer
@@ -26,7 +27,6 @@ def vocabulary_in(chosen: Path | None, companion_files: Sequence[Path]) -> Path 
 
 def tokenizer_of(path: Path, vocab_size: int, vocab_from: str = "") -> Tokenizer:
     """The vocabulary of a GGUF file as a tokenizer. Raises what `vocabulary_of` and `from_gguf` raise."""
-    from crossdock.tokenizers import from_gguf
 
     return from_gguf({key: value for key, _, value in vocabulary_of(path, vocab_size, vocab_from)}, str(path))
 

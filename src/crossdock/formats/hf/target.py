@@ -23,6 +23,7 @@ from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
+from crossdock.tokenizers import ends_of
 
 if TYPE_CHECKING:  # most outputs of the tests have none
     from crossdock.tokenizers import Tokenizer
@@ -169,7 +170,6 @@ def _with_special_ids(config: ModelConfig, tokenizer: Tokenizer | None) -> Model
     where they come from a GGUF file, whose configuration names one of them alone."""
     if tokenizer is None:
         return config
-    from crossdock.tokenizers import ends_of
 
     ends, known = ends_of(tokenizer), any(getattr(config, name) is not None for name in IDS)
     if known and tokenizer.sources:  # read from files: its model's own configuration says it all

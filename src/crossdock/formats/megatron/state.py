@@ -13,6 +13,7 @@ from pathlib import Path
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError, UsageError
 from crossdock.formats import safetensors
 from crossdock.formats.fp8 import megatron as fp8
+from crossdock.formats.hf.source import open_source as open_hugging_face
 from crossdock.formats.megatron.args import OPTIMIZER
 from crossdock.formats.megatron.dist import summary, without_prefix
 from crossdock.formats.stored import Source, SourceFile
@@ -47,8 +48,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         raise NotACheckpointError("a state dict is one file", where=str(path))
     found = {tensor.name: tensor for tensor in tensors_in(path, 0)}
     if not any(map(NAME.search, found)):  # everyday torch files, which have Hugging Face's names
-        from crossdock.formats.hf.source import open_source as open_hugging_face
-
         return open_hugging_face(path)
     skipped = {name: 1 for name in found if OPTIMIZER.search(name) or name.endswith(fp8.NAME)}
     weights = {name: tensor for name, tensor in found.items() if name not in skipped}

@@ -22,6 +22,7 @@ from crossdock.formats.fp8.stored import numbers, scaled
 from crossdock.formats.hf.config import LARGEST, parse
 from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTensor, TrainingScales
 from crossdock.formats.trtllm.config import ROUTER, settings
+from crossdock.formats.trtllm.consistency import contradictions
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
 from crossdock.io.files import read_exact, reading, size_of
 from crossdock.io.json import CONFIGURATION, parse_json
@@ -80,6 +81,9 @@ def open_plain(path: Path) -> Source:
             meant = str(recorded.get("router_dtype", "")) if name.endswith(ROUTER) else ""
             tensors[home, name] = StoredTensor(name, tensor.shape, tensor.codec, (extent,), home, meant=meant)
         files.append(SourceFile.of(file))
+    found = {name for _, name in tensors}
+    if problems := contradictions(config, recorded, found, {tensor.dtype for tensor in tensors.values()}, where):
+        raise ConfigError(problems)
     return Source(
         format="trtllm",
         root=path,

@@ -18,6 +18,7 @@ from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
 from crossdock.model.families import family, files
 from crossdock.model.family import Family
+from crossdock.planning.config.kinds import flag_problems
 from crossdock.planning.config.overrides import Overrides
 from crossdock.planning.config.unknown_keys import (
     classify,
@@ -59,6 +60,7 @@ def describe(source: Source, overrides: Overrides) -> Description:
     keys, canonical = _split_settings(settings, _keys(source), rules)
     ignored, problems = classify(rules, source, settings)
     problems += only_value_problems(rules, keys | settings, source.metadata_at)
+    problems += flag_problems(rules, {**source.metadata, **settings}, source.metadata_at)
     keys, roots = completed(rules, keys, absent=bool(source.metadata))
     fields = _read(rules, keys, roots, source.metadata_at, settings)
     if overrides.config is not None:

@@ -95,6 +95,10 @@ def _sizes(config: ModelConfig) -> list[Problem]:
             problems.append(Problem("not a size that a model can have", where=name, got=str(value)))
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             problems.append(Problem("not a number that a model can have", where=name, got=str(value)))
+    if not 0 <= config.norm_eps < 1:
+        problems.append(
+            Problem("not the epsilon of a norm", where="norm_eps", expected="below 1", got=str(config.norm_eps))
+        )
     if config.num_hidden_layers > _MOST_LAYERS:
         problems.append(
             Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers))
