@@ -15,7 +15,7 @@ from support.canonical_models import LACKING, UNHELD
 
 NAMES = sorted(families())
 # a GGUF cannot tell a Mistral from a Llama, and a GPT leaves as the StarCoder that it then is
-READ_AS = {"mistral": "llama", "gpt": "starcoder"}
+READ_AS = {"mistral": "llama", "internlm3": "llama", "iquestcoder": "llama", "gpt": "starcoder"}
 ARGS = {
     "normalization": ("RMSNorm", "LayerNorm", None),
     "swiglu": (True, False),
@@ -129,6 +129,7 @@ def test_architecture_names_one_family(name: str) -> None:
     scores = (written["expert_gating_func"].written({}) or (None,))[0] if "expert_gating_func" in written else None
     (architecture,) = written["general.architecture"].written({}) or ("",)
     keys = {"general_architecture": architecture, "expert_count": experts, "expert_gating_func": scores}
+    keys["attention_sliding_window"] = 8 if "attention.sliding_window" in written else None
     assert fitting("gguf", keys) == [READ_AS.get(name, name)]
 
 

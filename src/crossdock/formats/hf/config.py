@@ -1,7 +1,8 @@
 """config.json of both generations: read into one set of flat keys, written so that either understands it.
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
-The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor.
+The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope differs
+by layer type (`rope_parameters` of each), those of full attention, and with sliding_ before them those of sliding layers.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -17,6 +18,8 @@ from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
+# where rope differs by layer type: the type -> what its flat keys begin with
+PREFIXES: Mapping[str, str] = {"full_attention": "", "sliding_attention": "sliding_"}
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
@@ -42,18 +45,30 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         out["dtype"] = dtype.removeprefix("torch.")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise ConfigError("rope parameters are no object", where=where, got=repr(rope)[:80])
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ConfigError("rope parameters differ by layer type, which crossdock does not carry over", where=where)
-    rope = dict(rope)
-    kind = rope.pop("rope_type", rope.get("type", "default"))
-    rope.pop("type", None)
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope:
-            out[key] = rope.pop(key)
-    if "rope_theta" in out or rope or kind != "default":  # a model with learned positions has none of it
+        raise ConfigError("rope parameters are not an object", where=where, got=repr(rope)[:80])
+    if not any(isinstance(value, Mapping) for value in rope.values()):
+        return out | _flat_rope(rope, known="rope_theta" in out)
+    given = {name: value for name, value in rope.items() if value is not None}
+    strange = [name for name, value in given.items() if name not in PREFIXES or not isinstance(value, Mapping)]
+    if strange:
+        raise ConfigError(
+            f"rope parameters of {', '.join(map(repr, strange))[:200]}, which crossdock does not carry over",
+            where=where, expected=f"those of {' and '.join(PREFIXES)}",
+        )  # fmt: skip
+    for name, value in given.items():
+        out |= {PREFIXES[name] + key: one for key, one in _flat_rope(value, known=False).items()}
+    return out
+
+
+def _flat_rope(rope: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
+    """The flat keys of one set of rope parameters; `known`: the base stands outside of them."""
+    rest = dict(rope)
+    kind = rest.pop("rope_type", rest.get("type", "default"))
+    rest.pop("type", None)
+    out: dict[str, Any] = {key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest}
+    if known or "rope_theta" in out or rest or kind != "default":  # a model with learned positions has none of it
         out["rope_type"] = kind
-        out["rope_scaling"] = rope if kind != "default" else {}
+        out["rope_scaling"] = rest if kind != "default" else {}
     return out
 
 
@@ -65,6 +80,11 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     problems = []
     rope_parameters = new if isinstance(new, Mapping) else {}
+    if any(
+        isinstance(value, Mapping) for value in rope_parameters.values()
+    ):  # the older generation's are for full attention
+        own = rope_parameters.get("full_attention")
+        rope_parameters = own if isinstance(own, Mapping) else {}
     if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
         problems.append(
             Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
@@ -106,6 +126,12 @@ def config_json(values: Mapping[str, Any]) -> bytes:
             parameters["partial_rotary_factor"] = out["partial_rotary_factor"]
         out["rope_parameters"] = parameters
         out["rope_scaling"] = {**scaling, "rope_type": kind} if kind != "default" else None
+    if "sliding_rope_theta" in out:
+        kind, scaling = out.pop("sliding_rope_type", "default"), dict(out.pop("sliding_rope_scaling", {}) or {})
+        sliding = {**scaling, "rope_theta": out.pop("sliding_rope_theta"), "rope_type": kind}
+        if "sliding_partial_rotary_factor" in out:
+            sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
+        out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 
