@@ -27,7 +27,8 @@ from oracles.transformers_engine import transformers_logits
 MEMORY = 64 << 20
 FORWARD = 2e-6  # of the largest logit: PyTorch adds up in another order in another version or on another processor
 # model type -> the bound of layers that magnify roundings, as measured: with multi-head latent attention, transformers'
-# own logits are up to 2.2e-6 away from those in float64; with 64 layers (exaone4), up to 1.1e-5; of exaone 1.9e-6, ours 1e-6
+# own logits are up to 2.2e-6 away from those in float64; with the 64 layers of exaone4, up to 1.1e-5; of exaone 1.9e-6,
+# where ours are 1e-6
 FORWARD_OF: Mapping[str, float] = {"deepseek_v3": 4e-6, "exaone": 3e-6, "exaone4": 1.1e-5}
 # cases of which GGUF does not hold the whole configuration, so that GGUF -> HF takes --config
 NEEDS_CONFIG: Mapping[str, str] = {}

@@ -77,9 +77,9 @@ LACKING = {
 UNHELD = {(name, kind) for name in ("megatron", "megatron_rank") for kind in ("llama_2023", "llama_lora")}
 # families of Megatron and TensorRT-LLM, and parts of these; all others are in Hugging Face's format and in GGUF alone
 TRAINED = frozenset(
-    ("deepseek_v2", "deepseek_v3", "falcon", "gemma", "gemma2", "gpt", "gpt2", "gpt_neox", "gptnext", "llama", "llama_2023",
-     "llama_lora", "mistral", "mixtral", "nemotron", "nemotron_nas", "qwen2", "qwen3", "qwen3_moe", "stablelm", "starcoder",
-     "starcoder2")
+    ("deepseek_v2", "deepseek_v3", "falcon", "gemma", "gemma2", "gpt", "gpt2", "gpt_neox", "gptnext", "llama",
+     "llama_2023", "llama_lora", "mistral", "mixtral", "nemotron", "nemotron_nas", "qwen2", "qwen3", "qwen3_moe",
+     "stablelm", "starcoder", "starcoder2")
 )  # fmt: skip
 # all but an adapter, which has formats of its own; the others go both ways, byte by byte, in tests/families
 FAMILIES = sorted(TRAINED - {"llama_lora"})

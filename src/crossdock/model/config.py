@@ -257,10 +257,18 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+_SIZES_OF_OTHERS = (
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "linear_conv_kernel_dim", "mamba_d_inner", "mamba_d_state", "mamba_d_conv", "mamba_dt_rank", "mamba_n_heads",
+    "mamba_d_head", "mamba_n_groups", "short_conv_kernel",
+)  # fmt: skip
+
 # Families are closed by default: a field that a family does not name must have its default, except these two kinds.
 # Free fields have any value in every family, for the reason that is given.
 FREE: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(REQUIRED, "a size, or another number without which there is no model")
+    | dict.fromkeys(_SIZES_OF_OTHERS, "a size of layers that families name in layer_types")
+    | dict.fromkeys(("index_n_heads", "index_head_dim"), "a size, in families that name index_topk")
     | {
         "rope_theta": "a number in the formula of rope_type, which families name",
         "rope_scaling": "the numbers of rope_type, which families name",
@@ -271,6 +279,8 @@ FREE: Mapping[str, str] = MappingProxyType(
         "qk_nope_head_dim": "a size, in families that name kv_lora_rank",
         "qk_rope_head_dim": "a size, in families that name kv_lora_rank",
         "v_head_dim": "a size, in families that name kv_lora_rank",
+        "mrope_section": "text has the same position in every section",
+        "mrope_interleaved": "text has the same position in every section",
         "dtype": "how values are stored, not what is computed with them",
         "bos_token_id": "the tokenizer's",
         "eos_token_id": "the tokenizer's",

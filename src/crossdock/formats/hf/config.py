@@ -1,8 +1,8 @@
 """config.json of both generations: read into one set of flat keys, written so that either understands it.
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
-The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope differs
-by layer type (`rope_parameters` of each), those of full attention, and with sliding_ before them those of sliding layers.
+The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
+differs by layer type, those of full attention, and with sliding_ before them those of sliding layers.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -80,9 +80,7 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     problems = []
     rope_parameters = new if isinstance(new, Mapping) else {}
-    if any(
-        isinstance(value, Mapping) for value in rope_parameters.values()
-    ):  # the older generation's are for full attention
+    if any(isinstance(value, Mapping) for value in rope_parameters.values()):  # the old ones are of full attention
         own = rope_parameters.get("full_attention")
         rope_parameters = own if isinstance(own, Mapping) else {}
     if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
