@@ -128,7 +128,9 @@ def test_architecture_names_one_family(name: str) -> None:
     """What a family writes is read as this family."""
     chosen = family(name)
     example = {"positive": 1, "fraction": 0.5, "some": (0,)}
-    values = DEFAULTS | SIZES | {field: example.get(allowed[0], allowed[0]) for field, allowed in chosen.requires.items()}
+    values = (
+        DEFAULTS | SIZES | {field: example.get(allowed[0], allowed[0]) for field, allowed in chosen.requires.items()}
+    )
     values |= {"sliding_window": 8 if "positive" in chosen.requires.get("sliding_window", ()) else None}
     values |= {"moe_layers": (0,), "shared_expert_intermediate_size": 8 * ("shexp_up" in chosen.tensors)}
     keys: dict[str, object] = defaultdict(lambda: None)

@@ -113,7 +113,7 @@ class Family:
         }
 
     def layers_of(self, decl: TensorDecl, config: ModelConfig) -> tuple[int, ...] | None:
-        """The layers in which `decl` exists, ascending, those for multi-token prediction last; None outside the layers."""
+        """The layers in which `decl` exists, ascending, with those for multi-token prediction; None outside of them."""
         if "layer" not in decl.axes:
             return None
         if decl.layers == "all":

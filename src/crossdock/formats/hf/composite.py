@@ -22,7 +22,8 @@ TOWER: Final = re.compile(
 )
 # what the configuration of the whole says for the text model as well
 SHARED: Final = (
-    "dtype", "torch_dtype", "transformers_version", "quantization_config", "bos_token_id", "eos_token_id", "pad_token_id",
+    "dtype", "torch_dtype", "transformers_version", "quantization_config", "bos_token_id", "eos_token_id",
+    "pad_token_id",
 )  # fmt: skip
 
 

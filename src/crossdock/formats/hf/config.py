@@ -88,7 +88,11 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
             Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
         )
     for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope_parameters and config.get(key) not in (None, rope_parameters[key]) and not _left_over(config, key):
+        if (
+            key in rope_parameters
+            and config.get(key) not in (None, rope_parameters[key])
+            and not _left_over(config, key)
+        ):
             problems.append(
                 Problem(
                     f"differs from rope_parameters.{key}",
