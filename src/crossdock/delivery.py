@@ -1,4 +1,4 @@
-"""The six verbs: open, plan, run, export, verify, diff. Each is a few lines over the layers below."""
+"""The seven verbs: open, plan, run, export, verify, check, diff. Each is a few lines over the layers below."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.options import Options
 from crossdock.formats.stored import Source
+from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
 from crossdock.options import made
 from crossdock.planning.checkpoint import Checkpoint
@@ -25,9 +26,10 @@ from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
-from crossdock.running.options import RunOptions, WriteOptions
+from crossdock.running.options import Progress, RunOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
+    from crossdock.running.check import CheckReport
     from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # an export does not wait for what it does not use
 R = TypeVar("R", bound=RunOptions)
 
 
+@documented_errors()
 def open(
     path: str | os.PathLike[str],
     *,
@@ -114,6 +117,7 @@ def options(to: str) -> type[Options]:
     return registry.options_type(to)
 
 
+@documented_errors()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
 
@@ -127,6 +131,21 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     return make_plan(checkpoint, made_target)
 
 
+def local_path(text: str | os.PathLike[str]) -> str:
+    """`text`, an output as a person writes it. Raises UsageError for what is not a place on this machine."""
+    from crossdock.running.destination import local_path as checked
+
+    return checked(text)
+
+
+def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
+    """Where `run(plan, output)` writes: a single file gets a name in a folder. Raises UsageError."""
+    from crossdock.running.destination import destination as place
+
+    return place(plan, output)
+
+
+@documented_errors()
 def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport:
     """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors.
 
@@ -134,9 +153,10 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
     """
     from crossdock.running.run import run as run_plan
 
-    return run_plan(plan, Path(output), made(WriteOptions, options))
+    return run_plan(plan, output, made(WriteOptions, options))
 
 
+@documented_errors()
 def verify(
     output: str | os.PathLike[str],
     against: str | os.PathLike[str] | Checkpoint,
@@ -222,6 +242,25 @@ def _verify_files(
     return verify_plan(replay, theirs, target.facts(output), running), replay
 
 
+@documented_errors()
+def check(
+    output: str | os.PathLike[str],
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Hold an output against its manifest alone: files, sizes, sha256, and the tensors of a damaged file.
+
+    manifest  default: `OUT.manifest.json`, beside the output
+
+    Raises NotACheckpointError, UsageError (there is no manifest), FormatError (a broken one), EnvironmentProblem.
+    """
+    from crossdock.running.check import check_output
+
+    return check_output(Path(output), None if manifest is None else Path(manifest), progress)
+
+
+@documented_errors()
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, **options: Any) -> DiffReport:
     """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
 
@@ -235,6 +274,7 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
     return diff_checkpoints(one, other, made(RunOptions, options))
 
 
+@documented_errors()
 def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: str, **options: Any) -> RunReport:
     """Open, plan and run in one call.
 
@@ -245,7 +285,8 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     target = registry.made_target(to, of_target)
     from crossdock.running.run import run as run_plan
 
-    return run_plan(make_plan(open(source, **reading), target), Path(output), writing)
+    local_path(output)
+    return run_plan(make_plan(open(source, **reading), target), output, writing)
 
 
 def _split(kind: type[R], options: Mapping[str, Any]) -> tuple[R, dict[str, Any]]:

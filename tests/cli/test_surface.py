@@ -31,6 +31,7 @@ SURFACE = {
         | {"--against", "--tokenizer", "--pre-tokenizer", "--keep-order", "--model", "--tokens", "--logits"}
         | {"--logits-engine", "--report", "--json", "--no-progress"},
     ),
+    "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "split": (
         ["activations"],
