@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -20,13 +20,14 @@ from crossdock.options import made
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
+from crossdock.planning.config.unproven import unproven
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
-from crossdock.running.options import Progress, RunOptions, WriteOptions
+from crossdock.running.options import Progress, RunOptions, VerifyOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
     from crossdock.running.check import CheckReport
@@ -101,9 +102,15 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
     notices = (*source.notices, *notices)
+    stored, asked = source, overrides
     source, overrides = with_user_config(source, overrides)
     reading = describe(source, overrides)
-    reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))
+    described = replace(
+        reading.described,
+        notices=(*notices, *reading.described.notices),
+        unproven=unproven(stored, asked, reading),
+    )
+    reading = replace(reading, described=described)
     rules = layout(source.layout, reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
@@ -158,59 +165,54 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
 
 @documented_errors()
 def verify(
-    output: str | os.PathLike[str],
-    against: str | os.PathLike[str] | Checkpoint,
-    *,
-    tokens: bool = False,
-    logits: str | Sequence[int] | None = None,
-    logits_engine: str | None = None,
-    report: str | os.PathLike[str] | None = None,
-    **options: Any,
+    output: str | os.PathLike[str], against: str | os.PathLike[str] | Checkpoint | None = None, **options: Any
 ) -> VerifyReport:
     """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
 
-    tokens         also compare llama.cpp's token ids of hard texts with the source's tokenizer's
-    logits         a text, "@file", or token ids ("1,2,3" or numbers): also compare what both compute on it
-    logits_engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference
-                   forward
-    report         a file to write: the outcome as one page of HTML that needs nothing else
-    options        `memory`, `workers`, `engine`, `progress` (see `running.options.RunOptions`), and options of the
-                   target that the output does not show: `tokenizer`, `keep_order`
+    against  the source; None: only logits are compared, with those of a `reference` file
+    options  of `running.options.VerifyOptions`: `tokens`, `logits`, `logits_engine`, `reference`, `strict`, `report`,
+             `memory`, `workers`, `engine`, `progress`; and options of the target that the output does not show:
+             `tokenizer`, `keep_order`
 
-    An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
-    TokenizerError, and EnvironmentProblem when something that is needed is not installed.
+    `VerifyReport.checked` says what was held against what. An output that only an engine reads is compared by logits
+    alone. Raises what `open` raises, MemoryPlanError, TokenizerError, and EnvironmentProblem when something that is
+    needed is not installed.
     """
+    from crossdock.proof.verdict import judged, sourceless
     from crossdock.running.verify import VerifyReport
 
-    running, asked_of_target = _split(RunOptions, options)
-    checkpoint = against if isinstance(against, Checkpoint) else open(against)
-    tokenizer = asked_of_target.get("tokenizer")
-    path, named = Path(output), None if tokenizer is None else Path(tokenizer)
+    wanted, asked_of_target = _split(VerifyOptions, options)
+    logits, report = wanted.logits, wanted.report
+    path, named = Path(output), asked_of_target.get("tokenizer")
+    named = None if named is None else Path(named)
+    reference = None if wanted.reference is None else os.fspath(wanted.reference)
+    if logits is None and (wanted.logits_engine, reference) != (None, None):
+        raise UsageError("which text or tokens shall the logits be of?", fix='--logits "some text", or tokens.npy')
+    if against is None:
+        sourceless(reference, tokens=wanted.tokens, report=report is not None)
+    checkpoint = against if isinstance(against, Checkpoint) else open(path if against is None else against)
     if report is not None:
         from crossdock.proof.report.page import Evidence, place, write
 
         place(Path(report))
-    if logits is None and logits_engine is not None:
-        raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
     asked = None
     if logits is not None:
         from crossdock.proof.logits import answer, question
 
-        asked = question(logits, logits_engine, checkpoint, path, named)
+        asked = question(logits, wanted.logits_engine, checkpoint, path, named, reference)
     read = None
-    if tokens:
+    if wanted.tokens:
         from crossdock.proof.tokens import check_tokens, tokenizer_of
 
         read = check_tokens(path, tokenizer_of(checkpoint, named))
     outcome, replay = VerifyReport(True, (), (), 0, 0.0), None
-    if asked is None or not asked.alone:
-        outcome, replay = _verify_files(path, checkpoint, asked_of_target, running)
+    if against is not None and (asked is None or not asked.alone):
+        outcome, replay = _verify_files(path, checkpoint, asked_of_target, wanted)
+    found = None
     if asked is not None:
-        memory, progress = running.memory, running.progress
+        memory, progress = wanted.memory, wanted.progress
         found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
-        outcome = replace(outcome, ok=outcome.ok and found.ok, logits=found)
-    if read is not None:
-        outcome = replace(outcome, ok=outcome.ok and read.ok, tokens=read)
+    outcome = judged(outcome, checkpoint.described.unproven, found, read, strict=wanted.strict)
     if report is not None:
         write(Path(report), Evidence(outcome, replay, path, checkpoint.source.root, checkpoint.source.format))
     return outcome

@@ -41,6 +41,7 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
         equality_checks=sourced.equality_checks,
         facts=assembled.facts,
         warnings=(
+            *(f"not proven: {sentence}" for sentence in checkpoint.described.unproven),
             *checkpoint.described.notices,
             *checkpoint.resolved.notices,
             *places.ranks.warnings,
