@@ -147,7 +147,18 @@ MEGATRON: dict[str, Any] = {
         ({"use_rope_scaling": True}, "llama3", 8.0),
         ({"use_rope_scaling": False, "rope_scaling_factor": 8.0}, "default", None),
     ],
-    ids=["plain", "linear-0.19", "linear-legacy", "linear-legacy-0.4", "linear-0.16", "linear-0.6", "linear-by-1", "llama3", "llama3-before-the-factor", "llama3-off"],
+    ids=[
+        "plain",
+        "linear-0.19",
+        "linear-legacy",
+        "linear-legacy-0.4",
+        "linear-0.16",
+        "linear-0.6",
+        "linear-by-1",
+        "llama3",
+        "llama3-before-the-factor",
+        "llama3-off",
+    ],
 )
 def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | None) -> None:
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")
