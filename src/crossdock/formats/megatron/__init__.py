@@ -1,4 +1,4 @@
-"""Megatron checkpoints as sources: torch_dist, fsdp_dtensor, torch_dcp, per-rank files. Headers only, no tensor data."""
+"""Megatron checkpoints as sources: torch_dist, fsdp_dtensor, torch_dcp, per-rank files. Headers only, never data."""
 
 from __future__ import annotations
 
