@@ -78,6 +78,18 @@ ALLOWANCES: Sequence[Allowance] = (
     Allowance("deepseek2", "expert_gating_func", "more", "softmax, which llama.cpp assumes without the key"),
     Allowance("deepseek2", "expert_group_count", "less", "one group is none", lambda keys: 1),
     Allowance("deepseek2", "expert_group_used_count", "less", "one group is none", lambda keys: 1),
+    Allowance(
+        "hunyuan-moe",
+        "expert_feed_forward_length",
+        "other",
+        "experts are as wide as feed_forward_length, which llama.cpp takes",
+    ),
+    Allowance(
+        "ernie4_5-moe",
+        "expert_shared_feed_forward_length",
+        "other",
+        "the converter divides another width by the number of KV heads",
+    ),
     Allowance("falcon", "context_length", "other", "the converter always writes that of the 7B"),
 )
 IGNORED_KEYS = ("tokenizer.",)  # which tokenizer is written is another matter than the model
