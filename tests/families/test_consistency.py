@@ -17,7 +17,14 @@ from support.canonical_models import LACKING, SIZES, UNHELD
 
 NAMES = sorted(families())
 # a GGUF cannot tell a Mistral from a Llama, and a GPT leaves as the StarCoder that it then is
-READ_AS = {"mistral": "llama", "internlm3": "llama", "iquestcoder": "llama", "gpt": "starcoder"}
+READ_AS = {
+    "mistral": "llama",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+    "glm4_moe_lite": "deepseek_v3",
+    "sarvam_mla": "deepseek_v3",
+    "gpt": "starcoder",
+}
 ARGS = {
     "normalization": ("RMSNorm", "LayerNorm", None),
     "swiglu": (True, False),

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "plan": ("crossdock.cli.plan", "Show what exporting SRC would do."),
         "export": ("crossdock.cli.export", "Convert the checkpoint SRC to the format --to."),
         "verify": ("crossdock.cli.verify", "Hold OUT against the checkpoint SRC, tensor by tensor."),
+        "check": ("crossdock.cli.check", "Hold OUT against its manifest, without the source."),
         "diff": ("crossdock.cli.diff", "Hold checkpoints A and B against each other, tensor by tensor."),
         **extensions.COMMANDS,
     }

@@ -306,9 +306,11 @@ class ResolvedConfig:
     origins  field name -> text such as "args.hidden_size in common.pt", "--set", "default"
     ignored  source key -> reason, for keys that do not change the computation
     notices  sentences about values that had to come from a second-best place
+    unproven what the user said against the checkpoint's own configuration, as sentences
     """
 
     config: ModelConfig
     origins: Mapping[str, str]
     ignored: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()

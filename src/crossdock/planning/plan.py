@@ -172,6 +172,10 @@ class Plan:
     fail_on: frozenset[str] = frozenset()
     ranks: tuple[RankFile, ...] = ()
     parameters: int = 0
+    own_names: tuple[str, ...] = ()
+    iteration: int | None = None
+    tokenizer: tuple[SourceFile, ...] = ()
+    tokenizer_from: str = ""
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
 The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
-differs by layer type, those of full attention, and with sliding_ before them those of sliding layers.
+differs by layer type, those of full attention, and with sliding_ before them those of sliding layers. A family that
+transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -50,14 +51,14 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError("rope parameters are not an object", where=where, got=repr(rope)[:80])
     if not any(isinstance(value, Mapping) for value in rope.values()):
         return out | _flat_rope(rope, known="rope_theta" in out)
-    given = {name: value for name, value in rope.items() if value is not None}
-    strange = [name for name, value in given.items() if name not in PREFIXES or not isinstance(value, Mapping)]
+    by_type = {name: value for name, value in rope.items() if value is not None}
+    strange = [name for name, value in by_type.items() if name not in PREFIXES or not isinstance(value, Mapping)]
     if strange:
         raise ConfigError(
             f"rope parameters of {', '.join(map(repr, strange))[:200]}, which crossdock does not carry over",
             where=where, expected=f"those of {' and '.join(PREFIXES)}",
         )  # fmt: skip
-    for name, value in given.items():
+    for name, value in by_type.items():
         out |= {PREFIXES[name] + key: one for key, one in _flat_rope(value, known=False).items()}
     return out
 
@@ -137,6 +138,8 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         if "sliding_partial_rotary_factor" in out:
             sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
         out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
+        if not out.pop("older_generation", False) or not out["rope_scaling"]:
+            out.pop("rope_scaling", None)  # transformers 5 would take it for the rope of all layers
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 
