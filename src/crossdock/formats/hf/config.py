@@ -134,6 +134,8 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         if "sliding_partial_rotary_factor" in out:
             sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
         out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
+        if "rope_local_base_freq" not in out:  # classes that the old generation lacks let rope_scaling replace both
+            del out["rope_scaling"]
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 
