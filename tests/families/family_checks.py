@@ -75,6 +75,7 @@ ALLOWANCES: Sequence[Allowance] = (
     Allowance("", "general.file_type", "more", "the converter leaves it out where a model class replaces the method"),
     Allowance("", "attention.key_length", "more", "the default, which the converter leaves to llama.cpp"),
     Allowance("", "attention.value_length", "more", "the default, which the converter leaves to llama.cpp"),
+    Allowance("bloom", "context_length", "other", "the converter writes hidden_size where there is no seq_length"),
     Allowance("chatglm", "context_length", "other", "the converter writes hidden_size where there is no seq_length"),
     Allowance("deepseek2", "expert_gating_func", "more", "softmax, which llama.cpp assumes without the key"),
     Allowance("deepseek2", "expert_group_count", "less", "one group is none", lambda keys: 1),

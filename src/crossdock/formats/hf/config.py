@@ -2,7 +2,8 @@
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
 The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
-differs by layer type, those of full attention, and with sliding_ before them those of sliding layers.
+differs by layer type, those of full attention, and with sliding_ before them those of sliding layers. A family that
+transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -134,8 +135,13 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         if "sliding_partial_rotary_factor" in out:
             sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
         out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
+<<<<<<< HEAD
         if "rope_local_base_freq" not in out:  # classes that the old generation lacks let rope_scaling replace both
             del out["rope_scaling"]
+=======
+        if not out.pop("older_generation", False) or not out["rope_scaling"]:
+            out.pop("rope_scaling", None)  # transformers 5 would take it for the rope of all layers
+>>>>>>> main
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 
