@@ -135,13 +135,8 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         if "sliding_partial_rotary_factor" in out:
             sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
         out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
-<<<<<<< HEAD
-        if "rope_local_base_freq" not in out:  # classes that the old generation lacks let rope_scaling replace both
-            del out["rope_scaling"]
-=======
         if not out.pop("older_generation", False) or not out["rope_scaling"]:
             out.pop("rope_scaling", None)  # transformers 5 would take it for the rope of all layers
->>>>>>> main
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 
