@@ -125,7 +125,7 @@ LAYOUTS = [
     ("[tensors]\nnorm = 'a.{layer} : embed vocab'", "norm is not placed whole"),
     ("[tensors]\nnorm = 'a.{layer} : layer embed'", "axis 'layer' is placed twice"),
     ("[tensors]\nnorm = 'a.{layer} : (embed'", "unclosed"),
-    ("[tensors]\nnorm = { to = 'a.{layer} : embed' }", "a rule has `at` and perhaps offset, when, stage, part"),
+    ("[tensors]\nnorm = { to = 'a.{layer} : embed' }", "a rule has `at` and perhaps map, scale, offset, when, stage"),
     ("[tensors]\nnorm = { at = 'a.{layer} : embed', part = 'expert' }", "[parts] does not define 'expert'"),
     ("[tensors]\nnorm = { at = 'a.{layer} : embed', stage = 'middle' }", "there is no stage 'middle'"),
     ("[tensors]\n'embed norm' = 'a.{layer} : embed'", "several tensors need a bracket"),

@@ -71,7 +71,7 @@ NUMBERS = {"norm_offset": 0, "mla_down_cut": False, "use_parallel_embedding": Fa
 # families that the format has no model for, and that say so
 LACKING = {
     ("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext"), ("hf", "llama_2023"), ("gguf", "llama_2023"),
-    ("hf", "llama_lora"), ("gguf", "llama_lora"),
+    ("hf", "llama_lora"), ("gguf", "llama_lora"), ("gguf", "bitnet"),
 }  # fmt: skip
 # families that say nothing about the format: no checkpoint of it is of them
 UNHELD = {(name, kind) for name in ("megatron", "megatron_rank") for kind in ("llama_2023", "llama_lora")}

@@ -203,6 +203,11 @@ class ModelConfig:
     altup_correct_scale: bool = False
     laurel_rank: int = 0
 
+    # Layers for multi-token prediction, behind the others: they guess tokens further on, and change no logits
+    num_nextn_predict_layers: int = 0
+    nextn_embed: bool = False  # they have embeddings of their own
+    nextn_head: bool = False  # and a head
+
     # How it is stored and used
     lora_ranks: Mapping[str, float] = field(default_factory=dict)  # of an adapter's pairs; empty: no adapter
 

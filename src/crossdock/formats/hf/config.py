@@ -2,7 +2,8 @@
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
 The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
-differs by layer type, those of full attention, and with sliding_ before them those of sliding layers.
+differs by layer type, those of full attention, and with sliding_ before them those of sliding layers. A family that
+transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
+from crossdock.formats.hf.composite import text_config
 from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
@@ -36,11 +38,8 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The keys of either generation in flat form; others as they are. Raises ConfigError for what contradicts."""
+    config = text_config(config)
     _agreeing(config, where)
-    if "text_config" in config and "num_hidden_layers" not in config and "n_layer" not in config:
-        raise ConfigError(
-            "this is a multimodal model; crossdock delivers text models", where=where, got="a text_config"
-        )
     out = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling", "torch_dtype", "dtype")}
     dtype = config.get("dtype", config.get("torch_dtype"))
     if isinstance(dtype, str):
@@ -90,7 +89,11 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
             Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
         )
     for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope_parameters and config.get(key) is not None and config[key] != rope_parameters[key]:
+        if (
+            key in rope_parameters
+            and config.get(key) not in (None, rope_parameters[key])
+            and not _left_over(config, key)
+        ):
             problems.append(
                 Problem(
                     f"differs from rope_parameters.{key}",
@@ -101,6 +104,11 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _left_over(config: Mapping[str, Any], key: str) -> bool:
+    """Whether this is the default of a class of transformers 5 that keeps the old field, and does not use it."""
+    return key == "rope_theta" and config[key] == 10000.0 and str(config.get("transformers_version")).startswith("5.")
 
 
 def _numbers(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +135,8 @@ def config_json(values: Mapping[str, Any]) -> bytes:
         if "sliding_partial_rotary_factor" in out:
             sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
         out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
+        if not out.pop("older_generation", False) or not out["rope_scaling"]:
+            out.pop("rope_scaling", None)  # transformers 5 would take it for the rope of all layers
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 

@@ -163,8 +163,10 @@ def _stored(
 def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozenset[str]) -> tuple[Geometry, str]:
     """The geometry in which a padded axis is as long as this source stores it, and the axis; ("" if none is padded)."""
     for number, dim in enumerate(pattern.dims):
+        if len(dim) != 1:
+            continue
         atom = dim[0]
-        if len(dim) != 1 or not isinstance(atom, Atom) or atom.axis not in padded:
+        if not isinstance(atom, Atom) or atom.axis not in padded:
             continue
         name = pattern.spell((0,) * len(pattern.indices))
         stored = next(
