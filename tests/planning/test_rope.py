@@ -28,6 +28,7 @@ LINEAR = hf_models.ROPE_LINEAR
 LLAMA3 = hf_models.ROPE_LLAMA3 | {"original_max_position_embeddings": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", YARN),
+    "llama-yarn-betas": ("llama", YARN | {"beta_fast": 4.0, "beta_slow": 0.5}),
     "llama-yarn-attention-factor": ("llama", YARN | {"attention_factor": 1.3}),
     "llama-yarn-mscale": ("llama", YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}),
     "llama-llama3": ("llama", LLAMA3),
@@ -44,32 +45,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek-yarn-no-mscale": ("deepseek_v3", YARN),
     "deepseek-yarn-attention-factor": ("deepseek_v3", YARN | {"attention_factor": 1.2, "mscale_all_dim": 0.4}),
 }
-
-
-BETAS = {"beta_fast": 8.0, "beta_slow": 0.25}
-
-
-@pytest.mark.parametrize("recipe", ["llama", "qwen2", "qwen3_moe", "deepseek_v3"])
-def test_the_betas_of_yarn_are_warned_of_where_llama_cpp_does_not_read_them(recipe: str, tmp_path: Path) -> None:
-    """The file has them, and its logits are those of a file without them."""
-    yarn = YARN | {"rope_theta": 100.0, "factor": 16.0}
-    yarn |= {"mscale": 1.0, "mscale_all_dim": 1.0} if recipe == "deepseek_v3" else {}
-    folder = hf_models.make_hf(recipe, tmp_path / "hf", rope_parameters=yarn | {"beta_fast": 32, "beta_slow": 1})
-    plan = delivery.plan(delivery.open(folder), "gguf", dtype="float32")
-    assert not any("beta_fast" in warning for warning in plan.warnings)
-    delivery.run(plan, tmp_path / "plain.gguf")
-    expected = transformers_logits(folder, TOKENS)
-    hf_models.write_config(folder, hf_models.read_config(folder) | {"rope_parameters": yarn | BETAS})
-    plan = delivery.plan(delivery.open(folder), "gguf", dtype="float32")
-    assert any("--yarn-beta-fast" in warning for warning in plan.warnings)
-    delivery.run(plan, tmp_path / "betas.gguf")
-    assert np.abs(transformers_logits(folder, TOKENS) - expected).max() > 1e-2  # they matter
-    same = llama_logits(tmp_path / "plain.gguf", TOKENS)
-    np.testing.assert_array_equal(llama_logits(tmp_path / "betas.gguf", TOKENS), same)
-    assert np.abs(same - expected).max() <= 1e-4
-    delivery.run(delivery.plan(delivery.open(folder), "hf"), tmp_path / "back")
-    kept = transformers_logits(tmp_path / "back", TOKENS)
-    np.testing.assert_array_equal(kept, transformers_logits(folder, TOKENS))
 
 
 @pytest.mark.parametrize("case", CASES)
