@@ -21,8 +21,10 @@ from crossdock.formats.stored import Pair, Source, StoredTensor, TrainingScales
 _E4M3 = "float8_e4m3fn"
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 _SCALES = ("_scale", "_scale_inv")  # behind a weight's name; both are factors
+_INPUTS = ("input_scale", "activation_scale")  # of ModelOpt and compressed-tensors; of transformers' `fp8` and Mistral
 _BESIDE = {
     ".input_scale": "scale of a layer's input: only static fp8 outputs have a place for it",
+    ".activation_scale": "scale of a layer's input: only static fp8 outputs have a place for it",
     ".input_scale_ub": "bound of a layer's input: a setting of the engine",
     ".k_scale": "scale of an fp8 cache: a setting of the engine",
     ".v_scale": "scale of an fp8 cache: a setting of the engine",
@@ -133,7 +135,8 @@ def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> 
     """Scale of the input and of the weight, of weights that have one each."""
     out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
     for (part, name), tensor in weights.items():
-        input_scale = source.tensors.get((part, f"{name.removesuffix('weight')}input_scale"))
+        beside = (source.tensors.get((part, name.removesuffix("weight") + end)) for end in _INPUTS)
+        input_scale = next((tensor for tensor in beside if tensor is not None), None)
         scaling = tensor.scaling
         if (
             input_scale is None
