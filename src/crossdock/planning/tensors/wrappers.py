@@ -84,10 +84,12 @@ def _without_strays(source: Source, known: frozenset[str], prefix: str) -> Sourc
 def _around(names: Iterable[str], known: frozenset[str]) -> tuple[str, str]:
     """(what stands before the model's names, what is to be put there instead)."""
     bare: dict[str, set[str]] = {}
+    usual: Counter[str] = Counter()  # of two that fit alike, the one with more names: model, not mtp beside it
     for key in known:
         first, dot, rest = key.partition(".")
         if dot and first != "#" and "#" in rest:
             bare.setdefault(rest, set()).add(f"{first}.")
+            usual[f"{first}."] += 1
     whole: Counter[str] = Counter()
     based: Counter[tuple[str, str]] = Counter()
     for name in names:
@@ -103,7 +105,7 @@ def _around(names: Iterable[str], known: frozenset[str]) -> tuple[str, str]:
             based.update((head, first) for first in bare.get(rest, ()))
     if whole:
         return max(whole, key=lambda head: (whole[head], -len(head))), ""
-    return max(based, key=lambda pair: (based[pair], -len(pair[0]), pair[1])) if based else ("", "")
+    return max(based, key=lambda pair: (based[pair], -len(pair[0]), usual[pair[1]])) if based else ("", "")
 
 
 def _fits(names: Iterable[str], known: frozenset[str]) -> bool:
