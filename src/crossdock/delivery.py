@@ -171,7 +171,7 @@ def verify(
 
         place(Path(report))
     if logits is None and logits_engine is not None:
-        raise UsageError("an engine computes logits; say for which text", fix='--logits "some text"')
+        raise UsageError("--logits-engine requires --logits", fix='--logits "some text"')
     asked = None
     if logits is not None:
         from crossdock.proof.logits import answer, question
@@ -212,10 +212,10 @@ def _verify_files(
     theirs = registry.open_output(output)
     if theirs.format not in registry.targets():
         raise UsageError(
-            f"{theirs.format} is not a target, so there is nothing to verify it against",
+            f"{theirs.format} is not a format that crossdock writes, so it cannot be verified",
             where=str(output),
             expected=" or ".join(registry.targets()),
-            fix="OUT, what was written, comes first; what it was made from follows --against",
+            fix="pass the output first and its source after it: verify OUT --against SRC",
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
     replay = make_plan(checkpoint, target, {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})

@@ -113,7 +113,7 @@ def split(
     elif vram is not None and weights is not None:
         costs, budget, unit = [grain * one for one in weights.neurons], vram, "bytes"
     else:
-        raise UsageError("give a capacity in neurons, or a VRAM budget and the model")
+        raise UsageError("split requires a capacity in neurons, or a VRAM budget and the model")
     ranked, chosen = best(statistics.counts, grain, costs, budget, threshold // grain)
     neurons = [groups * grain for groups in chosen.groups]
     sizes = None if weights is None else [n * one for n, one in zip(neurons, weights.neurons, strict=True)]

@@ -69,21 +69,21 @@ def _quantizations() -> str:
 
 def source_format(text: str) -> str:
     """A format that is read."""
-    return _one_of(text, registry.names(), "reads")
+    return _one_of(text, registry.names(), "source")
 
 
 def target_format(text: str) -> str:
     """A format that is written."""
-    return _one_of(text, registry.targets(), "writes")
+    return _one_of(text, registry.targets(), "target")
 
 
-def _one_of(text: str, known: Sequence[str], verb: str) -> str:
+def _one_of(text: str, known: Sequence[str], role: str) -> str:
     name = text.lower()
     if name in known:
         return name
     near = nearest(name, known)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-    raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
+    raise click.BadParameter(f"unknown {role} format {text!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,14 @@ class SourceFlags:
         from crossdock import delivery
 
         if (self.base is None) == self.merge:
-            raise UsageError("--base MODEL and --merge go together: the adapter is added to the model")
+            raise UsageError("--base MODEL and --merge must be used together")
         overrides = delivery.overrides_from(
             family=self.family, config=self.config, set=self.settings, rename=self.rename
         )
         return delivery.interpret(source, overrides, self.base)
 
     def open(self, path: Path) -> Checkpoint:
-        """Both."""
+        """Read and interpret `path`."""
         return self.interpret(self.read(path))
 
     def words(self) -> list[str]:
@@ -167,7 +167,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
         if not equals or not key.strip():
             raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", ctx, param)
         if out.setdefault(key.strip(), value) != value:
-            raise click.BadParameter(f"{key.strip()} is given twice with different values", ctx, param)
+            raise click.BadParameter(f"{key.strip()} occurs twice with different values", ctx, param)
     return out
 
 
@@ -179,7 +179,7 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     callback=_pairs,
-    help="A configuration value, under the source's own key or crossdock's.  [repeatable]",
+    help="Override a configuration value.  [repeatable]",
 )
 
 rename_option = click.option(
@@ -187,24 +187,26 @@ rename_option = click.option(
     multiple=True,
     metavar="PATTERN=NAME",
     callback=_pairs,
-    help="Read tensors of own names, such as blocks.{layer}.qkv.weight, under the format's.  [repeatable]",
+    help="Map custom tensor names to the format's names.  [repeatable]",
 )
 
 _SOURCE = (
-    click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
+    click.option(
+        "--format", type=source_format, metavar="NAME", help="Format of the source.  [default: auto-detected]"
+    ),
     click.option("--iteration", type=Parsed(whole), metavar="N", help="Iteration to take.  [default: latest]"),
     family_option,
-    click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
+    click.option("--config", type=PATH, metavar="PATH", help="A config.json, or Megatron's args as JSON."),
     set_option,
     rename_option,
-    click.option("--base", type=PATH, metavar="MODEL", help="The model that the source is an adapter of."),
-    click.option("--merge", is_flag=True, help="Add the adapter to its --base."),
-    click.option("--norm-eps", type=float, metavar="X", help="The norms' epsilon, for a source that lacks it."),
-    click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
+    click.option("--base", type=PATH, metavar="MODEL", help="Base model of a source that is an adapter."),
+    click.option("--merge", is_flag=True, help="Merge the adapter into --base."),
+    click.option("--norm-eps", type=float, metavar="X", help="Epsilon of the norms, if the source lacks it."),
+    click.option("--rope-base", type=float, metavar="X", help="Base of rope (theta), if the source lacks it."),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-progress_option = click.option("--no-progress", is_flag=True, help="Show no progress on stderr.")
+progress_option = click.option("--no-progress", is_flag=True, help="Do not show progress on stderr.")
 
 
 def source_options(function: Function) -> Function:

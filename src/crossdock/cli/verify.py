@@ -65,10 +65,10 @@ class CheckFlags:
 @replay_options
 @grouped(
     (
-        click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf)."),
+        click.option("--tokens", is_flag=True, help="Also compare llama.cpp's token ids (gguf)."),
         click.option("--logits", metavar="TEXT", help="Also compare logits: a text, @file, or ids: 1,2,3."),
-        click.option("--logits-engine", metavar="NAME", help="Computes OUT's: llama.cpp, transformers, onnxruntime."),
-        click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page."),
+        click.option("--logits-engine", metavar="NAME", help="Engine for OUT's logits, such as llama.cpp."),
+        click.option("--report", type=PATH, metavar="HTML", help="Also write an HTML report."),
         click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index."),
     ),
     "checks",
@@ -87,7 +87,7 @@ def verify(
     as_json: bool,
     no_progress: bool,
 ) -> int:
-    """Hold OUT against the checkpoint SRC, tensor by tensor.
+    """Compare OUT with the checkpoint SRC, tensor by tensor.
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
@@ -96,7 +96,7 @@ def verify(
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
     if not out.exists():
-        raise NotACheckpointError("there is nothing at this path", where=str(out), fix="is OUT spelled right?")
+        raise NotACheckpointError("path does not exist", where=str(out), fix="check the spelling of OUT")
     if foreign := foreign_file(out):
         return foreign.verify(out, against, checks.model, as_json=as_json)
     import crossdock

@@ -133,7 +133,7 @@ def checked(scales: Values, where: str) -> Values:
     if not (np.isfinite(scales) & (scales > 0)).all():
         odd = scales[~(np.isfinite(scales) & (scales > 0))]
         raise FormatError(
-            "scales of fp8 weights that are no positive numbers", where=where, got=", ".join(map(str, odd[:4])),
+            "fp8 scales that are not positive numbers", where=where, got=", ".join(map(str, odd[:4])),
             cause="a damaged file, or scales that were never calibrated",
         )  # fmt: skip
     return scales

@@ -19,7 +19,7 @@ class Options:
     quantize  the type of matrices, or a scheme that the target knows by name; None: not quantised
     """
 
-    dtype: str = option("auto", text, "auto (as the source), float32, bfloat16, float16; also f32, bf16, f16.", "NAME")
+    dtype: str = option("auto", text, "auto (as stored), float32, bfloat16, float16.", "NAME")
     quantize: str | None = option(None, text, "Quantise matrices: {quantizations}", "NAME", also=("-q",))
 
 
@@ -33,7 +33,7 @@ class TokenizerOptions(Options):
     tokenizer: Path | None = option(
         None,
         path,
-        "Tokenizer folder or file that goes along.  [default: the one beside the source]",
+        "Tokenizer folder or file.  [default: beside the source]",
         "PATH",
         replayed=True,
     )
@@ -46,4 +46,4 @@ class CacheOptions(Options):
     fp8_kv_cache  the engine keeps keys and values in fp8
     """
 
-    fp8_kv_cache: bool = option(False, flag, "The engine keeps keys and values in fp8.")
+    fp8_kv_cache: bool = option(False, flag, "Keep keys and values in fp8.")

@@ -141,7 +141,7 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
                 raise ConfigError(f"extends {parent!r}: a circle", where=f"layouts/{format_name}.toml")
             return merged(_base(parent, (*chain, format_name)), table, f"layouts/{format_name}.toml")
     where = f"layouts/{chain[-1]}.toml" if chain else ""
-    raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
+    raise ConfigError(f"no layout for format {format_name!r}", where=where)
 
 
 def _by_key(table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -197,7 +197,7 @@ def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple
             continue
         place = f"{where} [tensors] {key}"
         if key != " ".join(names):
-            raise ConfigError("a key with blanks too many", where=place, fix="a list of tables holds several rules")
+            raise ConfigError("extra blanks in a key", where=place, fix="a list of tables holds several rules")
         for rule in _rules_in(content):
             rules.append(_rule(names, rule, parts, family, place))
             for pattern in rules[-1].patterns:
@@ -245,7 +245,7 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
     if part not in parts:
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
     if stage not in ("", "first", "last", "later"):
-        raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first, last or later")
+        raise ConfigError(f"unknown stage {stage!r}", where=where, expected="first, last or later")
     patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
     problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
     if problems:

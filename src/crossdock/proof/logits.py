@@ -118,7 +118,7 @@ def answer(
                 theirs = target()
                 if theirs.config.vocab_size != vocab_size:
                     raise CheckFailed(
-                        "the output has another number of tokens, so its logits cannot be compared",
+                        "the vocabulary sizes differ, so logits cannot be compared",
                         expected=f"vocab_size {vocab_size}", got=f"{theirs.config.vocab_size}",
                     )  # fmt: skip
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
@@ -257,7 +257,7 @@ class _Files:
             raise CheckFailed(f"{self._engine} wrote no logits", where=path.name, cause=str(error)[:200]) from None
         if shape != (len(ids), self._vocab_size) or order or dtype != np.float32:
             raise CheckFailed(
-                f"{self._engine} gives logits of another size",
+                f"{self._engine} returned logits of the wrong shape",
                 expected=f"{len(ids)} tokens × vocab_size {self._vocab_size}",
                 got=" × ".join(map(str, shape)) + f" {dtype}",
             )
@@ -274,7 +274,8 @@ def _asked(engine: Engine, output: Path, asked: Asked, vocab_size: int, folder: 
     room, need = shutil.disk_usage(folder).free, 4 * vocab_size * sum(map(len, asked.windows))
     if need > room:
         raise EnvironmentProblem(
-            "there is no room for an engine's logits", where=str(folder), expected=f"{need:,} bytes", got=f"{room:,}",
+            "not enough disk space for an engine's logits", where=str(folder), expected=f"{need:,} bytes",
+            got=f"{room:,}",
             fix="a shorter text, or TMPDIR on another disk",
         )  # fmt: skip
     ask(engine, {"model": os.fspath(output), "windows": asked.windows, "out": os.fspath(folder)}, timeout=timeout)

@@ -149,13 +149,13 @@ def _check_output(plan: Plan, output: Path, force: bool) -> None:
     if not force:
         raise UsageError("the output exists", where=str(output), fix=f"{other}, or --force to replace it when done")
     if output.exists() and not output.is_dir() and not output.is_file():
-        raise UsageError("the output is a device or a pipe, which no file replaces", where=str(output), fix=other)
+        raise UsageError("the output is a device or a pipe, which a file cannot replace", where=str(output), fix=other)
     if output.is_dir() == plan.single_file:
         here, made = ("a folder", "a file") if output.is_dir() else ("a file", "a folder")
         raise UsageError(f"this is {here}, which --force does not replace with {made}", where=str(output), fix=other)
     if output.is_dir() and next(output.iterdir(), None) and not _is_a_models(output):
         raise UsageError(
-            "--force would delete this folder, which is no exported model's", where=str(output),
+            "--force refuses: this folder does not look like an exported model", where=str(output),
             expected=f"a config.json in it, or {manifest_path(output).name} beside it",
             fix=f"{other}, or remove the folder yourself",
         )  # fmt: skip
@@ -172,7 +172,7 @@ def _check_disk(plan: Plan, output: Path, partial: Path) -> None:
     need = plan.nbytes - reserved
     if need > have:
         raise EnvironmentProblem(
-            "not enough free disk", where=str(parent), expected=f"{need:,} bytes free", got=f"{have:,}",
+            "not enough disk space", where=str(parent), expected=f"{need:,} bytes free", got=f"{have:,}",
             fix="free some, or choose an --output on another disk",
         )  # fmt: skip
 
@@ -209,7 +209,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
                 Problem(
                     f"{census.nan} NaN and {census.inf} infinite values",
                     where=plan.shown(planned),
-                    fix="export without --fail-on nonfinite if the model is meant so"
+                    fix="export without --fail-on nonfinite if these values are intended"
                     if "nonfinite" in fail_on
                     else "export without -q: this type has no place for them",
                     check="nonfinite",
@@ -232,5 +232,5 @@ def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"{error.strerror or error}",
         where=str(error.filename or where),
-        fix="check the place of the output and its rights",
+        fix="check the output's location and its permissions",
     )

@@ -213,7 +213,7 @@ class Run:
     def resolve(self, pid: object) -> object:
         """BINPERSID."""
         if self.persistent is None:
-            self.unsafe("a persistent id where there is nothing that it could refer to")
+            self.unsafe("a persistent id that refers to nothing")
         try:
             return self.persistent(pid)
         except ValueError as error:

@@ -25,7 +25,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         found = parse_json(data, CONFIGURATION)
     except ValueError as error:
-        raise FormatError(f"not JSON that can be read: {error}", where=where) from None
+        raise FormatError(f"invalid JSON: {error}", where=where) from None
     if not isinstance(found, dict):
         raise FormatError("not a JSON object", where=where, got=type(found).__name__)
     return found
@@ -44,7 +44,7 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         out["dtype"] = dtype.removeprefix("torch.")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise ConfigError("rope parameters are no object", where=where, got=repr(rope)[:80])
+        raise ConfigError("rope parameters are not an object", where=where, got=repr(rope)[:80])
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ConfigError("rope parameters differ by layer type, which crossdock does not carry over", where=where)
     rope = dict(rope)

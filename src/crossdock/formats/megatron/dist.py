@@ -55,7 +55,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
-        raise FormatError("there are no model weights in this checkpoint", where=str(path))
+        raise FormatError("the checkpoint has no model weights", where=str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     return Source(
         format="megatron",
