@@ -21,7 +21,7 @@ MISTAKES = {
     "one file of ranks": (("diff", "trt/rank0.safetensors", KJV), 3, "to do: pass the folder: "),
     "an adapter": (("diff", "adapter", KJV), 3, "this is an adapter, not a model"),
     "a folder for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "."), 2, "--report report.html"),
-    "no folder for a report": (("verify", "hf", "--against", KJV, "--report", "none/x.html"), 4, "folder of the report"),
+    "no folder for a report": (("verify", "hf", "--against", KJV, "--report", "none/x.html"), 4, "does not exist"),
     "a model for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "mute.gguf"), 2, "another name"),
     "no such text": (("verify", "mute.gguf", "--against", KJV, "--logits", "@none.txt"), 3, "none.txt: cannot be read"),
     "negative ids": (("verify", "mute.gguf", "--against", KJV, "--logits", "1,-2"), 2, "expected 0 to 999, got [-2]"),

@@ -32,6 +32,7 @@ SURFACE = {
         | {"--logits-engine", "--report", "--json", "--no-progress"},
     ),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
+    "families": (["name"], {"--show", "--json"}),
     "split": (
         ["activations"],
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}

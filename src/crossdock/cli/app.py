@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "export": ("crossdock.cli.export", "Convert the checkpoint SRC to the format --to."),
         "verify": ("crossdock.cli.verify", "Compare OUT with the checkpoint SRC, tensor by tensor."),
         "diff": ("crossdock.cli.diff", "Compare the checkpoints A and B, tensor by tensor."),
+        "families": ("crossdock.cli.families", "List the supported model families."),
         **extensions.COMMANDS,
     }
 )

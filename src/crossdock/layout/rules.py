@@ -94,6 +94,18 @@ def layout(format_name: str, family: Family | None = None) -> Layout:
     return _layout(format_name, family)
 
 
+@functools.cache
+def layout_names() -> tuple[str, ...]:
+    """The names of all layouts, in alphabetical order."""
+    return tuple(sorted({file.name[:-5] for folder in folders("layouts") for file in folder.iterdir()
+                         if file.name.endswith(".toml")}))  # fmt: skip
+
+
+def extended(format_name: str) -> tuple[str, ...]:
+    """The layout that this one extends, and itself: a family's sections for both apply."""
+    return _chain(_base(format_name), format_name)
+
+
 def unheld(format_name: str, family: Family) -> Problem | None:
     """What is wrong when neither the family has a section for this format nor the layout names the family."""
     table = _base(format_name)
