@@ -100,7 +100,7 @@ def split(
         )
     if weights is not None and grain % weights.grain:
         raise UsageError(
-            "--grain leaves rows out that PowerInfer's kernels visit together, without a word",
+            "--grain splits rows that PowerInfer's kernels visit together and silently leave out",
             where=str(weights.path),
             expected=f"a multiple of {weights.grain} for the types of this model",
             got=str(grain),

@@ -52,7 +52,7 @@ def _show_names(name: str, formats: tuple[str, str], *, as_json: bool) -> None:
     if as_json:
         show.print_json(names)
         return
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for tensor, by_format in names.items():
         left, right = ([_line(one) for one in by_format[format_name]] for format_name in formats)
         height = max(len(left), len(right), 1)

@@ -47,24 +47,21 @@ class Parsed(click.ParamType[Any]):
             self.fail(error.problems[0].what, param, ctx)
 
 
+_LISTED = "{quantizations}"  # in the help of an option whose values are listed below the options
+
+
 class HeadedOption(click.Option):
-    """An option that knows its heading in the help text, and whose help is filled in when it is shown."""
+    """An option that knows its heading in the help text, and whether its values are listed there."""
 
     def __init__(self, names: Sequence[str], *, heading: str, **more: Any) -> None:
-        super().__init__(names, **more)
-        self.heading = heading
+        text = str(more.pop("help", ""))
+        super().__init__(names, help=text.replace(_LISTED, ""), **more)
+        self.heading, self.is_listed = heading, _LISTED in text
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The row of the help text."""
-        if self.help is not None and "{quantizations}" in self.help:
-            self.help = self.help.format(quantizations=_quantizations())
-        return super().get_help_record(ctx)
-
-
-def _quantizations() -> str:
-    """What each target can be quantised to: "q8_0, q6_k (gguf); fp8 (hf)"."""
-    known = {name: registry.target(name).quantizations() for name in registry.targets()}
-    return "; ".join(f"{', '.join(names)} ({target})" for target, names in known.items() if names)
+    def listed(self) -> list[tuple[str, str]]:
+        """Rows of a section of the help text that lists the option's values by target; no rows for most options."""
+        known = {name: registry.target(name).quantizations() for name in registry.targets() if self.is_listed}
+        return [(target, ", ".join(names)) for target, names in known.items() if names]
 
 
 def source_format(text: str) -> str:
@@ -172,7 +169,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 
 
 family_option = click.option(
-    "--family", metavar="NAME", help="Model family, such as llama, or a file of one.  [default: from the config]"
+    "--family", metavar="NAME", help="Model family, or a family file.  [default: auto-detected]"
 )
 set_option = click.option(
     "--set",
@@ -279,7 +276,7 @@ def _of_targets() -> Mapping[str, Option]:
 def _target_options() -> Sequence[click.Option]:
     to = HeadedOption(
         ["--to"], heading="Target", required=True, type=target_format, metavar="FORMAT",
-        help=f"{', '.join(registry.targets())}.",
+        help=", ".join(registry.targets()),
     )  # fmt: skip
     return [to, *_options(_of_targets())]
 
@@ -306,7 +303,8 @@ def _owners(option: str) -> Sequence[str]:
 
 
 def _option(about: Option, owners: Sequence[str]) -> click.Option:
-    whose = f" ({', '.join(owners)})" if owners else ""
+    others = [name for name in registry.targets() if name not in owners]
+    whose = f" (not {', '.join(others)})" if len(others) < len(owners) else f" ({', '.join(owners)})"
     default = f"  [default: {about.default}]" if about.default else ""
     text, bracket, rest = about.help.partition("  [")
     help = f"{text.removesuffix('.')}{whose}.{bracket}{rest}{default}" if owners else f"{about.help}{default}"

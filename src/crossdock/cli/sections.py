@@ -46,6 +46,11 @@ class Sectioned(WithExamples):
             if listed:
                 with formatter.section(heading):
                     formatter.write_dl(listed, col_max=width)
+        for option in options:
+            values: list[tuple[str, str]] = getattr(option, "listed", list)()
+            if values:
+                with formatter.section(f"Values of {option.opts[-1]}"):
+                    formatter.write_dl(values)
 
 
 def _heading(option: click.Option) -> str:

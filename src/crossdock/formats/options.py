@@ -20,7 +20,9 @@ class Options:
     """
 
     dtype: str = option("auto", text, "auto (as stored), float32, bfloat16, float16.", "NAME")
-    quantize: str | None = option(None, text, "Quantise matrices: {quantizations}", "NAME", also=("-q",))
+    quantize: str | None = option(
+        None, text, "Type of matrices; see the list below.{quantizations}", "NAME", also=("-q",)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class TokenizerOptions(Options):
     tokenizer: Path | None = option(
         None,
         path,
-        "Tokenizer folder or file.  [default: beside the source]",
+        "Tokenizer.  [default: beside the source]",
         "PATH",
         replayed=True,
     )

@@ -255,7 +255,7 @@ DEFAULTS: Mapping[str, Any] = {
 # Families are closed by default: a field that a family does not name must have its default, except these two kinds.
 # Free fields have any value in every family, for the reason that is given.
 FREE: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(REQUIRED, "a size, or another number without which there is no model")
+    dict.fromkeys(REQUIRED, "a size, or another number that every model has")
     | {
         "rope_theta": "a number in the formula of rope_type, which families name",
         "rope_scaling": "the numbers of rope_type, which families name",

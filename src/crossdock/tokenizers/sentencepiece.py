@@ -209,7 +209,7 @@ def _piece(message: memoryview, index: int) -> Token:
     if not math.isfinite(score):
         raise WireError(f"piece {index} has score {score}")
     if kind == TokenType.BYTE and not (is_byte_token(text) and text[3:5].upper() == text[3:5]):
-        raise WireError(f"byte piece {index} is spelt {text[:40]!r}")
+        raise WireError(f"byte piece {index} is written {text[:40]!r}")
     if kind == TokenType.USER_DEFINED:
         # Engines match these against raw text, where a space is a space.
         text = text.replace(SPACE, " ")
