@@ -17,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import diff, export, open, options, plan, run, verify
+    from crossdock.delivery import check, diff, export, open, options, plan, run, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
+    from crossdock.running.check import CheckReport
     from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
 
 __all__ = [
-    "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
-    "diff", "export", "open", "options", "plan", "run", "verify",
+    "CheckReport", "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
+    "check", "diff", "export", "open", "options", "plan", "run", "verify",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     homes = {
         "Checkpoint": "planning.checkpoint", "CrossdockError": "errors", "Plan": "planning.plan",
-        "DiffReport": "running.diff", "RunReport": "running.results", "VerifyReport": "running.verify",
+        "CheckReport": "running.check", "DiffReport": "running.diff", "RunReport": "running.results",
+        "VerifyReport": "running.verify",
     }  # fmt: skip
     if name not in __all__:
         raise AttributeError(f"module 'crossdock' has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""The six verbs: open, plan, run, export, verify, diff. Each is a few lines over the layers below."""
+"""The seven verbs: open, plan, run, export, verify, check, diff. Each is a few lines over the layers below."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -14,20 +14,23 @@ from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.options import Options
 from crossdock.formats.stored import Source
+from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
 from crossdock.options import made
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
+from crossdock.planning.config.unproven import unproven
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
-from crossdock.running.options import RunOptions, WriteOptions
+from crossdock.running.options import Progress, RunOptions, VerifyOptions, WriteOptions
 
 if TYPE_CHECKING:  # an export does not wait for what it does not use
+    from crossdock.running.check import CheckReport
     from crossdock.running.diff import DiffReport
     from crossdock.running.results import RunReport
     from crossdock.running.verify import VerifyReport
@@ -35,6 +38,7 @@ if TYPE_CHECKING:  # an export does not wait for what it does not use
 R = TypeVar("R", bound=RunOptions)
 
 
+@documented_errors()
 def open(
     path: str | os.PathLike[str],
     *,
@@ -98,9 +102,15 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
     notices = (*source.notices, *notices)
+    stored, asked = source, overrides
     source, overrides = with_user_config(source, overrides)
     reading = describe(source, overrides)
-    reading = replace(reading, described=replace(reading.described, notices=(*notices, *reading.described.notices)))
+    described = replace(
+        reading.described,
+        notices=(*notices, *reading.described.notices),
+        unproven=unproven(stored, asked, reading),
+    )
+    reading = replace(reading, described=described)
     rules = layout(source.layout, reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
@@ -114,6 +124,7 @@ def options(to: str) -> type[Options]:
     return registry.options_type(to)
 
 
+@documented_errors()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
 
@@ -127,6 +138,21 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     return make_plan(checkpoint, made_target)
 
 
+def local_path(text: str | os.PathLike[str]) -> str:
+    """`text`, an output as a person writes it. Raises UsageError for what is not a place on this machine."""
+    from crossdock.running.destination import local_path as checked
+
+    return checked(text)
+
+
+def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
+    """Where `run(plan, output)` writes: a single file gets a name in a folder. Raises UsageError."""
+    from crossdock.running.destination import destination as place
+
+    return place(plan, output)
+
+
+@documented_errors()
 def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport:
     """Write a plan's output, or go on with an unfinished one. See `running.run.run` for the errors.
 
@@ -134,63 +160,59 @@ def run(plan: Plan, output: str | os.PathLike[str], **options: Any) -> RunReport
     """
     from crossdock.running.run import run as run_plan
 
-    return run_plan(plan, Path(output), made(WriteOptions, options))
+    return run_plan(plan, output, made(WriteOptions, options))
 
 
+@documented_errors()
 def verify(
-    output: str | os.PathLike[str],
-    against: str | os.PathLike[str] | Checkpoint,
-    *,
-    tokens: bool = False,
-    logits: str | Sequence[int] | None = None,
-    logits_engine: str | None = None,
-    report: str | os.PathLike[str] | None = None,
-    **options: Any,
+    output: str | os.PathLike[str], against: str | os.PathLike[str] | Checkpoint | None = None, **options: Any
 ) -> VerifyReport:
     """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
 
-    tokens         also compare llama.cpp's token ids of hard texts with the source's tokenizer's
-    logits         a text, "@file", or token ids ("1,2,3" or numbers): also compare what both compute on it
-    logits_engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; default: the reference
-                   forward
-    report         a file to write: the outcome as one page of HTML that needs nothing else
-    options        `memory`, `workers`, `engine`, `progress` (see `running.options.RunOptions`), and options of the
-                   target that the output does not show: `tokenizer`, `keep_order`
+    against  the source; None: only logits are compared, with those of a `reference` file
+    options  of `running.options.VerifyOptions`: `tokens`, `logits`, `logits_engine`, `reference`, `strict`, `report`,
+             `memory`, `workers`, `engine`, `progress`; and options of the target that the output does not show:
+             `tokenizer`, `keep_order`
 
-    An output that only an engine reads is compared by logits alone. Raises what `open` raises, MemoryPlanError,
-    TokenizerError, and EnvironmentProblem when something that is needed is not installed.
+    `VerifyReport.checked` says what was held against what. An output that only an engine reads is compared by logits
+    alone. Raises what `open` raises, MemoryPlanError, TokenizerError, and EnvironmentProblem when something that is
+    needed is not installed.
     """
+    from crossdock.proof.verdict import judged, sourceless
     from crossdock.running.verify import VerifyReport
 
-    running, asked_of_target = _split(RunOptions, options)
-    checkpoint = against if isinstance(against, Checkpoint) else open(against)
-    tokenizer = asked_of_target.get("tokenizer")
-    path, named = Path(output), None if tokenizer is None else Path(tokenizer)
+    wanted, asked_of_target = _split(VerifyOptions, options)
+    logits, report = wanted.logits, wanted.report
+    path, named = Path(output), asked_of_target.get("tokenizer")
+    named = None if named is None else Path(named)
+    reference = None if wanted.reference is None else os.fspath(wanted.reference)
+    if logits is None and (wanted.logits_engine, reference) != (None, None):
+        raise UsageError("which text or tokens shall the logits be of?", fix='--logits "some text", or tokens.npy')
+    if against is None:
+        sourceless(reference, tokens=wanted.tokens, report=report is not None)
+    checkpoint = against if isinstance(against, Checkpoint) else open(path if against is None else against)
     if report is not None:
         from crossdock.proof.report.page import Evidence, place, write
 
         place(Path(report))
-    if logits is None and logits_engine is not None:
-        raise UsageError("--logits-engine requires --logits", fix='--logits "some text"')
     asked = None
     if logits is not None:
         from crossdock.proof.logits import answer, question
 
-        asked = question(logits, logits_engine, checkpoint, path, named)
+        asked = question(logits, wanted.logits_engine, checkpoint, path, named, reference)
     read = None
-    if tokens:
+    if wanted.tokens:
         from crossdock.proof.tokens import check_tokens, tokenizer_of
 
         read = check_tokens(path, tokenizer_of(checkpoint, named))
     outcome, replay = VerifyReport(True, (), (), 0, 0.0), None
-    if asked is None or not asked.alone:
-        outcome, replay = _verify_files(path, checkpoint, asked_of_target, running)
+    if against is not None and (asked is None or not asked.alone):
+        outcome, replay = _verify_files(path, checkpoint, asked_of_target, wanted)
+    found = None
     if asked is not None:
-        memory, progress = running.memory, running.progress
+        memory, progress = wanted.memory, wanted.progress
         found = answer(asked, checkpoint, lambda: _written(path, checkpoint), replay, memory=memory, progress=progress)
-        outcome = replace(outcome, ok=outcome.ok and found.ok, logits=found)
-    if read is not None:
-        outcome = replace(outcome, ok=outcome.ok and read.ok, tokens=read)
+    outcome = judged(outcome, checkpoint.described.unproven, found, read, strict=wanted.strict)
     if report is not None:
         write(Path(report), Evidence(outcome, replay, path, checkpoint.source.root, checkpoint.source.format))
     return outcome
@@ -222,6 +244,25 @@ def _verify_files(
     return verify_plan(replay, theirs, target.facts(output), running), replay
 
 
+@documented_errors()
+def check(
+    output: str | os.PathLike[str],
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Hold an output against its manifest alone: files, sizes, sha256, and the tensors of a damaged file.
+
+    manifest  default: `OUT.manifest.json`, beside the output
+
+    Raises NotACheckpointError, UsageError (there is no manifest), FormatError (a broken one), EnvironmentProblem.
+    """
+    from crossdock.running.check import check_output
+
+    return check_output(Path(output), None if manifest is None else Path(manifest), progress)
+
+
+@documented_errors()
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, **options: Any) -> DiffReport:
     """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
 
@@ -235,6 +276,7 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
     return diff_checkpoints(one, other, made(RunOptions, options))
 
 
+@documented_errors()
 def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: str, **options: Any) -> RunReport:
     """Open, plan and run in one call.
 
@@ -245,7 +287,8 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     target = registry.made_target(to, of_target)
     from crossdock.running.run import run as run_plan
 
-    return run_plan(make_plan(open(source, **reading), target), Path(output), writing)
+    local_path(output)
+    return run_plan(make_plan(open(source, **reading), target), output, writing)
 
 
 def _split(kind: type[R], options: Mapping[str, Any]) -> tuple[R, dict[str, Any]]:

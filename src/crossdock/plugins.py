@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final
@@ -20,5 +22,10 @@ def folders(kind: str) -> Iterator[Any]:
 
 
 def registered(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of `group` in every package on the path."""
+    """The entry points of `group` in every package on the path, which is read once."""
+    return _registered(group, tuple(sys.path))
+
+
+@cache
+def _registered(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))

@@ -30,8 +30,9 @@ SURFACE = {
         SOURCE
         | RUNNING
         | {"--against", "--tokenizer", "--pre-tokenizer", "--keep-order", "--model", "--tokens", "--logits"}
-        | {"--logits-engine", "--report", "--json", "--no-progress"},
+        | {"--logits-engine", "--reference", "--strict", "--report", "--json", "--no-progress"},
     ),
+    "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "families": (["name"], {"--show", "--json"}),
     "split": (

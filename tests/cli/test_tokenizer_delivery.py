@@ -65,10 +65,10 @@ def test_no_end_of_text_is_said(model: Path, tmp_path: Path, target: str) -> Non
     (folder / "tokenizer_config.json").unlink()
     warnings = planned(folder, target).warnings
     assert any("no file names the end-of-text token; '<|end_of_text|>'" in warning for warning in warnings)
-    assert not any("end of text" in warning for warning in planned(model, target).warnings)
+    assert not any("end-of-text" in warning for warning in planned(model, target).warnings)
     data = json.loads((folder / "tokenizer.json").read_text().replace("<|end_of_text|>", "<|x|>"))
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    assert any("no end of text is known" in warning for warning in planned(folder, target).warnings)
+    assert any("no end-of-text token is known" in warning for warning in planned(folder, target).warnings)
 
 
 def test_ends_travel_from_hf_to_gguf_and_back(model: Path, tmp_path: Path) -> None:

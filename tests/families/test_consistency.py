@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+from collections import defaultdict
 
 import pytest
 
 from crossdock.layout.rules import layout
-from crossdock.model.config import REQUIRED
+from crossdock.model.config import DEFAULTS, REQUIRED
 from crossdock.model.expressions import Expression
 from crossdock.model.families import families, family, files
-from support.canonical_models import LACKING, UNHELD
+from support.canonical_models import LACKING, SIZES, UNHELD
 
 NAMES = sorted(families())
 # a GGUF cannot tell a Mistral from a Llama, and a GPT leaves as the StarCoder that it then is
-READ_AS = {"mistral": "llama", "gpt": "starcoder"}
+READ_AS = {
+    "mistral": "llama",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+    "glm4_moe_lite": "deepseek_v3",
+    "sarvam_mla": "deepseek_v3",
+    "gpt": "starcoder",
+}
 ARGS = {
     "normalization": ("RMSNorm", "LayerNorm", None),
     "swiglu": (True, False),
@@ -124,11 +133,22 @@ def test_model_type_names_one_family(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if ("gguf", name) not in LACKING])
 def test_architecture_names_one_family(name: str) -> None:
     """What a family writes is read as this family."""
-    written = {w.key: w.value for w in layout("gguf", family(name)).writing.keys}
-    experts = 8 if "exp_up" in family(name).tensors else None
-    scores = (written["expert_gating_func"].written({}) or (None,))[0] if "expert_gating_func" in written else None
-    (architecture,) = written["general.architecture"].written({}) or ("",)
-    keys = {"general_architecture": architecture, "expert_count": experts, "expert_gating_func": scores}
+    chosen = family(name)
+    example = {"positive": 1, "fraction": 0.5, "some": (0,)}
+    values = (
+        DEFAULTS | SIZES | {field: example.get(allowed[0], allowed[0]) for field, allowed in chosen.requires.items()}
+    )
+    values |= {"sliding_window": 8 if "positive" in chosen.requires.get("sliding_window", ()) else None}
+    values |= {"moe_layers": (0,), "shared_expert_intermediate_size": 8 * ("shexp_up" in chosen.tensors)}
+    keys: dict[str, object] = defaultdict(lambda: None)
+    for key in layout("gguf", chosen).writing.keys:
+        with contextlib.suppress(LookupError, TypeError, ArithmeticError):  # of another kind of model
+            found = key.value.written(values)
+            if found and found[0] is not None:
+                keys[key.key.replace(".", "_")] = found[0]
+    if "exp_up" not in chosen.tensors:
+        keys["expert_count"] = None
+    keys["keys"] = keys
     assert fitting("gguf", keys) == [READ_AS.get(name, name)]
 
 

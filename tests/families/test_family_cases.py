@@ -119,7 +119,11 @@ def test_hf_to_hf_keeps_every_byte_and_the_configuration(
 ) -> None:
     out = checks.export(subject(name).folder, tmp_path / "hf", "hf")
     nothing(checks.state_differences(checks.stored(out), checks.text_part(subject(name).state)))
-    assert delivery.open(out).config == delivery.open(subject(name).folder).config
+    config = delivery.open(subject(name).folder).config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id or 0,)
+    if max(ends) >= config.vocab_size:  # transformers does not build a model of ends that are not in its vocabulary
+        config = replace(config, eos_token_id=None)
+    assert delivery.open(out).config == config
 
 
 @pytest.mark.parametrize("name", CONVERTED)

@@ -251,17 +251,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
     ),
     "index-of-numbers": (edited(INDEX, lambda c: c.update(weight_map={"a": 1})), FormatError, "not a map of tensors"),
     "index-without-map": (edited(INDEX, lambda c: c.pop("weight_map")), FormatError, "not a map of tensors"),
-    "index-broken": (written(INDEX, "{"), FormatError, "index.json: .*not JSON|not JSON"),
+    "index-broken": (written(INDEX, "{"), FormatError, "invalid JSON"),
     "no-index-and-a-gap": (
         with_a_gap, FormatError, r"shards are missing, and so is the index",
     ),
     "no-weights": (
         without_weights, NotACheckpointError, "no weights found",
     ),
-    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "not JSON"),
+    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "invalid JSON"),
     "config-list": (written("config.json", "[1]"), FormatError, "not a JSON object"),
-    "config-deep": (written("config.json", "[" * 200_000), FormatError, "not JSON"),
-    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "not JSON"),
+    "config-deep": (written("config.json", "[" * 200_000), FormatError, "invalid JSON"),
+    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "invalid JSON"),
     "config-huge": (written("config.json", " " * ((16 << 20) + 1)), FormatError, "too large for a configuration"),
     "quantised": (
         edited("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq"})),
@@ -275,7 +275,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
         edited("config.json", lambda c: c.update(rope_parameters={"full_attention": {"rope_theta": 1.0}})),
         ConfigError, "differ by layer type",
     ),
-    "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "no object"),
+    "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "not an object"),
     "two-values": (
         written("config.json", '{"hidden_size": 64, "model_type": "llama", "hidden_size": 128}'),
         FormatError, "'hidden_size' occurs twice",

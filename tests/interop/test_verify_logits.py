@@ -284,7 +284,7 @@ def test_json(tmp_path: Path) -> None:
         "ok", "engine", "reader", "tokens", "total_tokens", "windows", "why", "limit_max_abs", "limit_distance",
         "failed",
         "max_abs", "distance", "kl", "top1", "top5", "perplexity_source", "perplexity_output", "positions", "problems",
-        "seconds", "by_engine",
+        "seconds", "by_engine", "reference",
     }  # fmt: skip
     assert [one["token"] for one in found["positions"]] == [1, 2, 3, 4]
     assert set(found["positions"][0]) == {

@@ -70,7 +70,7 @@ def test_killed_at_random_points(to: str, tmp_path: Path) -> None:
     assert contents(output) == expected
     # what was counted and measured before the kills, too
     manifests = [(tmp_path / f"{name}.manifest.json").read_bytes() for name in ("killed", "straight")]
-    assert manifests[0] == manifests[1]
+    assert manifests[0].replace(b'"killed', b'"straight') == manifests[1]  # but for the name of the one file
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "killed", "killed.manifest.json", "straight", "straight.manifest.json",
     ]  # fmt: skip

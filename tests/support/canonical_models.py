@@ -68,14 +68,22 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 NUMBERS = {"norm_offset": 0, "mla_down_cut": False, "use_parallel_embedding": False, "embedding_sharding_dim": 0}
-FAMILIES = sorted(families().keys() - {"llama_lora"})  # an adapter is no model: it has formats of its own
 # families that the format has no model for, and that say so
 LACKING = {
     ("hf", "gpt"), ("hf", "gptnext"), ("gguf", "gptnext"), ("hf", "llama_2023"), ("gguf", "llama_2023"),
-    ("hf", "llama_lora"), ("gguf", "llama_lora"),
+    ("hf", "llama_lora"), ("gguf", "llama_lora"), ("gguf", "bitnet"),
 }  # fmt: skip
 # families that say nothing about the format: no checkpoint of it is of them
 UNHELD = {(name, kind) for name in ("megatron", "megatron_rank") for kind in ("llama_2023", "llama_lora")}
+# families of Megatron and TensorRT-LLM, and parts of these; all others are in Hugging Face's format and in GGUF alone
+TRAINED = frozenset(
+    ("deepseek_v2", "deepseek_v3", "falcon", "gemma", "gemma2", "gpt", "gpt2", "gpt_neox", "gptnext", "llama",
+     "llama_2023", "llama_lora", "mistral", "mixtral", "nemotron", "nemotron_nas", "qwen2", "qwen3", "qwen3_moe",
+     "stablelm", "starcoder", "starcoder2")
+)  # fmt: skip
+# all but an adapter, which has formats of its own; the others go both ways, byte by byte, in tests/families
+FAMILIES = sorted(TRAINED - {"llama_lora"})
+UNHELD |= {(name, kind) for name in ("megatron", "megatron_rank", "trtllm") for kind in families().keys() - TRAINED}
 # tensors that the format has no place for: models that have them are refused
 UNPLACED = {("hf", "gpt"): "pos_embed", ("gguf", "nemotron_nas"): "ffn_linear"}
 

@@ -60,10 +60,10 @@ class Processes:
             pipes.append(ours)
             ours.send(todo.pop(0) if todo else None)
             units[number] = [0, 0]
-        left = len(tasks)
+        left, at_work = len(tasks), list(pipes)
         try:
             while left:
-                for pipe in wait(pipes, timeout=10):
+                for pipe in wait(at_work, timeout=10):
                     kind, what = pipe.recv()  # type: ignore[union-attr]
                     count = units[pipes.index(pipe)]  # type: ignore[arg-type]
                     if kind == "error":
@@ -76,6 +76,8 @@ class Processes:
                     count[:] = [sum(count), 0]
                     if what is not None:
                         done([what])
+                    if not todo:
+                        at_work.remove(pipe)  # type: ignore[arg-type]  # it closes, and would be found ready for ever
                     pipe.send(todo.pop(0) if todo else None)  # type: ignore[union-attr]
         finally:
             for process in processes:

@@ -12,6 +12,7 @@ import click
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
+    Parsed,
     SourceFlags,
     TargetFlags,
     json_option,
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from crossdock import Plan
     from crossdock.running.results import RunReport, TensorResult
 
+
+def _local(text: str) -> str:
+    from crossdock.delivery import local_path  # lazy: only an export needs what it imports
+
+    return local_path(text)
+
+
 MOST = 10  # tensors listed for what was found in them
 
 
@@ -43,7 +51,7 @@ MOST = 10  # tensors listed for what was found in them
 )
 @click.argument("src", type=PATH)
 @target_options
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
+@click.option("-o", "--output", type=Parsed(_local), metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
 @source_options
 @writing_options
 @click.option("--dry-run", is_flag=True, help="Only plan, as `crossdock plan` does.")
@@ -52,7 +60,7 @@ MOST = 10  # tensors listed for what was found in them
 def export(
     src: Path,
     target: TargetFlags,
-    output: Path | None,
+    output: str | None,
     source: SourceFlags,
     running: Mapping[str, Any],
     dry_run: bool,
@@ -72,20 +80,22 @@ def export(
         show_plan(plan, running, as_json=as_json)
         return
     import crossdock
+    from crossdock.delivery import destination
 
+    out = destination(plan, output)
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,
-            output,
+            out,
             **running,
-            progress=progress if as_json else _after(_header(plan, output), progress),
+            progress=progress if as_json else _after(_header(plan, out), progress),
         )
     if as_json:
         show.print_json(report)
     else:
-        _show(report, plan, output)
-        _show_next(src, output, source, target)
-        for step in target.next_steps(output, [str(src), *source.words(), *target.words()]):
+        _show(report, plan, out)
+        _show_next(src, out, source, target)
+        for step in target.next_steps(out, [str(src), *source.words(), *target.words()]):
             show.say(f"then: {show.clean(step)}")
 
 
@@ -118,6 +128,7 @@ def _show(report: RunReport, plan: Plan, output: Path) -> None:
         [
             ("tensors", f"{len(report.tensors):,}{again}"),
             ("bytes", took),
+            ("kept", ", ".join(show.clean(name) for name in report.kept)),
             ("manifest", str(output.with_name(report.manifest.name))),
             *_errors(report.tensors),
         ]

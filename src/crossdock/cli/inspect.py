@@ -30,6 +30,9 @@ RANKS: Mapping[str, str] = {
 }
 WIDE = 60  # characters of a value shown
 
+# fields whose defaults say what a plain model is; the default of any other means that it has nothing of the kind
+_TELLING = ("hidden_act", "mlp_gated", "norm", "position_embedding", "rope_theta", "rope_type")
+
 
 @click.command(
     cls=Sectioned,
@@ -124,7 +127,7 @@ def _show_config(checkpoint: Checkpoint) -> None:
     values = described.config.as_dict()
     non_default = {name: value for name, value in values.items() if described.origins.get(name) != "default"}
     show.table((), [(n, _value(v), origins.get(n, "")) for n, v in non_default.items()], "<<<")
-    rest = [f"{n} {_value(v)}" for n, v in values.items() if n not in non_default and v not in (None, 0, False, (), {})]
+    rest = [f"{name} {_value(values[name])}" for name in _TELLING if name not in non_default]
     if rest:
         show.table((), [("by default", ", ".join(rest))], "<<")
 

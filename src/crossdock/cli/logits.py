@@ -17,8 +17,11 @@ WORST = 5  # positions listed
 
 def show_logits(report: LogitsReport) -> None:
     """The comparison; the problems of one that could not be made."""
-    by = "the reference forward" if report.engine == "reference" else report.engine
-    show.heading(f"Logits: source by the reference forward, output by {by}")
+    source, output = (
+        "the reference forward" if name == "reference" else show.clean(name)
+        for name in (report.reference, report.engine)
+    )
+    show.heading(f"Logits: source by {source}, output by {output}")
     used = show.counted(report.tokens, "token")
     if report.total_tokens > report.tokens:
         used = f"the first {report.tokens:,} of {report.total_tokens:,} tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +25,7 @@ from crossdock.cli.options import (
 )
 from crossdock.cli.progress import watching
 from crossdock.cli.sections import Sectioned, examples
-from crossdock.errors import NotACheckpointError
+from crossdock.errors import NotACheckpointError, UsageError
 
 if TYPE_CHECKING:
     from crossdock.codecs.error_stats import ErrorStats
@@ -35,6 +36,14 @@ MOST = 10  # tensors listed that are not as they should be
 WIDE = 100  # characters shown of a text and of its ids
 WORST = 5  # lossy tensors listed with their error
 STATUSES = ("equal", "different", "missing", "unexpected")
+AGAINST = "give --against SRC"
+PARTS: Mapping[str, tuple[str, str]] = MappingProxyType({  # name for people, and what would compare it
+    "tensors": ("tensors", AGAINST),
+    "configuration": ("configuration", AGAINST),
+    "tokenizer": ("tokenizer", "give --tokenizer, the one that OUT was made with"),
+    "token_ids": ("token ids", "give --tokens (gguf)"),
+    "logits": ("logits", "give --logits"),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,8 @@ class CheckFlags:
     tokens: bool
     logits: str | None
     logits_engine: str | None
+    reference: str | None
+    strict: bool
     report: Path | None
     model: Path | None
 
@@ -55,19 +66,23 @@ class CheckFlags:
         "crossdock verify model-hf/ --against runs/iter_0010000 --json",
         "crossdock verify model.gguf --against runs/iter_0010000 --tokenizer tok/ --tokens",
         'crossdock verify model.gguf --against runs/iter_0010000 --logits "In the beginning" --logits-engine llama.cpp',
+        "crossdock verify model.gguf --logits tokens.npy --reference logits.npy",
+        "crossdock verify model.gguf --against model-hf/ --logits 1,2,3 --reference transformers",
         "crossdock verify model.gguf --against runs/iter_0010000 --report report.html",
         "crossdock verify model.gguf.generated.gpuidx --against activation/ --model model.gguf",
     ),
 )
 @click.argument("out", type=PATH)
-@click.option("--against", required=True, type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
+@click.option("--against", type=PATH, metavar="SRC", help="The checkpoint that OUT was made from.")
 @source_options
 @replay_options
 @grouped(
     (
         click.option("--tokens", is_flag=True, help="Also compare llama.cpp's token ids (gguf)."),
-        click.option("--logits", metavar="TEXT", help="Also compare logits: a text, @file, or ids: 1,2,3."),
+        click.option("--logits", metavar="TEXT", help="Also compare logits: a text, @file, ids: 1,2,3, or ids.npy."),
         click.option("--logits-engine", metavar="NAME", help="Engine for OUT's logits, such as llama.cpp."),
+        click.option("--reference", metavar="WHO", help="Computes SRC's: an engine, or logits.npy of the training."),
+        click.option("--strict", is_flag=True, help="Exit code 1 for what was not compared, or is not proven."),
         click.option("--report", type=PATH, metavar="HTML", help="Also write an HTML report."),
         click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index."),
     ),
@@ -79,7 +94,7 @@ class CheckFlags:
 @progress_option
 def verify(
     out: Path,
-    against: Path,
+    against: Path | None,
     source: SourceFlags,
     replay: Mapping[str, Any],
     checks: CheckFlags,
@@ -91,17 +106,21 @@ def verify(
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
-    With --logits both sides compute a text, by the reference forward (OUT by --logits-engine, if one is named), and
-    lie no further apart than OUT's types explain.
+    With --logits both sides compute a text, by the reference forward (OUT by --logits-engine, SRC by --reference, if
+    these are named), and lie no further apart than OUT's types explain. With --reference logits.npy, which holds what
+    the training program computed in float32, SRC is not needed.
+    What was held against nothing is listed; with --strict it is a failure.
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
     if not out.exists():
         raise NotACheckpointError("path does not exist", where=str(out), fix="check the spelling of OUT")
     if foreign := foreign_file(out):
+        if against is None:
+            raise UsageError("an index is held against its statistics", fix="--against ACTIVATIONS")
         return foreign.verify(out, against, checks.model, as_json=as_json)
     import crossdock
 
-    checkpoint = source.open(against)
+    checkpoint = None if against is None else source.open(against)
     with watching("verify", off=no_progress) as progress:
         found = crossdock.verify(
             out,
@@ -109,6 +128,8 @@ def verify(
             tokens=checks.tokens,
             logits=checks.logits,
             logits_engine=checks.logits_engine,
+            reference=checks.reference,
+            strict=checks.strict,
             report=checks.report,
             progress=progress,
             **replay,
@@ -134,8 +155,9 @@ def _show_tokens(read: TokensReport) -> None:
         show.say(f"  … {len(read.different) - MOST} more; --json lists all")
 
 
-def _show(report: VerifyReport, out: Path, against: Path) -> None:
-    _show_statuses(report.tensors)
+def _show(report: VerifyReport, out: Path, against: Path | None) -> None:
+    if report.checked.tensors:
+        _show_statuses(report.tensors)
     _show_errors(report.tensors)
     _show_wrong(report.tensors)
     if report.problems:
@@ -147,11 +169,28 @@ def _show(report: VerifyReport, out: Path, against: Path) -> None:
         show_logits(report.logits)
     if report.tokens is not None:
         _show_tokens(report.tokens)
-    word = (
-        click.style("verified", fg="green", bold=True) if report.ok else click.style("NOT EQUAL", fg="red", bold=True)
-    )
+    _show_checked(report)
     took = f"{show.nbytes(report.nbytes)} in {show.duration(report.seconds)}"
-    show.say(f"\n{word}  {show.clean(out)} against {show.clean(against)}: {took}")
+    whom = report.logits.reference if against is None and report.logits is not None else against
+    word = report.verdict if report.ok else report.verdict.upper()
+    word = click.style(word, fg="green" if report.ok else "red", bold=True)
+    left = ", ".join(PARTS[part][0] for part in report.unchecked)
+    rest = f"; not compared: {left}" if left else ""
+    show.say(f"\n{word}  {show.clean(out)} against {show.clean(whom)}: {took}{rest}")
+
+
+def _show_checked(report: VerifyReport) -> None:
+    """What was held against what, and what nothing was held against."""
+    show.heading("Compared")
+    rows = []
+    for part, (name, advice) in PARTS.items():
+        how = getattr(report.checked, part)
+        rows.append((name, how or f"NOT compared: {advice if report.checked.tensors else AGAINST}"))
+    show.table((), rows, "<<")
+    if report.unproven:
+        show.heading("Not proven, since both sides take it for granted; --reference tells")
+        for sentence in report.unproven:
+            show.say(f"  {click.style('!', fg='yellow')} {show.clean(sentence)}")
 
 
 def _show_statuses(tensors: Sequence[TensorCheck]) -> None:

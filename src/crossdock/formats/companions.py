@@ -15,12 +15,14 @@ from crossdock.errors import InputError, TokenizerError
 from crossdock.formats.gguf.vocabulary import is_gguf, tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Findings, TargetFile
+from crossdock.tokenizers.files import CHAT_TEMPLATES_FOLDER, TRAVELLING
 
 if TYPE_CHECKING:  # most sources bring none along
     from crossdock.tokenizers import Tokenizer
 
 GENERATION = "generation_config.json"
 _FOLDERS = ("additional_chat_templates", "chat_templates")
+NAMES = (GENERATION, *TRAVELLING, f"{CHAT_TEMPLATES_FOLDER}/*.jinja")  # all that may travel
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a configuration
 NO_TOKENIZER = "the output has no tokenizer; add one with --tokenizer FOLDER"
 

@@ -174,6 +174,7 @@ class Target(ABC, Generic[OptionsT]):
     name         as the user calls it; layout: name of its layout table; single_file: OUT is the file, not a folder
     options_type the dataclass of its options
     needs_training_scales   those of `quantizations` that take the scales of fp8 training
+    own_names    globs of the files that its outputs may have, where OUT is a folder: `--force` may replace these
     instead      advice where a type is asked for that it does not write
     """
 
@@ -182,6 +183,7 @@ class Target(ABC, Generic[OptionsT]):
     single_file: ClassVar[bool] = False
     options_type: ClassVar[type[Options]]
     needs_training_scales: ClassVar[frozenset[str]] = frozenset()
+    own_names: ClassVar[tuple[str, ...]] = ()
     instead: ClassVar[str] = ""
 
     def __init__(self, options: OptionsT) -> None:

@@ -11,11 +11,32 @@ import ctypes
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from crossdock.errors import EnvironmentProblem
+
 REFUSED: Final = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says that it lacks a call
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
+
+
+@contextlib.contextmanager
+def documented_errors() -> Iterator[None]:
+    """Let an OSError leave as the EnvironmentProblem that library calls document. Also a decorator.
+
+    A broken pipe leaves as it is: it is of who called, whose `progress` writes somewhere.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the machine refused: {error.strerror or error}",
+            where=str(error.filename or ""),
+            fix="check that the file is there, and the right to read it",
+        ) from error
 
 
 def reserve(fd: int, size: int) -> None:

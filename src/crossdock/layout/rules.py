@@ -15,6 +15,7 @@ from typing import Any
 
 from crossdock.errors import ConfigError, Problem
 from crossdock.layout.keys import KEY_TABLES, ReadKeys, WriteKeys, read_keys, write_keys
+from crossdock.layout.maps import MAPS, Steps, storing
 from crossdock.layout.notation import Pattern, alternatives, parse
 from crossdock.model.expressions import Expression, expression
 from crossdock.model.families import family as family_called
@@ -28,15 +29,17 @@ TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "renames": (list,), "numbers": (str,), "variables": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
-RULE_KEYS = ("at", "offset", "when", "stage", "part", "copy", "read_only")
+RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Where one or more canonical tensors live, as alternatives of which the first is written.
 
-    offset  stored value = canonical value + offset; stage: "first" or "last" pipeline stage only,
-            or "later": copies that later stages have of what the first one holds, which are never written
+    map     stored value = map(canonical value) * scale + offset, a name of `layout.maps.MAPS`; `scale`: one for all
+            tensors, or one for each
+    stage   "first" or "last" pipeline stage only, or "later": copies that later stages have of what the first one
+            holds, which are never written
     copy    when a tensor that is the same as another (a tied head) is written all the same
     read_only  another form that sources have, which is never written
     """
@@ -49,6 +52,15 @@ class Rule:
     stage: str = ""
     copy: Expression | None = None
     read_only: bool = False
+    map: str = ""
+    scale: tuple[Expression, ...] = ()
+
+    def storing(self, tensor: str, variables: Mapping[str, Any]) -> Steps:
+        """How canonical values of `tensor` become stored ones. `variables`: what the rule's numbers may name."""
+        scale = self.scale[self.tensors.index(tensor) if len(self.scale) > 1 else 0] if self.scale else None
+        numbers = (1.0 if scale is None else scale.evaluate(variables),
+                   0.0 if self.offset is None else self.offset.evaluate(variables))  # fmt: skip
+        return storing(self.map, *map(float, numbers))
 
 
 @dataclass(frozen=True)
@@ -259,6 +271,14 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
     if stage not in ("", "first", "last", "later"):
         raise ConfigError(f"unknown stage {stage!r}", where=where, expected="first, last or later")
     patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
+    if table.get("map", "") not in ("", *MAPS):
+        raise ConfigError(f"there is no map {table['map']!r}", where=where, expected=" or ".join(MAPS))
+    scales = table.get("scale", [])
+    scales = scales if isinstance(scales, list) else [scales]
+    if len(scales) not in (0, 1, len(names)):
+        raise ConfigError(
+            f"{len(scales)} scales for {len(names)} tensors", where=where, expected="one, or one for each"
+        )
     problems = [problem for pattern in patterns for problem in _misplaced(names, pattern, family, where)]
     if problems:
         raise ConfigError(problems)
@@ -271,6 +291,8 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
         stage=stage,
         copy=expression(table["copy"], where) if "copy" in table else None,
         read_only=stage == "later" or table.get("read_only", False) is True,
+        map=table.get("map", ""),
+        scale=tuple(expression(str(text), where) for text in scales),
     )
 
 

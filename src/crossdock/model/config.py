@@ -203,6 +203,11 @@ class ModelConfig:
     altup_correct_scale: bool = False
     laurel_rank: int = 0
 
+    # Layers for multi-token prediction, behind the others: they guess tokens further on, and change no logits
+    num_nextn_predict_layers: int = 0
+    nextn_embed: bool = False  # they have embeddings of their own
+    nextn_head: bool = False  # and a head
+
     # How it is stored and used
     lora_ranks: Mapping[str, float] = field(default_factory=dict)  # of an adapter's pairs; empty: no adapter
 
@@ -252,10 +257,18 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+_SIZES_OF_OTHERS = (
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "linear_conv_kernel_dim", "mamba_d_inner", "mamba_d_state", "mamba_d_conv", "mamba_dt_rank", "mamba_n_heads",
+    "mamba_d_head", "mamba_n_groups", "short_conv_kernel",
+)  # fmt: skip
+
 # Families are closed by default: a field that a family does not name must have its default, except these two kinds.
 # Free fields have any value in every family, for the reason that is given.
 FREE: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(REQUIRED, "a size, or another number that every model has")
+    | dict.fromkeys(_SIZES_OF_OTHERS, "a size of layers that families name in layer_types")
+    | dict.fromkeys(("index_n_heads", "index_head_dim"), "a size, in families that name index_topk")
     | {
         "rope_theta": "a number in the formula of rope_type, which families name",
         "rope_scaling": "the numbers of rope_type, which families name",
@@ -266,6 +279,8 @@ FREE: Mapping[str, str] = MappingProxyType(
         "qk_nope_head_dim": "a size, in families that name kv_lora_rank",
         "qk_rope_head_dim": "a size, in families that name kv_lora_rank",
         "v_head_dim": "a size, in families that name kv_lora_rank",
+        "mrope_section": "text has the same position in every section",
+        "mrope_interleaved": "text has the same position in every section",
         "dtype": "how values are stored, not what is computed with them",
         "bos_token_id": "the tokenizer's",
         "eos_token_id": "the tokenizer's",
@@ -291,9 +306,11 @@ class ResolvedConfig:
     origins  field name -> text such as "args.hidden_size in common.pt", "--set", "default"
     ignored  source key -> reason, for keys that do not change the computation
     notices  sentences about values that had to come from a second-best place
+    unproven what the user said against the checkpoint's own configuration, as sentences
     """
 
     config: ModelConfig
     origins: Mapping[str, str]
     ignored: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()

@@ -103,6 +103,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "get": lambda mapping, key, default=None: (mapping or {}).get(key, default),
     "sqrt": math.sqrt,
     "log": math.log,
+    "exp": math.exp,
     "round": round,
 }
 _LONGEST = 100_000

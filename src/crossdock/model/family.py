@@ -113,11 +113,11 @@ class Family:
         }
 
     def layers_of(self, decl: TensorDecl, config: ModelConfig) -> tuple[int, ...] | None:
-        """The layers in which `decl` exists, ascending; None for a tensor outside the layers."""
+        """The layers in which `decl` exists, ascending, with those for multi-token prediction; None outside of them."""
         if "layer" not in decl.axes:
             return None
         if decl.layers == "all":
-            return tuple(range(config.num_hidden_layers))
+            return tuple(range(config.num_hidden_layers + config.num_nextn_predict_layers))
         return tuple(sorted(set(self.layers[decl.layers].evaluate(config.as_dict()))))
 
     def misfits(self, config: ModelConfig) -> list[Problem]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from crossdock.codecs import registry as codecs
 from crossdock.errors import PlanError, Problem
 from crossdock.layout.lenses import Lens, Placement
+from crossdock.layout.maps import inverse, sum_alone
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
-from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.planning.tensors.extents import Extents, candidates, moves_for
 
 
@@ -82,8 +83,8 @@ def stored_as(checkpoint: Checkpoint, slot: Slot) -> str:
 def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]) -> Plan:
     """The plan of the slots named in `orders`, each in C order of the axes given there, in the codec it is stored in.
 
-    What is stored with an offset (zero-centred norms) becomes float32 on the way. Raises PlanError when a tensor
-    is not provided exactly once.
+    What is stored otherwise (zero-centred norms, decays for their logarithms) becomes float32 on the way. Raises
+    PlanError when a tensor is not provided exactly once.
     """
     known = slots(checkpoint)
     extents = Extents()
@@ -92,21 +93,23 @@ def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]
         slot = known[name]
         shape, lens = tuple(slot.sizes[axis] for axis in axes), _lens(slot, axes)
         moves, count, used = moves_for(extents, checkpoint.resolved, slot.held, lens, shape)
-        offsets = {provision.offset for provision in used}
-        if count != slot.elements or len(offsets) != 1:
+        ways = {provision.storing for provision in used}
+        if count != slot.elements or len(ways) != 1:
             problems.append(Problem("is not provided exactly once", where=name, got=f"{count} of {slot.elements}"))
             continue
-        add = 0.0 - offsets.pop()
+        steps = inverse(ways.pop())
+        add = sum_alone(steps)
         addition = checkpoint.addition
         product = None if addition is None else product_for(extents, addition, (lens,), shape)
         dtypes = {provision.stored.values for provision in used}
-        dtype = dtypes.pop() if len(dtypes) == 1 and not add and product is None else "float32"
+        dtype = dtypes.pop() if len(dtypes) == 1 and not steps and product is None else "float32"
         codec = codecs.get(dtype)
         tensors.append(
             TargetTensor(
                 name, 0, 0, -(-slot.elements // codec.block) * codec.block_bytes, shape, dtype,
-                tuple(sorted(moves, key=lambda move: move.dst)), add, of=(slot.tensor,),
+                tuple(sorted(moves, key=lambda move: move.dst)), add or 0.0, of=(slot.tensor,),
                 sources=tuple(dict.fromkeys(p.stored.name for p in used)), product=product,
+                maps=() if add is not None else (MappedRange(0, slot.elements, steps),),
             )
         )  # fmt: skip
     if problems:

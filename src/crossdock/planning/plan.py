@@ -20,6 +20,7 @@ from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import Problem
 from crossdock.formats.stored import Extent, SourceFile, StoredScales
 from crossdock.formats.target import RankFile, TargetFile
+from crossdock.layout.maps import Steps
 from crossdock.model.config import ResolvedConfig
 
 
@@ -52,6 +53,15 @@ class PlannedExtent:
 
 
 @dataclass(frozen=True, slots=True)
+class MappedRange:
+    """`steps` are taken by the values of elements start to stop (exclusive) of a target tensor."""
+
+    start: int
+    stop: int
+    steps: Steps
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
     """What an adapter adds to a tensor of `rows` x `columns`: value [i, j] grows by the sum over r of left[i, r] *
     right[j, r]. `left` and `right` are the moves that fill float32 tensors of rows x rank and columns x rank.
@@ -69,6 +79,7 @@ class TargetTensor:
     """One tensor of the target: `nbytes` bytes at `offset` of file `file` (index into `Plan.files`).
 
     dtype  codec name; shape outermost first; `add`: number added to every value on the way
+    maps   what values go through where that is more than a sum
     sum_as_stored  the sum is rounded to the dtype of the source
     scale_blocks  each cell's values are divided by a scale, after `add` (`codecs.scale_blocks`)
     static_scales  the scale of each cell; none: it follows from the values
@@ -100,6 +111,7 @@ class TargetTensor:
     scale_blocks: ScaleBlocks | None = None
     static_scales: tuple[float, ...] = ()
     is_scale_tensor: bool = False
+    maps: tuple[MappedRange, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -113,8 +125,8 @@ class TargetTensor:
 
     @property
     def sums(self) -> bool:
-        """Whether values are added on the way: then they pass through float32."""
-        return bool(self.add) or self.product is not None
+        """Whether values are computed with on the way: then they pass through float32."""
+        return bool(self.add or self.maps) or self.product is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,10 @@ class Plan:
     fail_on: frozenset[str] = frozenset()
     ranks: tuple[RankFile, ...] = ()
     parameters: int = 0
+    own_names: tuple[str, ...] = ()
+    iteration: int | None = None
+    tokenizer: tuple[SourceFile, ...] = ()
+    tokenizer_from: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -213,6 +229,7 @@ class Plan:
                 "data": None if tensor.data is None else base64.b64encode(tensor.data).decode(),
                 "moves": [list(_fields(m)) for m in tensor.moves],
                 **({"sum_as_stored": True} if tensor.sum_as_stored else {}),
+                **({"maps": [[m.start, m.stop, m.steps] for m in tensor.maps]} if tensor.maps else {}),
                 **_scales(tensor),
                 **_product(tensor.product),
             }

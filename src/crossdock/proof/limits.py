@@ -27,10 +27,10 @@ from crossdock.errors import CrossdockError
 from crossdock.model.config import ModelConfig
 from crossdock.planning.plan import Plan
 from crossdock.proof.engines.registry import Engine
+from crossdock.proof.references import Reference
 
 TIMES = 3.0
 SAME = 2e-6  # of the largest logit: the difference of float32 sums in another order (docs/decisions/0005)
-ACTIVATIONS = "q8_0"  # what engines that round activations round them to where weights are blocks
 UNKNOWN = 0.1  # noise of a type that is only read
 SAMPLE = 8192  # values, of every block size a multiple
 
@@ -78,20 +78,24 @@ def limits(
     stored: Iterable[str],
     engine: Engine | None = None,
     whom: str = "the source",
+    reference: Reference | None = None,
 ) -> Limits:
     """Limits for an output whose tensors lose by the types `lost` (see `losing`) and lie in the types `stored`.
 
-    whom  what it is held against, in words
+    whom  what it is held against, in words; reference: who computed its logits, where the reference forward did not
     """
     types = set(lost)
-    if engine is not None and engine.rounds:
-        types |= {ACTIVATIONS if codecs.get(name).block > 1 else name for name in stored if name != "float32"}
+    if engine is not None:
+        types |= engine.rounded_to(stored)
     worst = max(types, key=noise, default=None)
     largest = SAME
     if engine is not None:
         largest = engine.close.get(config.hidden_act, engine.close[""])
+    if reference is not None:
+        largest = max(largest, reference.close(config.hidden_act))
     if worst is None:
-        what = "float32 in another order" if engine is None else f"float32 in {engine.name}, with {config.hidden_act}"
+        names = [one.name for one in (reference, engine) if one is not None]
+        what = f"float32 in {' and '.join(names)}, with {config.hidden_act}" if names else "float32 in another order"
         return Limits(what, largest, None)
     routed = config.num_experts > 0
     what = f"{TIMES:g} × what noise of {worst}'s size does to {whom}" + (", at the middle position" if routed else "")

@@ -7,8 +7,6 @@ Both sides are streamed: a few rows of logits are held at a time, an engine's li
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, Problem, UsageError
+from crossdock.errors import CheckFailed, InputError, Problem, UsageError
 from crossdock.formats import registry as formats
 from crossdock.model.config import ModelConfig
 from crossdock.model.forward import hidden, logits
@@ -28,9 +26,11 @@ from crossdock.planning.canonical import slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.proof.engines import registry
-from crossdock.proof.engines.ask import TIMEOUT, ask
+from crossdock.proof.engines.ask import TIMEOUT
 from crossdock.proof.engines.registry import Engine
 from crossdock.proof.limits import Limits, limits, losing
+from crossdock.proof.logit_files import LogitFiles, Rows, logits_by
+from crossdock.proof.references import Reference, Stored, reference_for
 from crossdock.proof.texts import Asked, read_asked
 from crossdock.running.comparisons import EngineCheck, LogitsReport, PositionCheck
 from crossdock.running.options import Progress
@@ -40,24 +40,33 @@ REFERENCE = "reference"  # the engine's name when the output goes through the re
 ROW = 8  # bytes that a logit of a row takes on one side, in parts and whole
 
 ReadReporter = Callable[[int, str], None]
-Rows = Callable[[int, int], Array]  # logits [stop - start, vocab_size] of positions start to stop of a window
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Token ids, and who computes the output's logits of them. alone: only `engine` reads the output."""
+    """Token ids, and who computes the output's logits of them. alone: only `engine` reads the output.
+
+    reference  who computed the source's; None: the reference forward does
+    """
 
     asked: Asked
     engine: Engine | None
     output: Path
     alone: bool
+    reference: Reference | None = None
 
 
 def question(
-    text_or_ids: str | Sequence[int], engine: str | None, source: Checkpoint, output: Path, tokenizer: Path | None
+    text_or_ids: str | Sequence[int],
+    engine: str | None,
+    source: Checkpoint,
+    output: Path,
+    tokenizer: Path | None,
+    reference: str | Path | None = None,
 ) -> Question:
     """What is asked, checked as far as it can be before anything is computed.
 
+    reference  an engine that computes the source's logits, or a .npy file of them; None: the reference forward
     Raises UsageError, TokenizerError, NotACheckpointError, and EnvironmentProblem for what is not installed.
     """
     by = None if engine is None else registry.engine(engine)
@@ -67,7 +76,12 @@ def question(
             raise UsageError(f"{by.name} does not read this output", where=str(output), expected=by.reads)
         by.needed()
         alone = by.format is None and not any(formats.source_format(n).sniff(output) for n in formats.names())
-    return Question(read_asked(text_or_ids, source, output, tokenizer), by, output, alone)
+    whose = None if reference is None else reference_for(reference, source)
+    whole = whose is not None and whose.file is not None  # the rows of a file are windows, whatever their length
+    asked = read_asked(text_or_ids, source, output, tokenizer, whole=whole)
+    if whose is not None:
+        whose.demand(asked, source.config.vocab_size)
+    return Question(asked, by, output, alone, whose)
 
 
 def answer(
@@ -82,15 +96,21 @@ def answer(
 ) -> LogitsReport:
     """Compare the logits of `source` with those of the output, by the question's engine or of what `target` opens.
 
-    replay  the plan that the output was held against, whose types set the limits
+    source  where only a file of logits is known of it: the output
+    replay  the plan that the output was held against, whose types set the limits; without one the output's types do
     memory  bytes for reading and for logits; an engine takes what it takes
     A failing engine or a broken output is a problem in the report. Raises UsageError for token ids outside the
     vocabulary, MemoryPlanError, EnvironmentProblem.
     """
-    asked, engine = question.asked, question.engine
-    lost = set() if replay is None else losing(replay)
-    stored = {tensor.dtype for tensor in replay.tensors if len(tensor.shape) > 1} if replay else {source.config.dtype}
-    allowed = limits(source.config, lost, stored, engine)
+    asked, engine, reference = question.asked, question.engine, question.reference
+    if replay is not None:
+        lost, stored = losing(replay), {tensor.dtype for tensor in replay.tensors if len(tensor.shape) > 1}
+    else:
+        stored = {tensor.dtype for tensor in source.source.tensors.values() if len(tensor.shape) > 1}
+        lost = stored - {"float32"} if reference is not None and reference.file is not None else set()
+    if reference is not None:
+        lost |= reference.types(stored)
+    allowed = limits(source.config, lost, stored, engine, reference=reference)
     of_engine = None  # what the engine may add to the reference forward of the output's own weights
     if engine is not None and replay is not None:
         of_engine = limits(source.config, (), stored, engine, "the output")
@@ -101,7 +121,7 @@ def answer(
     sums = np.zeros(3)
     problems: tuple[Problem, ...] = ()
     vocab_size = source.config.vocab_size
-    sides = (2 if engine is None else 1) + (allowed.noise > 0)
+    sides = (2 if engine is None else 1) + (allowed.noise > 0) - (reference is not None and not allowed.noise)
     sides += 0 if of_engine is None else 1 + (of_engine.noise > 0)
     at_once = max(1, memory // 4 // (ROW * (sides + 1) * vocab_size))
     shaken: list[float] = []  # the distance that noise makes at each position
@@ -112,7 +132,12 @@ def answer(
     try:
         with ExitStack() as stack:
             own = stack.enter_context(CheckpointWeights(source, memory // 8 * 3))
-            ours = _Reference(own, source.config, report_read)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
+            plain = _Reference(own, source.config, report_read)
+            ours: _Reference | LogitFiles | Stored = plain
+            if reference is not None:
+                report_read(0, reference.name)
+                ours = reference.logits(asked, vocab_size, folder, timeout)
             noisy = _Reference(own, source.config, report_read, allowed.noise) if allowed.noise else None
             if engine is None:
                 theirs = target()
@@ -122,17 +147,17 @@ def answer(
                         expected=f"vocab_size {vocab_size}", got=f"{theirs.config.vocab_size}",
                     )  # fmt: skip
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
-                other: _Reference | _Files = _Reference(weights, theirs.config, report_read)
+                other: _Reference | LogitFiles = _Reference(weights, theirs.config, report_read)
             else:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
                 report_read(0, engine.name)
                 if of_engine is not None and slots(theirs := target()) == slots(source):
                     weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))
                     middle = _Middle(weights, source.config, report_read, of_engine)
-                other = _asked(engine, question.output, asked, vocab_size, folder, timeout)
+                other = logits_by(engine, question.output, asked, vocab_size, folder / "output", timeout)
             for number, ids in enumerate(asked.windows):
                 our, their = ours.window(ids), other.window(ids)
                 third = None if noisy is None else noisy.window(ids)
+                still = our if third is None or reference is None else plain.window(ids)
                 if middle is not None:
                     middle.window(ids)
                 for start in range(0, len(ids), at_once):
@@ -143,12 +168,13 @@ def answer(
                         apart = middle.apart(start, stop, their(start, stop))
                         positions[-len(apart) :] = map(_beside, positions[-len(apart) :], apart)
                     if third is not None:
-                        shaken += [_distance(s, n) for s, n in zip(our(start, stop), third(start, stop), strict=True)]
+                        shaken += [_distance(s, n) for s, n in zip(still(start, stop), third(start, stop), strict=True)]
     except (CheckFailed, InputError) as error:
         problems = error.problems
     if shaken:
         allowed = allowed.shaken(shaken)
     report = _report(asked, positions, sums, allowed, problems, engine, time.monotonic() - started)
+    report = replace(report, reference=REFERENCE if reference is None else reference.name)
     return report if middle is None or not positions else middle.judged(report)
 
 
@@ -237,49 +263,6 @@ class _Middle:
 
 def _beside(one: PositionCheck, distance: float) -> PositionCheck:
     return replace(one, engine_distance=distance)
-
-
-class _Files:
-    """Logits that an engine wrote, in the order of its windows."""
-
-    def __init__(self, folder: Path, vocab_size: int, engine: str) -> None:
-        self._folder, self._vocab_size, self._engine, self._next = folder, vocab_size, engine, 0
-
-    def window(self, ids: Sequence[int]) -> Rows:
-        path = self._folder / f"{self._next}.npy"
-        self._next += 1
-        try:
-            with path.open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape, order, dtype = np.lib.format.read_array_header_1_0(file)
-                offset = file.tell()
-        except (OSError, ValueError) as error:
-            raise CheckFailed(f"{self._engine} wrote no logits", where=path.name, cause=str(error)[:200]) from None
-        if shape != (len(ids), self._vocab_size) or order or dtype != np.float32:
-            raise CheckFailed(
-                f"{self._engine} returned logits of the wrong shape",
-                expected=f"{len(ids)} tokens × vocab_size {self._vocab_size}",
-                got=" × ".join(map(str, shape)) + f" {dtype}",
-            )
-
-        def rows(start: int, stop: int) -> Array:
-            skip = offset + 4 * start * self._vocab_size
-            got = np.fromfile(path, np.float32, (stop - start) * self._vocab_size, offset=skip)
-            return got.reshape(stop - start, self._vocab_size)
-
-        return rows
-
-
-def _asked(engine: Engine, output: Path, asked: Asked, vocab_size: int, folder: Path, timeout: float) -> _Files:
-    room, need = shutil.disk_usage(folder).free, 4 * vocab_size * sum(map(len, asked.windows))
-    if need > room:
-        raise EnvironmentProblem(
-            "not enough disk space for an engine's logits", where=str(folder), expected=f"{need:,} bytes",
-            got=f"{room:,}",
-            fix="a shorter text, or TMPDIR on another disk",
-        )  # fmt: skip
-    ask(engine, {"model": os.fspath(output), "windows": asked.windows, "out": os.fspath(folder)}, timeout=timeout)
-    return _Files(folder, vocab_size, engine.name)
 
 
 def _compare(

@@ -34,9 +34,15 @@ class Asked:
 
 
 def read_asked(
-    text_or_ids: str | Sequence[int], checkpoint: Checkpoint, output: Path, tokenizer: Path | None = None
+    text_or_ids: str | Sequence[int],
+    checkpoint: Checkpoint,
+    output: Path,
+    tokenizer: Path | None = None,
+    *,
+    whole: bool = False,
 ) -> Asked:
-    """The windows that `text_or_ids` asks for: "1,2,3", "@ids.npy" (rows are windows), "@text.txt", a text, or ids.
+    """The windows that `text_or_ids` asks for: "1,2,3", "@ids.npy" or "ids.npy" (rows are windows), "@text.txt", a
+    text, or ids. whole: a row is one window, however long it is.
 
     The tokenizer: the one given, else that of the source, else that of a folder `output`, else the vocabulary in a GGUF
     `output`, which llama.cpp reads. Raises UsageError, FormatError, TokenizerError, EnvironmentProblem.
@@ -46,8 +52,8 @@ def read_asked(
         rows = [[int(number) for number in text_or_ids]]
     elif IDS.fullmatch(text_or_ids):
         rows = [[int(number) for number in text_or_ids.split(",") if number.strip()]]
-    elif text_or_ids.startswith("@") and text_or_ids.endswith(".npy"):
-        rows = _load(Path(text_or_ids[1:]))
+    elif text_or_ids.endswith(".npy") and (text_or_ids.startswith("@") or Path(text_or_ids).is_file()):
+        rows = _load(Path(text_or_ids.removeprefix("@")))
     else:
         text = _read(Path(text_or_ids[1:])) if text_or_ids.startswith("@") else text_or_ids
         reader, ids = _tokenize(text, checkpoint, output, tokenizer)
@@ -59,7 +65,8 @@ def read_asked(
             "token ids out of range", expected=f"0 to {len(known) - 1}", got=str(strange[:5]),
             cause=f"a tokenizer of another model: {reader}" if reader else "",
         )  # fmt: skip
-    size = min(WINDOW, checkpoint.config.max_position_embeddings)
+    size = checkpoint.config.max_position_embeddings
+    size = max(size, MOST) if whole else min(WINDOW, size)
     windows, room = [], MOST
     for row in rows:
         taken = row[:room]

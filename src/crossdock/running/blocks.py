@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Conversion, Workspace, convert
+from crossdock.codecs.mapping import apply_steps
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
-from crossdock.planning.plan import Plan, TargetTensor
+from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.running.low_rank import Adder
 from crossdock.running.memory import SMALLEST, STRIP
 from crossdock.running.output import PAGE, aligned
@@ -78,6 +79,7 @@ def blocks(
     compiled: bool | None = False,
     most: int | None = None,
     counting: bool = False,
+    claim: Callable[[int], bool] | None = None,
 ) -> Iterator[Block]:
     """The encoded bytes of `tensor`, block by block. A block is valid until the next one is asked for.
 
@@ -86,6 +88,8 @@ def blocks(
 
     most      elements of a block at most, in whole blocks of both codecs; what the share has room for otherwise
     counting  fill in each block's census
+    claim     whether the blocks of strip n are to be made here: asked for every strip, in order, so that several
+              workers can share one tensor (see `shareable`)
     """
     target = codecs.get(tensor.dtype)
     if tensor.data is not None:
@@ -122,7 +126,10 @@ def blocks(
         per_strip = int(share.strip / coding.widest)
         rows = math.lcm(whole, tensor.shape[-1])
     per_block = min(per_block, most or per_block)
-    for low, high in _cuts(0, elements, per_strip, rows if rows <= per_strip else whole, target, tensor.offset):
+    strips = _cuts(0, elements, per_strip, rows if rows <= per_strip else whole, target, tensor.offset)
+    for number, (low, high) in enumerate(strips):
+        if claim is not None and not claim(number):
+            continue
         page = (tensor.offset + encoded_size(target, low)) % PAGE
         strip = share.gathered[0 if coding.changes else page :][: encoded_size(coding.source, high - low)]
         if tensor.zeros:
@@ -134,6 +141,14 @@ def blocks(
             page = (tensor.offset + at) % PAGE
             encoded = share.encoded[page:][: encoded_size(target, stop - start)] if coding.changes else raw
             yield coding(raw, encoded, share, start, at)
+
+
+def shareable(tensor: TargetTensor, share: WorkerBuffers) -> bool:
+    """Whether several workers may make the blocks of `tensor`: large, of strips that can be made by themselves, and
+    whose encoding takes little, since a strip's blocks pass in order."""
+    alone = tensor.data is not None or not tensor.moves or tensor.product is not None or tensor.scale_blocks is not None
+    strided = any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
+    return not alone and tensor.nbytes > 2 * share.block and (codecs.get(tensor.dtype).block == 1 or not strided)
 
 
 def _padding(tensor: TargetTensor, target: Codec, share: WorkerBuffers) -> Iterator[Block]:
@@ -161,6 +176,7 @@ class _Coding:
     source: Codec
     target: Codec
     add: float
+    maps: tuple[MappedRange, ...]
     sum_as_stored: bool
     adder: Adder | None
     division: Divide | None
@@ -177,7 +193,7 @@ class _Coding:
     @property
     def computes(self) -> bool:
         """Whether values are changed, not only their encoding."""
-        return self.add != 0 or self.division is not None or self.adder is not None
+        return bool(self.add or self.maps) or self.division is not None or self.adder is not None
 
     @property
     def widest(self) -> float:
@@ -193,6 +209,8 @@ class _Coding:
                 values = share.values(raw.size // self.source.block_bytes * self.source.block)
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
+                for one in self.maps:
+                    apply_steps(values[max(0, one.start - first) : max(0, one.stop - first)], one.steps)
                 if self.sum_as_stored:
                     self.to_stored(values.view(np.uint8), raw, share.workspace)
                     self.to_values(raw, values.view(np.uint8), share.workspace)
@@ -222,8 +240,9 @@ def _coding(
 ) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.sum_as_stored, adder, division, convert(source, target, compiled),
-        convert(source, float32), convert(float32, target, compiled), convert(float32, source), counting,
+        source, target, tensor.add, tensor.maps, tensor.sum_as_stored, adder, division,
+        convert(source, target, compiled), convert(source, float32), convert(float32, target, compiled),
+        convert(float32, source), counting,
     )  # fmt: skip
 
 

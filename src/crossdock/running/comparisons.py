@@ -58,6 +58,7 @@ class LogitsReport:
     failed    the limits that were broken, as sentences; why: what the limits come from; None: no such limit
     problems  why nothing, or not everything, was compared
     by_engine  the engine against the reference forward of the output's own weights, where rounded weights hide faults
+    reference  what computed the source's: "reference", an engine's name or a file's
     """
 
     ok: bool
@@ -81,6 +82,7 @@ class LogitsReport:
     problems: tuple[Problem, ...]
     seconds: float
     by_engine: EngineCheck | None = None
+    reference: str = "reference"
 
 
 @dataclass(frozen=True, slots=True)

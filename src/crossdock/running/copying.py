@@ -14,15 +14,17 @@ from pathlib import Path
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.error_stats import ErrorStats
 from crossdock.codecs.value_counts import ValueCounts
-from crossdock.planning.plan import Plan
+from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running import equality, hashing
-from crossdock.running.blocks import WorkerBuffers, blocks
+from crossdock.running.blocks import Block, WorkerBuffers, blocks, shareable
 from crossdock.running.engines.engine import Watch
+from crossdock.running.file_hashes import FileHashes, LazyFile
 from crossdock.running.journal import Done
 from crossdock.running.output import OutputFile
 from crossdock.running.reader import Reader
 from crossdock.running.scaling import distance
 
+_PATIENCE = 0.1  # seconds between two looks at whether the run was stopped
 EQUALITY = -1  # the task of comparing what is stored twice; all others are numbers of tensors
 
 
@@ -32,6 +34,7 @@ class CopyJob:
 
     share     bytes of memory for each worker; compiled: as for `codecs.conversion.convert`
     hash      the name of the hash over each tensor's bytes
+    file_hashes  takes every byte that is written in this process, for the hashes of whole files
     """
 
     plan: Plan
@@ -39,6 +42,7 @@ class CopyJob:
     share: int
     compiled: bool | None
     hash: str
+    file_hashes: FileHashes | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Copying]:
@@ -64,6 +68,8 @@ class Copying:
     def __init__(self, job: CopyJob, reader: Reader, files: Sequence[OutputFile]) -> None:
         self.job, self.reader, self.files = job, reader, files
         self._gil_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._begun: dict[int, _Begun] = {}
 
     def worker(self) -> Copier:
         """One thread's."""
@@ -74,6 +80,77 @@ class Copying:
         for file in {self.job.plan.tensors[done.tensor].file for done in results}:
             self.files[file].flush()
 
+    def begin(self, task: int, share: WorkerBuffers) -> _Begun:
+        """Note that a worker makes tensor `task`."""
+        begun = _Begun(task, self.job.plan.tensors[task], self.job.hash, share)
+        with self._lock:
+            self._begun[task] = begun
+        return begun
+
+    def end(self, task: int) -> None:
+        """Note that it is made, or given up."""
+        with self._lock:
+            self._begun.pop(task, None)
+
+    def open_for_all(self) -> _Begun | None:
+        """The first tensor, in the order of the files, of which any worker may make the next strip."""
+        with self._lock:
+            found = [one for one in self._begun.values() if one.shared and not one.claimed]
+        return min(found, key=lambda one: (one.tensor.file, one.tensor.offset), default=None)
+
+
+class _Begun:
+    """A tensor at work: what is gathered about it, block after block in order, whichever worker made the block."""
+
+    def __init__(self, task: int, tensor: TargetTensor, hash_name: str, share: WorkerBuffers) -> None:
+        self.task, self.tensor = task, tensor
+        self.shared = shareable(tensor, share)
+        self.claimed = False  # all of its strips
+        self.position = 0  # bytes that have passed
+        self.digest = hashing.new(hash_name)
+        self.experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
+        self.census = ValueCounts()
+        self.figures = ErrorStats() if tensor.scaled else None
+        self.passed = threading.Condition()
+        self._next = 0
+
+    def claim(self, strip: int) -> bool:
+        """Take the strip, if nobody has."""
+        with self.passed:
+            if strip != self._next:
+                return False
+            self._next += 1
+            return True
+
+    def take(self, block: Block, figures: ErrorStats | None) -> None:
+        """Add a block whose turn it is."""
+        self.digest.update(block.encoded.data)
+        if self.experts is not None:
+            self.experts.update(block.encoded.data)
+        self.census += block.census
+        if self.figures is not None and figures is not None:
+            self.figures += figures
+
+    def await_turn(self, offset: int, watch: Watch) -> bool:
+        """Return when all before byte `offset` has passed; False when the run was stopped."""
+        with self.passed:
+            while self.position != offset:
+                if watch.stopped():
+                    return False
+                self.passed.wait(_PATIENCE)
+        return not watch.stopped()
+
+    def pass_to(self, offset: int) -> None:
+        """Let the block at byte `offset` have its turn."""
+        with self.passed:
+            self.position = offset
+            self.passed.notify_all()
+
+    def done(self) -> Done:
+        """What is known when all has passed."""
+        alike = () if self.experts is None else self.experts.alike()
+        return Done(self.task, self.digest.hexdigest(), self.census, alike, self.figures)
+
 
 class Copier:
     """One thread of it."""
@@ -82,27 +159,55 @@ class Copier:
         self._copying, self._share = copying, share
 
     def __call__(self, task: int, watch: Watch) -> Done | None:
-        """Copy tensor `task`, or compare what is stored twice."""
-        job, reader, share = self._copying.job, self._copying.reader, self._share
+        """Copy tensor `task`, or compare what is stored twice.
+
+        Workers share the first tensor that is not finished, so that the bytes of a file come nearly in order and are
+        hashed from memory; what cannot be shared is made by its own worker alone.
+        """
+        job = self._copying.job
         if task == EQUALITY:
-            equality.check(job.plan, reader, job.share, watch.stopped)
+            equality.check(job.plan, self._copying.reader, job.share, watch.stopped)
             return None
-        tensor = job.plan.tensors[task]
-        target, out = codecs.get(tensor.dtype), self._copying.files[tensor.file]
-        digest = hashing.new(job.hash)
-        experts = hashing.Parts(tensor.nbytes // tensor.experts) if tensor.experts > 1 else None
-        census = ValueCounts()
-        figures = ErrorStats() if tensor.scaled else None
-        for block in blocks(job.plan, tensor, reader, share, job.compiled, counting=True):
-            if watch.stopped():
-                return None
-            digest.update(block.encoded.data)
-            if experts is not None:
-                experts.update(block.encoded.data)
-            out.write(block.encoded, tensor.offset + block.offset)
-            census += block.census
-            if figures is not None:
-                with share.gil_lock:
-                    figures += distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
-            watch.reached(block.offset + block.encoded.size)
-        return Done(task, digest.hexdigest(), census, () if experts is None else experts.alike(), figures)
+        own = self._copying.begin(task, self._share)
+        units = 0
+        try:
+            if not own.shared:
+                units += self._fill(own, watch, units)
+            while own.position < own.tensor.nbytes:
+                if watch.stopped():
+                    return None
+                help_with = self._copying.open_for_all()
+                if help_with is not None:
+                    units += self._fill(help_with, watch, units)
+                elif not own.await_turn(own.tensor.nbytes, watch):
+                    return None
+        finally:
+            self._copying.end(task)
+        return None if watch.stopped() and own.position < own.tensor.nbytes else own.done()
+
+    def _fill(self, begun: _Begun, watch: Watch, units: int) -> int:
+        """Make strips of a tensor until all are claimed; returns the bytes that were made."""
+        job, share, tensor = self._copying.job, self._share, begun.tensor
+        out, target, made = self._copying.files[tensor.file], codecs.get(tensor.dtype), 0
+        hashes = None if job.file_hashes is None else job.file_hashes.files[tensor.file]
+        claim = begun.claim if begun.shared else None
+        with contextlib.closing(LazyFile(job.folder / job.plan.files[tensor.file].name)) as written:
+            strips = blocks(job.plan, tensor, self._copying.reader, share, job.compiled, counting=True, claim=claim)
+            for block in strips:
+                if watch.stopped():
+                    return made
+                out.write(block.encoded, tensor.offset + block.offset)
+                figures = None
+                if begun.figures is not None:
+                    with share.gil_lock:
+                        figures = distance(block.raw, block.source, block.encoded, target, block.scales, precise=True)
+                if not begun.await_turn(block.offset, watch):
+                    return made
+                begun.take(block, figures)
+                if hashes is not None:
+                    hashes.wrote(block.encoded, tensor.offset + block.offset, written.read)
+                begun.pass_to(block.offset + block.encoded.size)
+                made += block.encoded.size
+                watch.reached(units + made)
+        begun.claimed = True
+        return made

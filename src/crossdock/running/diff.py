@@ -19,6 +19,8 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Bytes, Codec, Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
 from crossdock.codecs.error_stats import ErrorStats, compare
+from crossdock.codecs.mapping import apply_steps
+from crossdock.layout.maps import Step, Steps, inverse, shown
 from crossdock.model.config import FIELDS, ModelConfig
 from crossdock.planning.canonical import Slot, canonical_plan, codec_of, slots, stored_as, stored_order
 from crossdock.planning.checkpoint import Checkpoint
@@ -203,6 +205,7 @@ class _Side:
     """One tensor of one plan, and the codec that its blocks come in.
 
     stored  the codec that its values were encoded in, where that is known; `scales` reads what they were divided by
+    steps   from what is stored to the canonical values
     """
 
     plan: Plan
@@ -211,6 +214,7 @@ class _Side:
     codec: Codec
     stored: Codec
     scales: Reader | None = None
+    steps: Steps = ()
 
     @classmethod
     def of(cls, plan: Plan, number: int, reader: Reader, scales: Reader) -> _Side:
@@ -221,7 +225,10 @@ class _Side:
         names = {extent.dtype for extent in used}
         if len(names) == 1 and all(extent.scaling for extent in used) and not tensor.sums:
             return cls(plan, number, reader, codec, codecs.get(names.pop()), scales)
-        return cls(plan, number, reader, codec, codec)
+        if tensor.product is not None or len(names) > 1:
+            return cls(plan, number, reader, codec, codec)
+        steps = (Step("add", tensor.add),) if tensor.add else tensor.maps[0].steps if tensor.maps else ()
+        return cls(plan, number, reader, codec, codecs.get(gathered), None, steps)
 
     @property
     def name(self) -> str:
@@ -230,7 +237,8 @@ class _Side:
     @property
     def kind(self) -> str:
         """How its values are stored, for people."""
-        return self.stored.name + (" × scales" if self.scales else "")
+        how = f" {shown(inverse(self.steps))}" if self.steps else ""
+        return self.stored.name + (" × scales" if self.scales else "") + how
 
     def blocks(self, share: WorkerBuffers, most: int) -> Any:
         tensor = replace(self.plan.tensors[self.number], dtype=self.codec.name)
@@ -266,7 +274,7 @@ def _compare(one: _Side, other: _Side, desk: _Desk, watch: Watch) -> TensorDiff 
                 figures += compare(*values)
                 casts = tuple(
                     cast for cast in casts
-                    if _casts_to(values[1 - cast.into], cast.codec, values[cast.into], scales[cast.into], desk)
+                    if _casts_to(values[1 - cast.into], cast, values[cast.into], scales[cast.into], desk)
                 )  # fmt: skip
         done += size
         watch.reached(done)
@@ -281,10 +289,14 @@ def _compare(one: _Side, other: _Side, desk: _Desk, watch: Watch) -> TensorDiff 
 
 @dataclass(frozen=True, slots=True)
 class _Cast:
-    """A cast that may explain a difference: the other side's values encoded in `codec` of side `into` (0 or 1)."""
+    """A cast that may explain a difference: the other side's values as side `into` (0 or 1) stores them.
+
+    codec  its codec; steps: from its stored values to the canonical ones
+    """
 
     into: int
     codec: Codec
+    steps: Steps
     text: str
 
 
@@ -292,20 +304,29 @@ def _casts(a: _Side, b: _Side) -> tuple[_Cast, ...]:
     """Each into the other's, unless both are of one kind."""
     if a.kind == b.kind and a.scales is None:
         return ()
-    ways = (_Cast(1, b.stored, f"{a.kind} → {b.kind}"), _Cast(0, a.stored, f"{b.kind} → {a.kind}"))
+    ways = (
+        _Cast(1, b.stored, b.steps, f"{a.kind} → {b.kind}"),
+        _Cast(0, a.stored, a.steps, f"{b.kind} → {a.kind}"),
+    )
     return tuple(cast for cast in ways if cast.codec.encodes)
 
 
-def _casts_to(values: Values, codec: Codec, wanted: Values, scales: Values | None, desk: _Desk) -> bool:
-    """Whether `values`, divided by `scales`, encoded and decoded again, are the values `wanted`, bit for bit."""
+def _casts_to(values: Values, how: _Cast, wanted: Values, scales: Values | None, desk: _Desk) -> bool:
+    """Whether `values`, mapped, divided by `scales`, encoded, and all that back, are `wanted`, bit for bit."""
+    codec = how.codec
     room, cast = desk.encoded[: encoded_size(codec, values.size)], desk.values[2, : values.size]
     with np.errstate(all="ignore"):
+        if how.steps:
+            cast[:] = values
+            apply_steps(cast, inverse(how.steps))
+            values = cast
         if scales is not None:
             values = np.divide(values, scales, out=cast)
         convert(codecs.get("float32"), codec, compiled=False)(values.view(np.uint8), room, desk.workspace)
         _decoded(codec, room, cast, desk.workspace)
         if scales is not None:
             cast *= scales
+        apply_steps(cast, how.steps)
     return np.array_equal(cast.view(np.uint32), wanted.view(np.uint32))
 
 

@@ -1,48 +1,76 @@
-"""The manifest beside an output: which tool made it from which files, and every tensor with its hash and sources."""
+"""The manifest beside an output: what was written, from what, with a hash of every file and of every tensor.
+
+`docs/manifest.md` describes its keys. It holds no time, no path of the machine and nothing of the order of work: equal
+runs write equal manifests, on any machine. `read_manifest` also reads version 1, which had no hashes of files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
+from crossdock.errors import FormatError, InputError
+from crossdock.formats.stored import SourceFile
+from crossdock.io.files import head_of, read_exact, reading, size_of
+from crossdock.io.json import JsonLimits, parse_json
 from crossdock.planning.plan import Plan
-from crossdock.running.results import TensorResult
+from crossdock.running.results import FileResult, TensorResult
 from crossdock.version import VERSION
+
+SCHEMA: Final = 2
+SUFFIX: Final = ".manifest.json"
+_LIMITS: Final = JsonLimits(200_000, 4, 50_000_000)
+_LARGEST: Final = 1 << 30
+_HASHED: Final = 128 << 20  # bytes up to which a tokenizer's file is hashed; a GGUF that brings one along is a model
+_ABSOLUTE: Final = re.compile(r"(?<![\w.~:/])/(?:[^\s/:,;()'\"]+/)+")
 
 
 def manifest_path(output: Path) -> Path:
     """`OUT.manifest.json`, beside OUT."""
-    return output.with_name(f"{output.name}.manifest.json")
+    return output.with_name(f"{output.name}{SUFFIX}")
 
 
-def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], hash_name: str) -> bytes:
-    """The manifest as JSON. Holds no time of its own: equal runs write equal manifests."""
+def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], files: Sequence[FileResult], hash_name: str) -> bytes:
+    """The manifest as JSON. `files`: every file of the output under its final name. Raises InputError, OSError."""
+    base = plan.source_root if plan.source_root.is_dir() else plan.source_root.parent
     document: dict[str, Any] = {
+        "manifest": SCHEMA,
         "crossdock": VERSION,
         "plan": plan.digest,
         "hash": hash_name,
         "source": {
             "format": plan.source_format,
-            "root": str(plan.source_root),
-            "files": [{"path": str(f.path), "bytes": f.size, "mtime_ns": f.mtime_ns} for f in plan.sources],
+            "iteration": plan.iteration,
+            "files": [{"path": _relative(f.path, base), "bytes": f.size} for f in plan.sources],
+        },
+        "tokenizer": None
+        if not plan.tokenizer
+        else {
+            "from": plan.tokenizer_from,
+            "files": [{"name": f.path.name, "bytes": f.size, "sha256": _sha256_of(f)} for f in plan.tokenizer],
         },
         "target": {
             "format": plan.target_format,
-            "files": [{"name": f.name, "bytes": f.size} for f in plan.files],
+            "single_file": plan.single_file,
+            "files": [{"name": f.name, "bytes": f.nbytes, "sha256": f.sha256} for f in files],
         },
         "config": plan.described.config.as_dict(),
-        "origins": dict(plan.described.origins),
-        "warnings": list(plan.warnings),
-        "ignored": dict(plan.ignored),
+        "origins": {name: _without_places(text, base) for name, text in plan.described.origins.items()},
+        "warnings": [_without_places(text, base) for text in plan.warnings],
+        "ignored": {name: _without_places(text, base) for name, text in plan.ignored.items()},
         "tensors": [
             {
                 "name": t.name,
                 "file": t.file,
+                "offset": planned.offset,
+                "bytes": t.nbytes,
                 "dtype": t.dtype,
                 "shape": list(t.shape),
-                "bytes": t.nbytes,
                 hash_name: t.hash,
                 "from": list(planned.sources),
                 "holds": list(planned.of),
@@ -65,3 +93,142 @@ def _found(tensor: TensorResult) -> dict[str, Any]:
         counts["error"] = {name: float(f"{value:.6g}") for name, value in named.items()}
     counts |= {"all_zero": census.all_zero and census.elements > 0, "equal_experts": tensor.alike}
     return {name: value for name, value in counts.items() if value}
+
+
+def _relative(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+
+
+def _without_places(text: str, base: Path) -> str:
+    """A sentence without the folders of this machine: paths below the source from there on, others by their names."""
+    return _ABSOLUTE.sub("", text.replace(f"{base}/", ""))
+
+
+def _sha256_of(file: SourceFile) -> str | None:
+    if file.size > _HASHED:
+        return None
+    with reading(file.path) as fd:
+        if size_of(fd) != file.size:
+            raise InputError("the tokenizer changed while the model was written", where=str(file.path))
+        return hashlib.sha256(read_exact(fd, 0, file.size, str(file.path))).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """A file of the output as the manifest has it. sha256: "" where the manifest has none (version 1, a large
+    tokenizer)."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestTensor:
+    """A tensor as the manifest has it. offset: its first byte in `file`; None in version 1. hash: hexadecimal."""
+
+    name: str
+    file: str
+    offset: int | None
+    nbytes: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest that was read.
+
+    version    of its schema; format: of the output; single_file: OUT is the file
+    hash       the name of the tensors' hash: "xxh3" or "sha256"
+    tokenizer  files of the tokenizer that the output was made with
+    iteration  of the training, where the source says it
+    """
+
+    version: int
+    format: str
+    single_file: bool
+    hash: str
+    files: tuple[ManifestFile, ...]
+    tensors: tuple[ManifestTensor, ...]
+    tokenizer: tuple[ManifestFile, ...] = ()
+    tokenizer_from: str = ""
+    iteration: int | None = None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file. Raises NotACheckpointError (no such file), FormatError, EnvironmentProblem."""
+    with reading(path) as fd:
+        if size_of(fd) > _LARGEST:
+            raise FormatError("too large for a manifest", where=str(path), expected=f"at most {_LARGEST:,} bytes")
+        data = read_exact(fd, 0, size_of(fd), str(path))
+    try:
+        document = parse_json(data, _LIMITS)
+        return _parsed(document)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise FormatError(
+            f"not a manifest of crossdock: {what}", where=str(path), cause="a truncated or edited file"
+        ) from None
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a path is a manifest by its name and its first bytes. Never raises."""
+    try:
+        return path.name.endswith(SUFFIX) and path.is_file() and head_of(path, 1) == b"{"
+    except (OSError, InputError):
+        return False
+
+
+def _parsed(document: Any) -> Manifest:
+    version = document.get("manifest", 1) if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:
+        raise ValueError("it is not an object with a version")
+    if version > SCHEMA:
+        raise ValueError(f"its version is {version}, this crossdock reads 1 and {SCHEMA}")
+    target, hash_name = document["target"], _text(document["hash"])
+    if hash_name not in ("xxh3", "sha256"):
+        raise ValueError(f"unknown hash {hash_name!r}")
+    files = tuple(_file(one, version) for one in target["files"])
+    single = target["single_file"] if version > 1 else _text(target["format"]).startswith("gguf")
+    tokenizer = document.get("tokenizer") or {}
+    iteration = document["source"].get("iteration")
+    tensors = tuple(
+        ManifestTensor(
+            _text(one["name"]), _text(one["file"]), _count(one["offset"]) if version > 1 else None,
+            _count(one["bytes"]), _text(one[hash_name]),
+        )
+        for one in document["tensors"]
+    )  # fmt: skip
+    if len({file.name for file in files}) != len(files) or not files:
+        raise ValueError("it names no file, or one of them twice")
+    if not {one.file for one in tensors} <= {file.name for file in files} or (single and len(files) != 1):
+        raise ValueError("its tensors are in files that it does not name")
+    return Manifest(
+        version, _text(target["format"]), bool(single), hash_name, files, tensors,
+        tuple(_file(one, version, tokenizer=True) for one in tokenizer.get("files", ())),
+        str(tokenizer.get("from", "")), iteration if type(iteration) is int else None,
+    )  # fmt: skip
+
+
+def _file(entry: Mapping[str, Any], version: int, *, tokenizer: bool = False) -> ManifestFile:
+    name = _text(entry["name"])
+    if not name or "\0" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & set(name.split("/")):
+        raise ValueError(f"{name!r} is not a name inside the output")
+    sha256 = entry["sha256"] if version > 1 else None
+    if sha256 is None and (version == 1 or tokenizer):
+        return ManifestFile(name, _count(entry["bytes"]), "")
+    if not re.fullmatch("[0-9a-f]{64}", _text(sha256)):
+        raise ValueError(f"the sha256 of {name!r} is not 64 hexadecimal digits")
+    return ManifestFile(name, _count(entry["bytes"]), str(sha256))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text"[:200])
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a number of bytes"[:200])
+    return value

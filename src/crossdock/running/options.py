@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,28 @@ class RunOptions:
         "threads", _engine, "Engine that runs the plan.", "NAME", heading="Running", choices=registry.names
     )
     progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(RunOptions):
+    """What an output is held against beside its tensors and keys.
+
+    tokens         also compare llama.cpp's token ids of hard texts with the source's tokenizer's
+    logits         a text, "@file", or token ids ("1,2,3", numbers, a .npy file): also compare what both compute on it
+    logits_engine  "llama.cpp", "transformers" or "onnxruntime" computes the output's side; None: the reference forward
+    reference      who computes the source's side instead of the reference forward: an engine that reads the source, or
+                   a .npy file, float [windows, tokens, vocab_size], of what the training program computed
+    strict         a part that is held against nothing, and what the user said against the source's own configuration,
+                   is a failure
+    report         a file to write: the outcome as one page of HTML that needs nothing else
+    """
+
+    tokens: bool = False
+    logits: str | Sequence[int] | None = None
+    logits_engine: str | None = None
+    reference: str | os.PathLike[str] | None = None
+    strict: bool = False
+    report: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ byte where O_DIRECT is refused, goes through the cache. Nothing here knows what 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -70,18 +71,23 @@ class OutputFile:
             view, offset = view[low:], offset + low
         self._write_cached(view, offset)
 
-    def copy(self, source: SourceFile) -> None:
-        """Fill the file from another one. Raises InputError when that is no longer what it was."""
-        offset = 0
+    def copy(self, source: SourceFile) -> str:
+        """Fill the file from another one; returns the sha256 of its bytes.
+
+        Raises InputError when that is no longer what it was.
+        """
+        offset, digest = 0, hashlib.sha256()
         fd = source.open()
         try:
             while chunk := os.pread(fd, _COPY, offset):
+                digest.update(chunk)
                 self.write(np.frombuffer(chunk, np.uint8), offset)
                 offset += len(chunk)
         finally:
             os.close(fd)
         if offset != source.size:
             raise InputError("the file changed while it was copied", where=str(source.path))
+        return digest.hexdigest()
 
     def flush(self) -> None:
         """Return when all that was written is on the disk."""

@@ -6,37 +6,41 @@ Nothing here reads or writes tensor bytes.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from crossdock.io.system import exchange, flush_folder
 from crossdock.planning.plan import Plan
+from crossdock.running.destination import REPLACED, Contents, Owned
 from crossdock.running.journal import MANIFEST, NAME, Done, Journal
-from crossdock.running.manifest import manifest_path
+from crossdock.running.manifest import SUFFIX, manifest_path
 from crossdock.running.partial import write_new
 from crossdock.running.recheck import demand_intact
 
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
-
 
 def put_in_place(plan: Plan, partial: Path, output: Path, manifest: bytes) -> None:
-    """Rename the whole, flushed `partial` to `output`, its manifest beside it. What was there goes when it is."""
+    """Rename the whole, flushed `partial` to `output`, its manifest beside it. A model that was there goes when it is;
+    what else was in its folder is moved into the new one.
+
+    Raises OSError. What can fail for want of room is done before the first rename.
+    """
     write_new(partial / MANIFEST, manifest)
-    _flush(partial)
+    write_new(_staged(output), manifest)
+    flush_folder(partial)
     if plan.single_file:
         os.replace(partial / plan.files[0].name, output)
+    elif not output.exists():
+        os.rename(partial, output)
     else:
         old = _replaced(output)
-        if output.exists():
-            shutil.rmtree(old, ignore_errors=True)  # left by a kill after its successor was in place
-            if not exchange(partial, output):
-                os.rename(output, old)
-                os.rename(partial, output)
-        else:
+        _clear(plan, old, output)  # left by a kill after its successor was in place
+        if not exchange(partial, output):
+            os.rename(output, old)
             os.rename(partial, output)
-    _flush(output.parent)
+    flush_folder(output.parent)
     _tidy(plan, partial, output)
 
 
@@ -70,45 +74,45 @@ def end_placement(plan: Plan, partial: Path, output: Path, hash_name: str) -> Ma
     return journal
 
 
-def exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step, so that at no time either is missing; False where that cannot be done.
-
-    Linux's renameat2 with RENAME_EXCHANGE, which most of its file systems have.
-    """
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    return bool(renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
-
-
 def _tidy(plan: Plan, partial: Path, output: Path) -> None:
     """What follows the rename. The private copy of the manifest goes last, so that a kill in between is seen."""
-    folder = partial if plan.single_file else output
-    staged = output.with_name(f"{output.name}.manifest.json.new")
-    write_new(staged, (folder / MANIFEST).read_bytes())
-    os.replace(staged, manifest_path(output))
-    if plan.single_file:
-        _flush(output.parent)
-        (folder / MANIFEST).unlink()
-        shutil.rmtree(partial)
-    else:
+    folder, staged = partial if plan.single_file else output, _staged(output)
+    if not plan.single_file:
         if partial.exists() and not (partial / NAME).exists():
             os.rename(partial, _replaced(output))  # what was there, exchanged for the new one
-        shutil.rmtree(_replaced(output), ignore_errors=True)
-        _flush(output.parent)
-        (folder / MANIFEST).unlink()
+        _clear(plan, _replaced(output), output)  # while the old manifest is there, which says what was the model's
+    if not staged.exists():  # a kill came after it was put in its place, or somebody removed it
+        write_new(staged, (folder / MANIFEST).read_bytes())
+    os.replace(staged, manifest_path(output))
+    flush_folder(output.parent)
+    (folder / MANIFEST).unlink()
+    if plan.single_file:
+        shutil.rmtree(partial)
+    else:
         (folder / NAME).unlink()
-    _flush(output.parent)
+    flush_folder(output.parent)
+
+
+def _clear(plan: Plan, old: Path, output: Path) -> None:
+    """Remove the model in the folder `old`, and move what else is in it to `output`; what cannot be moved stays."""
+    if not old.is_dir() or old.is_symlink():
+        return
+    found = Contents.of(old, Owned.by(plan, output))
+    for name in found.kept:
+        to = output / name
+        if not to.exists() and not to.is_symlink():
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(old / name, to)
+    for name in found.own:
+        (old / name).unlink()
+    for folder, _, _ in os.walk(old, topdown=False):
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(folder)
+
+
+def _staged(output: Path) -> Path:
+    return output.with_name(f"{output.name}{SUFFIX}.new")
 
 
 def _replaced(output: Path) -> Path:
-    return output.with_name(f"{output.name}.crossdock-replaced")
-
-
-def _flush(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    return output.with_name(output.name + REPLACED)

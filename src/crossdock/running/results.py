@@ -30,9 +30,22 @@ class TensorResult:
     figures: ErrorStats | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """One file of the output, under its final name (below OUT where that is a folder). sha256: hexadecimal."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did. written and resumed count tensors."""
+    """What a run did. written and resumed count tensors.
+
+    files  every file of the output
+    kept   what was in the output's folder besides a model, and still is
+    """
 
     output: Path
     manifest: Path
@@ -42,6 +55,8 @@ class RunReport:
     resumed: int
     tensors: tuple[TensorResult, ...]
     warnings: tuple[str, ...]
+    files: tuple[FileResult, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def clamped(plan: Plan, tensors: Sequence[TensorResult]) -> list[str]:

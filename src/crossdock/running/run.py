@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem, UsageError
+from crossdock.errors import CheckFailed, EnvironmentProblem, InputError, PlanError, Problem
 from crossdock.formats.stored import SourceFile
 from crossdock.planning.plan import Plan
 from crossdock.running import low_rank
 from crossdock.running.copying import EQUALITY, CopyJob, opened_files
+from crossdock.running.destination import check_destination, check_name, destination
 from crossdock.running.engines.registry import engine
+from crossdock.running.file_hashes import FileHashes
 from crossdock.running.journal import Done, Journal
 from crossdock.running.manifest import manifest_bytes, manifest_path
 from crossdock.running.memory import compiled_for, share_of, workers_for
@@ -30,15 +32,15 @@ from crossdock.running.options import WriteOptions
 from crossdock.running.publish import end_placement, put_in_place
 from crossdock.running.reader import Reader
 from crossdock.running.recheck import intact
-from crossdock.running.results import RunReport, TensorResult, clamped, repeated
+from crossdock.running.results import FileResult, RunReport, TensorResult, clamped, repeated
 
 
 def run(
     plan: Plan,
-    output: Path,
+    output: str | os.PathLike[str],
     options: WriteOptions | None = None,
 ) -> RunReport:
-    """Write `plan` to `output`.
+    """Write `plan` to `output`; see `running.destination` for what the path means and what is replaced.
 
     Raises UsageError (output exists, unfinished output of another plan), MemoryPlanError, EnvironmentProblem (disk),
     PlanError (what is stored twice differs), FormatError (a blob is not what its index said), CheckFailed (`fail_on`),
@@ -47,34 +49,49 @@ def run(
     started = time.monotonic()
     options = options or WriteOptions()
     share_of(options.memory, options.workers or workers_for(options.memory))
-    output = Path(os.path.abspath(output))
+    output = Path(os.path.abspath(destination(plan, output)))
     partial = output.with_name(output.name + ".partial")
+    place = output
+    check_name(output)
     try:
         placed = end_placement(plan, partial, output, options.hash)
-        if placed is None:
-            _check_output(plan, output, options.force)
-            _check_disk(plan, output, partial)
-    except OSError as error:
-        raise _disk_problem(error, output) from error
-    if placed is not None:
-        return _report(plan, output, placed, len(plan.tensors), started)
-    journal = Journal.open(partial, plan, options.hash, options.force)
-    try:
-        intact_tensors, rewritten = intact(plan, partial, journal.finished, options.hash)
-        finished = _written(plan, journal, intact_tensors, options)
-        _check_sources(plan)
-        report = _report(plan, output, finished, len(intact_tensors), started, rewritten)
-        _check_findings(plan, report.tensors, options.fail_on)
-        _check_output(plan, output, options.force)  # again: it may have come meanwhile
-        put_in_place(plan, partial, output, manifest_bytes(plan, report.tensors, options.hash))
+        if placed is not None:
+            return _report(plan, output, placed, len(plan.tensors), started)
+        check_destination(plan, output, force=options.force)
+        _check_disk(plan, output, partial)
+        place = partial
+        with contextlib.closing(Journal.open(partial, plan, options.hash, options.force)) as journal:
+            return _run(plan, output, journal, options, started)
     except PlanError:
         shutil.rmtree(partial)  # tensors assumed tied differ: the partial output is worthless
         raise
+    except BrokenPipeError:
+        raise  # of who called: `progress` writes somewhere
     except OSError as error:
-        raise _disk_problem(error, partial) from error
-    finally:
-        journal.close()
-    return replace(report, seconds=time.monotonic() - started)
+        raise _disk_problem(error, place if os.path.exists(place) else output) from error
+
+
+def _run(plan: Plan, output: Path, journal: Journal, options: WriteOptions, started: float) -> RunReport:
+    partial = journal.folder
+    intact_tensors, rewritten = intact(plan, partial, journal.finished, options.hash)
+    finished, hashes = _written(plan, journal, intact_tensors, options)
+    _check_sources(plan)
+    report = _report(plan, output, finished, len(intact_tensors), started, rewritten)
+    report = replace(report, files=_files(plan, output, hashes))
+    _check_findings(plan, report.tensors, options.fail_on)
+    kept = check_destination(plan, output, force=options.force)  # again: it may have come meanwhile
+    put_in_place(plan, partial, output, manifest_bytes(plan, report.tensors, report.files, options.hash))
+    return replace(report, kept=kept, seconds=time.monotonic() - started)
+
+
+def _files(plan: Plan, output: Path, hashes: Mapping[int, str]) -> tuple[FileResult, ...]:
+    return tuple(
+        FileResult(_final_name(plan, index, output), file.size, hashes[index]) for index, file in enumerate(plan.files)
+    )
+
+
+def _final_name(plan: Plan, file: int, output: Path) -> str:
+    return output.name if plan.single_file else plan.files[file].name
 
 
 def _report(
@@ -85,7 +102,7 @@ def _report(
     started: float,
     rewritten: Sequence[str] = (),
 ) -> RunReport:
-    tensors = tuple(_result(plan, finished[i]) for i in range(len(plan.tensors)))
+    tensors = tuple(_result(plan, finished[i], output) for i in range(len(plan.tensors)))
     return RunReport(
         output, manifest_path(output), plan.nbytes, time.monotonic() - started, len(tensors) - resumed, resumed,
         tensors, (*plan.warnings, *rewritten, *clamped(plan, tensors), *repeated(plan, tensors)),
@@ -97,13 +114,18 @@ def _written(
     journal: Journal,
     intact_tensors: Mapping[int, Done],
     options: WriteOptions,
-) -> Mapping[int, Done]:
-    """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled."""
+) -> tuple[Mapping[int, Done], Mapping[int, str]]:
+    """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled.
+
+    Returns the tensors, and the sha256 of every file.
+    """
     finished = dict(intact_tensors)
+    hashes, file_hashes = {}, FileHashes(plan)
     with contextlib.ExitStack() as stack:
-        for out, file in zip(opened_files(stack, plan, journal.folder, make=True), plan.files, strict=True):
+        for index, out in enumerate(opened_files(stack, plan, journal.folder, make=True)):
+            file = plan.files[index]
             if file.copy_of is not None:
-                out.copy(file.copy_of)
+                hashes[index] = out.copy(file.copy_of)
             else:
                 out.write(np.frombuffer(file.header, np.uint8), 0)
     with Reader(plan) as reader:
@@ -121,48 +143,16 @@ def _written(
 
     workers = options.workers or workers_for(options.memory)
     share = share_of(options.memory, workers)
-    job = CopyJob(plan, journal.folder, share, compiled_for(plan, options.memory), options.hash)
+    job = CopyJob(plan, journal.folder, share, compiled_for(plan, options.memory), options.hash, file_hashes)
+    for number in intact_tensors:
+        file_hashes.leave(plan.tensors[number])
     engine(options.engine).work(
         job, tasks, workers=workers, done=done, progress=lambda units: report(before + units, total, "")
     )
     with contextlib.ExitStack() as stack:
         for out in opened_files(stack, plan, journal.folder):
             out.flush()
-    return finished
-
-
-def _check_output(plan: Plan, output: Path, force: bool) -> None:
-    """Refuse an output that is, holds or would replace what is read, or that nobody can mean to be replaced."""
-    read = [plan.source_root, *(f.path for f in plan.sources), *(f.copy_of.path for f in plan.files if f.copy_of)]
-    inputs = {Path(at(path)) for path in read for at in (os.path.abspath, os.path.realpath)}
-    holds = not plan.single_file and any({output, output.resolve()} & set(path.parents) for path in inputs)
-    if holds or {output, output.resolve()} & inputs:
-        raise UsageError("the output would overwrite the source", where=str(output), fix="choose another --output")
-    other = "choose another --output"
-    root = Path(os.path.realpath(plan.source_root))
-    if root.is_dir() and root in Path(os.path.realpath(output)).parents:
-        raise UsageError(
-            "the output would lie inside the source", where=str(output), got=f"a source of {root}", fix=other
-        )
-    if not output.is_symlink() and not output.exists():
-        return
-    if not force:
-        raise UsageError("the output exists", where=str(output), fix=f"{other}, or --force to replace it when done")
-    if output.exists() and not output.is_dir() and not output.is_file():
-        raise UsageError("the output is a device or a pipe, which a file cannot replace", where=str(output), fix=other)
-    if output.is_dir() == plan.single_file:
-        here, made = ("a folder", "a file") if output.is_dir() else ("a file", "a folder")
-        raise UsageError(f"this is {here}, which --force does not replace with {made}", where=str(output), fix=other)
-    if output.is_dir() and next(output.iterdir(), None) and not _is_a_models(output):
-        raise UsageError(
-            "--force refuses: this folder does not look like an exported model", where=str(output),
-            expected=f"a config.json in it, or {manifest_path(output).name} beside it",
-            fix=f"{other}, or remove the folder yourself",
-        )  # fmt: skip
-
-
-def _is_a_models(folder: Path) -> bool:
-    return (folder / "config.json").exists() or manifest_path(folder).exists()
+    return finished, hashes | file_hashes.finish(plan, journal.folder)
 
 
 def _check_disk(plan: Plan, output: Path, partial: Path) -> None:
@@ -191,9 +181,9 @@ def _check_sources(plan: Plan) -> None:
         raise InputError(changed)
 
 
-def _result(plan: Plan, done: Done) -> TensorResult:
+def _result(plan: Plan, done: Done, output: Path) -> TensorResult:
     tensor = plan.tensors[done.tensor]
-    file = plan.files[tensor.file].name
+    file = _final_name(plan, tensor.file, output)
     return TensorResult(
         tensor.name, file, tensor.dtype, tensor.shape, tensor.nbytes, done.hash, done.census, done.alike, done.figures
     )

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from crossdock.formats.stored import Source
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan
 from crossdock.running.blocks import WorkerBuffers, blocks
+from crossdock.running.checked import Checked, tokenizer_checked
 from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.engines.engine import Watch
 from crossdock.running.engines.registry import engine
@@ -60,7 +61,10 @@ class TensorCheck:
 class VerifyReport:
     """The outcome. problems: what is wrong beside tensor bytes, such as configuration keys and copied files.
 
+    ok        nothing that was compared differs; under `strict` also: everything was compared, nothing is unproven
     logits, tokens  what came of comparing logits and token ids, where that was asked for
+    checked   what was held against what; unchecked: the parts that were held against nothing
+    unproven  what the user said against the source's own configuration: the comparison takes it for granted
     """
 
     ok: bool
@@ -70,6 +74,16 @@ class VerifyReport:
     seconds: float
     logits: LogitsReport | None = None
     tokens: TokensReport | None = None
+    checked: Checked = field(default_factory=Checked)
+    unchecked: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Literal["verified", "not equal", "not proven"]:
+        """One word: `not proven` where nothing differs and `strict` asked for more than was compared."""
+        wrong = bool(self.problems) or any(one.status != "equal" for one in self.tensors)
+        wrong = wrong or any(one is not None and not one.ok for one in (self.logits, self.tokens))
+        return "verified" if self.ok else "not equal" if wrong else "not proven"
 
 
 def verify_plan(plan: Plan, output: Source, facts: Mapping[str, Any], options: RunOptions) -> VerifyReport:
@@ -108,7 +122,8 @@ def verify_plan(plan: Plan, output: Source, facts: Mapping[str, Any], options: R
     unexpected = tuple(check for check in checks.values() if check.status == "unexpected")
     ordered = tuple(checks[plan.shown(tensor)] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
-    return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started)
+    checked = Checked("bytes", "keys", tokenizer_checked(plan, output, facts))
+    return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started, checked=checked)
 
 
 @dataclass(frozen=True)
@@ -234,9 +249,11 @@ def _wrong_copies(plan: Plan, output: Source) -> list[Problem]:
 
 
 def _wrong_text(plan: Plan, file: TargetFile, there: Path) -> list[Problem]:
-    """A small JSON file that the plan writes whole, such as generation_config.json."""
-    if len(file.header) != file.size or not file.name.endswith(".json"):
+    """A small file that the plan writes whole: JSON, such as generation_config.json, by its keys, others by bytes."""
+    if len(file.header) != file.size or plan.single_file or file.name.endswith(".safetensors"):
         return []
+    if not file.name.endswith(".json"):
+        return _wrong_bytes(file, there)
     wanted = json.loads(file.header)
     if plan.facts.keys() <= wanted.keys() or "weight_map" in wanted:
         return []  # asked key by key; followed when the output was opened
@@ -251,3 +268,11 @@ def _wrong_text(plan: Plan, file: TargetFile, there: Path) -> list[Problem]:
                 got=short(found.get(key), 100))
         for key in keys
     ]  # fmt: skip
+
+
+def _wrong_bytes(file: TargetFile, there: Path) -> list[Problem]:
+    try:
+        equal = there.stat().st_size == file.size and there.read_bytes() == file.header
+    except OSError as error:
+        return [Problem(f"cannot be compared: {error.strerror}", where=str(there), fix="export again with --force")]
+    return [] if equal else [Problem("differs from what the source gives", where=str(there))]

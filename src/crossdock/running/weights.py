@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import Values, encoded_size
 from crossdock.codecs.conversion import Workspace, convert
+from crossdock.codecs.mapping import apply_steps
 from crossdock.planning.canonical import canonical_plan, slots
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.running.blocks import WorkerBuffers
@@ -91,6 +92,8 @@ class CheckpointWeights:
             decode(raw, out[low - start : high - start].view(np.uint8), self._workspace)
         if tensor.add:
             out += np.float32(tensor.add)
+        for one in tensor.maps:
+            apply_steps(out[max(0, one.start - start) : max(0, one.stop - start)], one.steps)
         if tensor.product is not None:
             Adder(self._plan, tensor.product, self._reader, self._share.block)(out, start)
         return out

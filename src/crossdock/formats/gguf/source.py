@@ -10,11 +10,13 @@ import numpy as np
 
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError
 from crossdock.formats.gguf.container import GgufFile, read_header, read_split
+from crossdock.formats.gguf.rope_factors import NAMES
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 from crossdock.io.files import head_of
 
 TOKENS = "tokenizer.ggml.tokens"  # a file that has them brings its vocabulary along
 _MOST_LAYERS = 100_000
+_MOST_FACTORS = 4096  # of pairs in a head
 _KEPT = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id")
 
 
@@ -56,7 +58,7 @@ def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
         root=path,
         files=tuple(SourceFile.of(part.path) for part in parts),
         tensors=tensors,
-        metadata=_keys(metadata, arch),
+        metadata=_keys(metadata, arch) | _factors(parts),
         metadata_at=str(path),
         notes=_notes(metadata, len(parts), parts[0].version),
         companion_files=(parts[0].path,) if TOKENS in metadata else (),
@@ -72,6 +74,19 @@ def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
             out[key[len(arch) + 1 :].replace(".", "_").replace("-", "_")] = value.tolist() if short else _meant(value)
         elif key == "general.architecture" or key in _KEPT:
             out[key.replace(".", "_")] = value
+    return out
+
+
+def _factors(parts: tuple[GgufFile, ...]) -> dict[str, list[float]]:
+    """longrope's lists, which other formats have in their configuration, under the names of their tensors."""
+    out = {}
+    for part in parts:
+        for tensor in part.tensors:
+            if tensor.name in NAMES and tensor.codec == "float32" and tensor.nbytes <= 4 * _MOST_FACTORS:
+                with part.path.open("rb") as file:
+                    file.seek(tensor.offset)
+                    values = np.frombuffer(file.read(tensor.nbytes), "<f4")
+                out[tensor.name.removesuffix(".weight")] = [_meant(float(value)) for value in values]
     return out
 
 

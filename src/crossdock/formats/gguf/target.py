@@ -18,7 +18,7 @@ from crossdock.formats.companions import tokenizer_at
 from crossdock.formats.gguf.container import header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.options import GgufOptions
-from crossdock.formats.gguf.rope_factors import llama3_factors
+from crossdock.formats.gguf.rope_factors import factors
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 
@@ -52,12 +52,11 @@ class GgufTarget(Target[GgufOptions]):
         return [_encoding(one, mixed.get(one.name, asked or one.dtype), found) for one in tensors]
 
     def extra(self, tensors: Sequence[TensorSpec], found: Findings) -> Sequence[tuple[TensorSpec, bytes]]:
-        """`rope_freqs.weight` for Llama 3.1 rope scaling."""
-        config = found.config
-        if config.rope_type != "llama3":
-            return ()
-        factors = llama3_factors(config)
-        return ((TensorSpec("rope_freqs.weight", factors.shape, "float32"), factors.tobytes()),)
+        """The divisors of frequencies for Llama 3.1 rope scaling and for longrope."""
+        return [
+            (TensorSpec(name, values.shape, "float32"), values.tobytes())
+            for name, values in factors(found.config).items()
+        ]
 
     def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """Header with configuration and tokenizer, then the tensors at multiples of 32 bytes."""

@@ -1,7 +1,9 @@
 """config.json of both generations: read into one set of flat keys, written so that either understands it.
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
-The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor.
+The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
+differs by layer type, those of full attention, and with sliding_ before them those of sliding layers. A family that
+transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -12,10 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
+from crossdock.formats.hf.composite import text_config
 from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
+# where rope differs by layer type: the type -> what its flat keys begin with
+PREFIXES: Mapping[str, str] = {"full_attention": "", "sliding_attention": "sliding_"}
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
@@ -33,11 +38,8 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The keys of either generation in flat form; others as they are. Raises ConfigError for what contradicts."""
+    config = text_config(config)
     _agreeing(config, where)
-    if "text_config" in config and "num_hidden_layers" not in config and "n_layer" not in config:
-        raise ConfigError(
-            "this is a multimodal model; crossdock delivers text models", where=where, got="a text_config"
-        )
     out = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling", "torch_dtype", "dtype")}
     dtype = config.get("dtype", config.get("torch_dtype"))
     if isinstance(dtype, str):
@@ -45,17 +47,29 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ConfigError("rope parameters are not an object", where=where, got=repr(rope)[:80])
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ConfigError("rope parameters differ by layer type, which crossdock does not carry over", where=where)
-    rope = dict(rope)
-    kind = rope.pop("rope_type", rope.get("type", "default"))
-    rope.pop("type", None)
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope:
-            out[key] = rope.pop(key)
-    if "rope_theta" in out or rope or kind != "default":  # a model with learned positions has none of it
+    if not any(isinstance(value, Mapping) for value in rope.values()):
+        return out | _flat_rope(rope, known="rope_theta" in out)
+    given = {name: value for name, value in rope.items() if value is not None}
+    strange = [name for name, value in given.items() if name not in PREFIXES or not isinstance(value, Mapping)]
+    if strange:
+        raise ConfigError(
+            f"rope parameters of {', '.join(map(repr, strange))[:200]}, which crossdock does not carry over",
+            where=where, expected=f"those of {' and '.join(PREFIXES)}",
+        )  # fmt: skip
+    for name, value in given.items():
+        out |= {PREFIXES[name] + key: one for key, one in _flat_rope(value, known=False).items()}
+    return out
+
+
+def _flat_rope(rope: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
+    """The flat keys of one set of rope parameters; `known`: the base stands outside of them."""
+    rest = dict(rope)
+    kind = rest.pop("rope_type", rest.get("type", "default"))
+    rest.pop("type", None)
+    out: dict[str, Any] = {key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest}
+    if known or "rope_theta" in out or rest or kind != "default":  # a model with learned positions has none of it
         out["rope_type"] = kind
-        out["rope_scaling"] = rope if kind != "default" else {}
+        out["rope_scaling"] = rest if kind != "default" else {}
     return out
 
 
@@ -67,12 +81,19 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     new, old = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     problems = []
     rope_parameters = new if isinstance(new, Mapping) else {}
+    if any(isinstance(value, Mapping) for value in rope_parameters.values()):  # the old ones are of full attention
+        own = rope_parameters.get("full_attention")
+        rope_parameters = own if isinstance(own, Mapping) else {}
     if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
         problems.append(
             Problem("differs from rope_parameters", f"{where}: rope_scaling", str(new)[:200], str(old)[:200])
         )
     for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope_parameters and config.get(key) is not None and config[key] != rope_parameters[key]:
+        if (
+            key in rope_parameters
+            and config.get(key) not in (None, rope_parameters[key])
+            and not _left_over(config, key)
+        ):
             problems.append(
                 Problem(
                     f"differs from rope_parameters.{key}",
@@ -83,6 +104,11 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _left_over(config: Mapping[str, Any], key: str) -> bool:
+    """Whether this is the default of a class of transformers 5 that keeps the old field, and does not use it."""
+    return key == "rope_theta" and config[key] == 10000.0 and str(config.get("transformers_version")).startswith("5.")
 
 
 def _numbers(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +129,14 @@ def config_json(values: Mapping[str, Any]) -> bytes:
             parameters["partial_rotary_factor"] = out["partial_rotary_factor"]
         out["rope_parameters"] = parameters
         out["rope_scaling"] = {**scaling, "rope_type": kind} if kind != "default" else None
+    if "sliding_rope_theta" in out:
+        kind, scaling = out.pop("sliding_rope_type", "default"), dict(out.pop("sliding_rope_scaling", {}) or {})
+        sliding = {**scaling, "rope_theta": out.pop("sliding_rope_theta"), "rope_type": kind}
+        if "sliding_partial_rotary_factor" in out:
+            sliding["partial_rotary_factor"] = out.pop("sliding_partial_rotary_factor")
+        out["rope_parameters"] = {"full_attention": out["rope_parameters"], "sliding_attention": sliding}
+        if not out.pop("older_generation", False) or not out["rope_scaling"]:
+            out.pop("rope_scaling", None)  # transformers 5 would take it for the rope of all layers
     return json.dumps(out, indent=2, sort_keys=True, default=_plain).encode() + b"\n"
 
 

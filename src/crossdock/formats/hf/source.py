@@ -13,6 +13,7 @@ from crossdock.errors import FormatError, NotACheckpointError, Problem
 from crossdock.formats.companions import found_in
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.fp8.hf_source import with_scales
+from crossdock.formats.hf.composite import sentence, text_tensors
 from crossdock.formats.hf.config import LARGEST, flattened, parse
 from crossdock.formats.hf.files import KINDS, SHARD, Chosen, weight_files
 from crossdock.formats.hf.quantised import refuse_quantised
@@ -101,19 +102,24 @@ def open_plain(path: Path) -> Source:
     stored = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
     if chosen.total is not None and chosen.total != stored:
         notes["total_size of the index"] = f"{str(chosen.total)[:40]}; the tensors have {stored} bytes"
+    text, towers, left = text_tensors(tensors)
     aside = chosen.aside
     listed = ", ".join(aside[:5]) + (f" and {len(aside) - 5} more" if len(aside) > 5 else "")
     return Source(
         format="hf",
         root=path,
         files=tuple(SourceFile.of(file) for file in files),
-        tensors=tensors,
+        tensors=text,
         metadata=metadata,
         metadata_at=where,
         companion_files=tuple(found_in(folder)),
-        skipped=training_state(skipped),
+        skipped={**training_state(skipped), **towers},
+        skipped_bytes=left,
         notes=notes,
-        notices=(f"{folder}: {listed} not read: transformers would not load them either",) if aside else (),
+        notices=(
+            *((f"{folder}: {listed} not read: transformers would not load them either",) if aside else ()),
+            *((sentence(towers, left),) if towers else ()),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.errors import InputError, NotACheckpointError, UsageError
-from crossdock.formats.companions import GENERATION, IDS, companion_files_for
+from crossdock.formats.companions import GENERATION, IDS, NAMES, companion_files_for
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.hf.options import HfOptions
@@ -36,6 +36,13 @@ class HfTarget(Target[HfOptions]):
     layout = "hf"
     options_type = HfOptions
     needs_training_scales = frozenset({"fp8_static"})
+    own_names = (
+        "config.json",
+        "model.safetensors",
+        "model-?????-of-?????.safetensors",
+        "model.safetensors.index.json",
+        *NAMES,
+    )
 
     @classmethod
     def dtypes(cls) -> tuple[str, ...]:

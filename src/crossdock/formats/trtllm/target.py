@@ -20,7 +20,7 @@ from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError
-from crossdock.formats.companions import companion_files_for
+from crossdock.formats.companions import NAMES, companion_files_for
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import (
@@ -55,6 +55,7 @@ class TrtllmTarget(Target[TrtllmOptions]):
     layout = "trtllm"
     options_type = TrtllmOptions
     needs_training_scales = frozenset({"fp8"})
+    own_names = ("config.json", "rank[0-9]*.safetensors", *NAMES)
 
     @classmethod
     def dtypes(cls) -> tuple[str, ...]:

@@ -54,10 +54,10 @@ def describe(source: Source, overrides: Overrides) -> Description:
     Raises ConfigError with all problems, UsageError for unknown `--set` keys.
     """
     format_name = source.layout
-    settings = {key: _literal(text) for key, text in overrides.settings.items()}
-    chosen = _family(source, format_name, _keys(source) | settings, overrides)
+    settings = {key: literal(text) for key, text in overrides.settings.items()}
+    chosen = _family(source, format_name, source_keys(source) | settings, overrides)
     rules = layout(format_name, chosen)
-    keys, canonical = _split_settings(settings, _keys(source), rules)
+    keys, canonical = _split_settings(settings, source_keys(source), rules)
     ignored, problems = classify(rules, source, settings)
     problems += only_value_problems(rules, keys | settings, source.metadata_at)
     problems += flag_problems(rules, {**source.metadata, **settings}, source.metadata_at)
@@ -138,7 +138,8 @@ def _set(fields: _FieldValues, canonical: Mapping[str, Any]) -> _FieldValues:
     return _FieldValues({**fields.values, **canonical}, {**fields.origins, **dict.fromkeys(canonical, "--set")})
 
 
-def _keys(source: Source) -> dict[str, Any]:
+def source_keys(source: Source) -> dict[str, Any]:
+    """What layouts and families read: the keys of the configuration, and facts about the stored tensors."""
     return {
         **source.metadata,
         "keys": source.metadata,
@@ -147,7 +148,8 @@ def _keys(source: Source) -> dict[str, Any]:
     }
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The value that a text of `--set` stands for: true, none, a number, a list; else the text itself."""
     lowered = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in lowered:
         return lowered[text.lower()]
@@ -174,21 +176,13 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
             where=str(source.root),
             fix="pass the model's Hugging Face config: --config FOLDER or --config config.json",
         )
-    found, telling = [], {"architectures", "activation"}
-    for name, when in recognised(format_name):
-        if allowed and name not in allowed:
-            continue
-        telling |= when.names
-        try:
-            if when.evaluate(_Lenient(keys)):
-                found.append(name)
-        except (TypeError, ArithmeticError, KeyError):
-            continue
+    found = [name for name in fitting_families(format_name, keys) if not allowed or name in allowed]
     if len(found) == 1:
         return family(found[0])
     if overrides.family is not None:
         return family(overrides.family)
-    telling -= {"keys", "tensors", "shapes"}
+    named = (when.names for name, when in recognised(format_name) if not allowed or name in allowed)
+    telling = {"architectures", "activation"}.union(*named) - {"keys", "tensors", "shapes"}
     seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
     where = overrides.config_at or source.metadata_at or str(source.root)
     if not found:
@@ -201,6 +195,18 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
         )
         raise ConfigError([unfit, *only_value_problems(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")
+
+
+def fitting_families(format_name: str, keys: Mapping[str, Any]) -> list[str]:
+    """The registered families that `keys` of a source of this format fit."""
+    return [name for name, when in recognised(format_name) if _holds(when, keys)]
+
+
+def _holds(when: Expression, keys: Mapping[str, Any]) -> bool:
+    try:
+        return bool(when.evaluate(_Lenient(keys)))
+    except (TypeError, ArithmeticError, KeyError):
+        return False
 
 
 def _split_settings(

@@ -62,8 +62,8 @@ def classify(rules: Layout, source: Source, settings: Mapping[str, Any]) -> tupl
                 Problem(
                     f"unknown key {key!r} = {short(value)} may change what the model computes",
                     where=source.metadata_at,
-                    cause="a newer version of the training program, or a feature that crossdock does not know",
-                    fix=f"if it does not matter here: --set {key}=None",
+                    cause="probably another architecture than the families that crossdock knows",
+                    fix="a family file that reads this key: --family ./my.toml, see docs/notation.md",
                 )
             )
         else:

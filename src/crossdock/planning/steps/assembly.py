@@ -10,12 +10,16 @@ from typing import Any
 
 from crossdock.codecs import registry as codecs
 from crossdock.codecs.codec import encoded_size
+from crossdock.formats.companions import GENERATION
+from crossdock.formats.gguf.vocabulary import vocabulary_in
+from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Assembled, State, Target
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.estimate import parameters
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.planning.steps.extras import Complete
 from crossdock.planning.steps.sources import Fill
+from crossdock.tokenizers.files import find
 
 
 def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) -> Plan:
@@ -37,6 +41,7 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
         equality_checks=sourced.equality_checks,
         facts=assembled.facts,
         warnings=(
+            *(f"not proven: {sentence}" for sentence in checkpoint.described.unproven),
             *checkpoint.described.notices,
             *checkpoint.resolved.notices,
             *places.ranks.warnings,
@@ -52,7 +57,27 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
         fail_on=assembled.fail_on,
         ranks=assembled.ranks,
         parameters=parameters(checkpoint.family, checkpoint.config),
+        own_names=target.own_names,
+        iteration=_iteration(checkpoint.source.notes),
+        **_tokenizer(checkpoint, target),
     )
+
+
+def _iteration(notes: Mapping[str, str]) -> int | None:
+    text = notes.get("iteration", "")
+    return int(text) if text.isdecimal() and len(text) < 19 else None
+
+
+def _tokenizer(checkpoint: Checkpoint, target: Target[Any]) -> dict[str, Any]:
+    """The files of the tokenizer that goes along, where the target takes one: the option's, else the source's."""
+    if not hasattr(target.options, "tokenizer"):
+        return {}
+    named = target.options.tokenizer
+    paths = [path for path in checkpoint.source.companion_files if path.name != GENERATION]
+    if named is not None:
+        paths = [named] if vocabulary_in(named, ()) else [path for _, path in find(named).companion_files]
+    files = tuple(SourceFile.of(path) for path in paths)
+    return {"tokenizer": files, "tokenizer_from": "source" if named is None else "option"} if files else {}
 
 
 def _placed(fills: Sequence[Fill], assembled: Assembled) -> tuple[TargetTensor, ...]:

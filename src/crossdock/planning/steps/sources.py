@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import PassThrough, State, Target, TensorSpec
-from crossdock.layout.lenses import Container
+from crossdock.layout.lenses import Container, Lens
+from crossdock.layout.maps import Steps, between, shown, sum_alone
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.merge import product_for
-from crossdock.planning.plan import EqualityCheck, Move, PlannedExtent, TargetTensor
+from crossdock.planning.plan import EqualityCheck, MappedRange, Move, PlannedExtent, TargetTensor
 from crossdock.planning.steps.containers import TargetContainers
 from crossdock.planning.tensors.equality import equality_checks
 from crossdock.planning.tensors.extents import Extents, moves_for
@@ -34,7 +36,7 @@ class Sourced:
 
     fills            in the target's order, then what goes along of the state of training
     equality_checks  tensors that are stored twice, and proofs of an order
-    warnings         about scales of fp8 training that could not be read
+    warnings         about scales of fp8 training that could not be read, and values that are not stored bit for bit
     """
 
     places: TargetContainers
@@ -59,7 +61,7 @@ def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainer
     fills = [*(fill for one, _ in found for fill in one), *(_carried(one, extents) for one in state.carried)]
     checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state))
     unreadable = training.unreadable[:3] if training else ()
-    warnings = tuple(f"fp8 training scales cannot be used: {sentence}" for sentence in unreadable)
+    warnings = (*(f"fp8 training scales cannot be used: {sentence}" for sentence in unreadable), *_inexact(fills))
     return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings)
 
 
@@ -75,6 +77,7 @@ class _Filler:
         resolved = self.checkpoint.resolved
         moves: list[Move] = []
         used: list[SourceSlice] = []
+        ways: dict[Lens, set[Steps]] = {}
         problems: list[Problem] = []
         for lens in container.lenses:
             found, count, slices = moves_for(self.extents, resolved, lens.tensor, lens, container.shape)
@@ -83,12 +86,14 @@ class _Filler:
                 problems.append(Problem(what, where=container.name))
             moves += found
             used += slices
-        adds = {self._offset(container) - one.offset for one in used} or {0.0}
-        if len(adds) > 1 and not problems:
-            problems.append(Problem("its parts are stored with different offsets", where=container.name))
+            storing = container.rule.storing(lens.tensor, self.places.variables)
+            ways[lens] = {between(one.storing, storing) for one in slices}
+        add, maps = _mapped(container, ways)
+        if add is None and not maps and not problems:
+            problems.append(Problem("its parts are stored in different ways", where=container.name))
         if problems:
             return [], problems
-        add, addition, product = adds.pop(), self.checkpoint.addition, None
+        addition, product = self.checkpoint.addition, None
         if addition is not None and used:
             product = product_for(self.extents, addition, container.lenses, container.shape)
         factors = (*product.left, *product.right) if product is not None else ()
@@ -98,17 +103,14 @@ class _Filler:
         dtype = self._dtype(container, used) if product is None else "float32"
         names = [*(one.shown for one in used), *(self.extents.planned[move.extent].tensor for move in factors)]
         tensor = TargetTensor(
-            container.name, 0, 0, 0, container.shape, dtype, tuple(sorted(moves, key=lambda move: move.dst)), add,
+            container.name, 0, 0, 0, container.shape, dtype, tuple(sorted(moves, key=lambda move: move.dst)),
+            add or 0.0,
             sum_as_stored=bool(add and self.places.rules.sum_as_stored.evaluate(self.places.variables)),
             zeros=math.prod(container.shape) - sum(lens.volume for lens in container.lenses),
             of=tuple(lens.tensor for lens in container.lenses), sources=tuple(dict.fromkeys(names)),
-            part=container.part, experts=experts, product=product,
+            part=container.part, experts=experts, product=product, maps=maps,
         )  # fmt: skip
         return [Fill(TensorSpec(container.name, container.shape, dtype, container.part, scales), tensor)], []
-
-    def _offset(self, container: Container) -> float:
-        offset = container.rule.offset
-        return float(offset.evaluate(self.places.variables)) if offset is not None else 0.0
 
     def _dtype(self, container: Container, used: list[SourceSlice]) -> str:
         """The dtype that all parts have, else float32. Ranks beyond the end of a padded axis hold zeros alone, in the
@@ -125,6 +127,38 @@ def _carried(carried: PassThrough, extents: Extents) -> Fill:
     moves = carried_moves(extents, carried)
     tensor = TargetTensor(carried.name, 0, 0, 0, stored.shape, stored.dtype, moves, sources=(stored.name,))
     return Fill(TensorSpec(carried.name, stored.shape, stored.dtype), tensor)
+
+
+def _mapped(container: Container, ways: Mapping[Lens, set[Steps]]) -> tuple[float | None, tuple[MappedRange, ...]]:
+    """What all values grow by, or else what those of each part go through; (None, ()) where neither can be said."""
+    alike = set().union(*ways.values())
+    if len(alike) <= 1:
+        steps = alike.pop() if alike else ()
+        add = sum_alone(steps)
+        return add, () if add is not None else (MappedRange(0, math.prod(container.shape), steps),)
+    if any(len(found) > 1 for found in ways.values()):
+        return None, ()
+    row, ranges = math.prod(container.shape[1:]), []
+    for lens, found in ways.items():
+        rows = math.prod(p.high - p.low for p in lens.axes if p.dim == 0)
+        last = sum((p.high - p.low - 1) * p.step for p in lens.axes if p.dim == 0)
+        if found and (last != rows - 1 or lens.volume != rows * row):
+            return None, ()
+        ranges += [MappedRange(lens.starts[0] * row, (lens.starts[0] + rows) * row, steps) for steps in found if steps]
+    return None, tuple(ranges)
+
+
+def _inexact(fills: list[Fill]) -> list[str]:
+    """A sentence for each map that rounds, with the tensors that go through it."""
+    through: dict[str, list[str]] = {}
+    for _, tensor in fills:
+        for text in dict.fromkeys(shown(one.steps) for one in tensor.maps):
+            through.setdefault(text, []).append(tensor.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {text} of what the source has, in float32: "
+        "not bit-exact on the way back"
+        for text, names in through.items()
+    ]
 
 
 def _experts(container: Container) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
+from crossdock.layout.maps import Steps
 from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
@@ -26,11 +27,11 @@ Key = tuple[int | None, int | None]  # layer and expert that a container is abou
 
 @dataclass(frozen=True, slots=True)
 class SourceSlice:
-    """A lens on a stored tensor; `offset`: stored value minus canonical value."""
+    """A lens on a stored tensor; `storing`: what made its values of the canonical ones."""
 
     lens: Lens
     stored: StoredTensor
-    offset: float
+    storing: Steps
 
     @property
     def shown(self) -> str:
@@ -86,14 +87,14 @@ def resolve(
         unsized = needed - geometry.sizes.keys() - geometry.by_layer.keys()
         if unsized:
             geometry = replace(geometry, sizes={**geometry.sizes, **_more_sizes(chosen, described, unsized)})
-        offset = float(rule.offset.evaluate(variables)) if rule.offset is not None else 0.0
+        storing = {name: rule.storing(name, variables) for name in rule.tensors}
         for container, stored in _stored(rule, geometry, source, largest, rules.padded, padding, problems, described):
             read.add((stored.part, stored.name))
             if stored.shape != container.shape:
                 misshapen.update(rule.tensors)
                 continue
             for lens in (lens for lens in container.lenses if lens.volume):
-                provision = SourceSlice(lens, stored, offset)
+                provision = SourceSlice(lens, stored, storing[lens.tensor])
                 if same.get(lens.tensor):
                     equality_checks.append((provision, same[lens.tensor]))
                     continue
@@ -162,8 +163,10 @@ def _stored(
 def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozenset[str]) -> tuple[Geometry, str]:
     """The geometry in which a padded axis is as long as this source stores it, and the axis; ("" if none is padded)."""
     for number, dim in enumerate(pattern.dims):
+        if len(dim) != 1:
+            continue
         atom = dim[0]
-        if len(dim) != 1 or not isinstance(atom, Atom) or atom.axis not in padded:
+        if not isinstance(atom, Atom) or atom.axis not in padded:
             continue
         name = pattern.spell((0,) * len(pattern.indices))
         stored = next(

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crossdock.codecs import registry as codecs
 from crossdock.errors import EnvironmentProblem, UsageError
 from crossdock.plugins import registered
 
+ACTIVATIONS = "q8_0"  # what engines that round activations round them to where weights are blocks
 HERE = Path(__file__).parent
 OTHER_VERSION = 3  # exit code of a script for a package whose version it does not know
 
@@ -50,6 +52,12 @@ class Engine:
     def opens(self, output: Path) -> bool:
         """Whether `output` holds the file that this engine reads."""
         return any(output.glob(self.reads)) if output.is_dir() else output.match(self.reads)
+
+    def rounded_to(self, stored: Iterable[str]) -> set[str]:
+        """The types that this engine rounds activations to, for weights of the types `stored`."""
+        if not self.rounds:
+            return set()
+        return {ACTIVATIONS if codecs.get(name).block > 1 else name for name in stored if name != "float32"}
 
     def needed(self) -> None:
         """Raises EnvironmentProblem when a package is missing."""

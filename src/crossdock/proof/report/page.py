@@ -19,6 +19,7 @@ from crossdock.errors import EnvironmentProblem, Problem, UsageError
 from crossdock.io.atomic import write_whole
 from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.plugins import DATA
+from crossdock.proof.report.compared import compared_section
 from crossdock.proof.report.logits import logits_section
 from crossdock.proof.report.plots import Dot, colours, scatter, text
 from crossdock.running.comparisons import TokensReport
@@ -75,6 +76,7 @@ def render(evidence: Evidence) -> str:
     body = [
         _verdict(evidence),
         _tiles(report),
+        compared_section(report),
         _wrong(report),
         _errors(report.tensors),
         logits_section(report.logits) if report.logits else "",
@@ -87,7 +89,7 @@ def render(evidence: Evidence) -> str:
         f'{START}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{'verified' if report.ok else 'NOT EQUAL'}: {text(evidence.output.name)}</title>\n"
+        f"<title>{report.verdict if report.ok else report.verdict.upper()}: {text(evidence.output.name)}</title>\n"
         f"<style>{style}</style>\n</head>\n<body>\n"
         + "\n".join(filter(None, body))
         + f'\n<script type="module">{script}</script>\n</body>\n</html>\n'
@@ -100,7 +102,7 @@ def _inlined(name: str) -> str:
 
 def _verdict(evidence: Evidence) -> str:
     report = evidence.report
-    word = "Verified" if report.ok else "Not equal"
+    word = report.verdict.capitalize()
     sentence = f"{counted(len(report.tensors), 'tensor')}, {nbytes(report.nbytes)}, read in {duration(report.seconds)}"
     if not report.tensors:
         sentence = "Held against the source by logits alone"

@@ -1,0 +1,59 @@
+"""What a verification held against the source, and what it did not. Data, and the rule for tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from crossdock.formats.companions import GENERATION
+from crossdock.formats.stored import Source
+from crossdock.planning.plan import Plan
+
+Done = str | Literal[False]  # how a part was compared; False: it was not
+ABSENT = "neither side has one"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How each part of an output was compared, equal or not; False where it was held against nothing.
+
+    tensors        "bytes": against what the source gives
+    configuration  "keys": of the output's headers and small files, but for information (`general.*` of GGUF)
+    tokenizer      "bytes" of its files; "vocabulary": every tokenizer key of a GGUF; "sha256 in the manifest"
+    token_ids      "llama.cpp"; "the same files" where the tokenizer's bytes were compared
+    logits         who computed the output's, and who the source's
+    """
+
+    tensors: Done = False
+    configuration: Done = False
+    tokenizer: Done = False
+    token_ids: Done = False
+    logits: Done = False
+
+    def unchecked(self) -> Iterator[str]:
+        """The names of the parts that were not compared."""
+        return (one.name for one in fields(self) if getattr(self, one.name) is False)
+
+
+def tokenizer_checked(plan: Plan, output: Source, facts: Mapping[str, Any]) -> Done:
+    """How holding `output` against `plan` compares the tokenizer. facts: what the output's header says."""
+    if plan.single_file:
+        if any(key.startswith("tokenizer.") for key in plan.facts):
+            return "vocabulary"
+        return False if any(key.startswith("tokenizer.ggml.tokens") for key in facts) else ABSENT
+    planned = {file.name for file in plan.files}
+    stored = tokenizer_files(output)
+    if not stored and not any(name.startswith(("tokenizer", "vocab.json")) for name in planned):
+        return ABSENT
+    return "bytes" if stored and stored <= planned else False
+
+
+def tokenizer_files(output: Source) -> set[str]:
+    """The names, in the output's folder, of the files of its tokenizer."""
+    return {
+        path.relative_to(output.root).as_posix()
+        for path in output.companion_files
+        if path.name != GENERATION and path.is_relative_to(Path(output.root))
+    }
