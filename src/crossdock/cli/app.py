@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "plan": ("crossdock.cli.plan", "Show what exporting SRC would do."),
         "export": ("crossdock.cli.export", "Convert the checkpoint SRC to the format --to."),
         "verify": ("crossdock.cli.verify", "Compare OUT with the checkpoint SRC, tensor by tensor."),
-        "check": ("crossdock.cli.check", "Hold OUT against its manifest, without the source."),
+        "check": ("crossdock.cli.check", "Compare OUT with its manifest, without the source."),
         "diff": ("crossdock.cli.diff", "Compare the checkpoints A and B, tensor by tensor."),
         "families": ("crossdock.cli.families", "List the supported model families."),
         **extensions.COMMANDS,

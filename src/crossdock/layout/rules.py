@@ -272,7 +272,7 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
         raise ConfigError(f"unknown stage {stage!r}", where=where, expected="first, last or later")
     patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
     if table.get("map", "") not in ("", *MAPS):
-        raise ConfigError(f"there is no map {table['map']!r}", where=where, expected=" or ".join(MAPS))
+        raise ConfigError(f"unknown map {table['map']!r}", where=where, expected=" or ".join(MAPS))
     scales = table.get("scale", [])
     scales = scales if isinstance(scales, list) else [scales]
     if len(scales) not in (0, 1, len(names)):
