@@ -33,7 +33,7 @@ class Sectioned(WithExamples):
     """
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Its arguments and options."""
+        """Return the command's arguments and options, those made late first."""
         late = getattr(self.callback, "late_options", ())
         return [*(option for options in late for option in options()), *super().get_params(ctx)]
 

@@ -34,7 +34,7 @@ class SourceFormat(Protocol):
         ...
 
     def open_source(self, path: Path, *, iteration: int | None = None) -> Source:
-        """Read headers only."""
+        """Read the headers of the checkpoint at `path`, and no tensor data."""
         ...
 
 

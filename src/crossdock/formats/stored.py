@@ -31,7 +31,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """Stat `path`. Raises OSError."""
+        """Describe the file at `path` by its size and time. Raises OSError."""
         stat = path.stat()
         return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

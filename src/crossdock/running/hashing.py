@@ -11,7 +11,7 @@ from crossdock.errors import UsageError
 
 
 class Hash(Protocol):
-    """What both libraries offer."""
+    """The methods that hashes of both libraries have."""
 
     def update(self, data: Any, /) -> None: ...
     def digest(self) -> bytes: ...

@@ -114,7 +114,7 @@ class Journal:
         _append(self._fd, [asdict(one) for one in done])
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock and close the journal."""
         os.close(self._fd)
 
 

@@ -56,7 +56,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file that was opened."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

@@ -150,12 +150,12 @@ class _Verifying:
         self._gil_lock = threading.Lock()
 
     def worker(self) -> Callable[[int, Watch], TensorCheck | None]:
-        """One thread's."""
+        """Return what one worker needs."""
         share = WorkerBuffers(self.job.share, self._gil_lock)
         return lambda task, watch: _compare(self, task, share, watch)
 
     def settle(self, results: Sequence[TensorCheck]) -> None:
-        """Nothing was written."""
+        """Do nothing: comparing writes nothing."""
 
 
 def _compare(verifying: _Verifying, task: int, share: WorkerBuffers, watch: Watch) -> TensorCheck | None:

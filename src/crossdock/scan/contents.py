@@ -89,7 +89,7 @@ class Looking:
     # --- containers
 
     def compressed(self, region: Region, kind: str, place: str, sure: bool, level: int) -> Iterator[Finding]:
-        """A compressed stream."""
+        """Unpack a compressed stream and look into it."""
         unpacked = containers.unpack(region, kind, self.budget)
         try:
             inner = shown(place, f"{kind} data")

@@ -25,7 +25,7 @@ NO_BYTE_FALLBACK = "llama.cpp has no byte fallback for Unigram: characters outsi
 
 
 class Token(NamedTuple):
-    """One vocabulary entry."""
+    """One entry of a vocabulary: its text, type and score."""
 
     text: str
     type: TokenType = TokenType.NORMAL

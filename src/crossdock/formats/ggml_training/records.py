@@ -51,7 +51,7 @@ class Words:
         return Words(self._fd, self.where, at)
 
     def take(self, nbytes: int, what: str) -> bytes:
-        """The next bytes."""
+        """Return the next bytes and move behind them."""
         left = self.size - self.at
         if nbytes > left:
             raise self.error(

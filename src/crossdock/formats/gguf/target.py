@@ -26,7 +26,7 @@ _QUANTISATION_VERSION = 2
 
 
 class GgufTarget(Target[GgufOptions]):
-    """One GGUF file."""
+    """The target that writes a model as one GGUF file."""
 
     name = "gguf"
     layout = "gguf"

@@ -51,7 +51,7 @@ class HfTarget(Target[HfOptions]):
 
     @classmethod
     def quantizations(cls) -> tuple[str, ...]:
-        """Schemes of fp8."""
+        """Return the names of the fp8 schemes."""
         return tuple(fp8.ALGORITHMS)
 
     def check(self) -> None:

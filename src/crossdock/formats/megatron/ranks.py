@@ -274,7 +274,7 @@ def _collect(
 def _named(
     weights: Mapping[str, TensorRef], state: Mapping[Any, object], found: _Found, where: str
 ) -> Iterable[tuple[str, TensorRef]]:
-    """Tensors under megatron-core's names."""
+    """Return the tensors under megatron-core's names."""
     for prefix in ("module.", "model."):
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): ref for name, ref in weights.items()}

@@ -36,7 +36,7 @@ class Keys:
 
 @functools.cache
 def loader_keys() -> Keys:
-    """The tables of `data/trtllm_config.toml`."""
+    """Return the tables of `data/trtllm_config.toml`."""
     data = tomllib.loads((DATA / _FILE).read_text(encoding="utf-8"))
     models = {name: frozenset(entry["keys"]) for entry in data["models"] for name in entry["architectures"]}
     nested = {name: frozenset(keys) for name, keys in data["nested"].items()}

@@ -59,12 +59,12 @@ class TrtllmTarget(Target[TrtllmOptions]):
 
     @classmethod
     def dtypes(cls) -> tuple[str, ...]:
-        """Those of its `dtype`."""
+        """Return the dtypes that the target writes."""
         return PLAIN
 
     @classmethod
     def quantizations(cls) -> tuple[str, ...]:
-        """What its `quantization` names."""
+        """Return the quantisations that the target writes."""
         return (*_BY_CONFIG, "fp8")
 
     def check(self) -> None:
