@@ -36,7 +36,11 @@ def test_a_default_that_matters_is_shown_as_one() -> None:
 def test_all_that_is_missing_is_listed_at_once() -> None:
     error = refused(without("num_layers", "norm_epsilon", "vocab_size", "padded_vocab_size"))
     whats = [problem.what for problem in error.problems]
-    assert whats == ["num_hidden_layers is not known", "vocab_size is not known", "norm_eps is not known"]
+    assert whats == [
+        "num_hidden_layers could not be determined",
+        "vocab_size could not be determined",
+        "norm_eps could not be determined",
+    ]
     for problem, name in zip(error.problems, ("num_hidden_layers", "vocab_size", "norm_eps"), strict=True):
         assert problem.where == "args of common.pt"
         assert problem.fix == f"--set {name}=VALUE, or --config with the model's Hugging Face config.json"
