@@ -87,8 +87,8 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name in tests/data/checkpoints or families (or "tiny-kjv") -> the folder, unpacked once a session; never write
-    there."""
+    """Name in tests/data/checkpoints, families or megatron (or "tiny-kjv") -> the folder, unpacked once a session;
+    never write there."""
     base = tmp_path_factory.mktemp("megatron")
 
     def unpacked(name: str) -> Path:
@@ -96,8 +96,8 @@ def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
             return TESTS.parent / "examples" / name
         folder = base / name
         if not folder.exists():
-            kind = "checkpoints" if name in CHECKPOINTS else "families"
-            with tarfile.open(TESTS / "data" / kind / f"{name}.tar.xz") as archive:
+            kinds = (TESTS / "data" / kind / f"{name}.tar.xz" for kind in ("checkpoints", "families", "megatron"))
+            with tarfile.open(next(file for file in kinds if file.is_file())) as archive:
                 archive.extractall(base, filter="data")
         return folder
 

@@ -232,6 +232,10 @@ def test_args_that_change_the_configuration(
     ("changes", "sentence"),
     [
         (
+            {"apply_residual_connection_post_layernorm": True, "use_legacy_models": True},
+            "apply_residual_connection_post_layernorm takes the residual behind the norm",
+        ),
+        (
             {"multi_latent_attention": True, "rope_type": "rope", "rotary_scaling_factor": 40.0, "mscale_all_dim": 1.0},
             "attention is scaled by mscale_all_dim without yarn",
         ),

@@ -59,7 +59,8 @@ _SCALING = {"rope_type": "yarn", "rope_scaling": {"factor": 4.0, "original_max_p
 # a source -> name of a variant -> configuration keys as its format has them, changed in place of the stored ones
 CHANGED: dict[str, dict[str, dict[str, Any]]] = {
     LLAMA: {
-        "rope-linear": {"rotary_seq_len_interpolation_factor": 4},
+        "rope-linear": {"rotary_seq_len_interpolation_factor": 4, "tensor_parallel_num_weight_shards": 1},
+        "rope-linear-without-effect": {"rotary_seq_len_interpolation_factor": 4},
         "rope-llama3": {"use_rope_scaling": True, "rope_scaling_factor": 8.0},
         "rope-yarn": _YARN,
         "rope-yarn-window": _YARN | {"window_size": [7, 0]},

@@ -169,6 +169,22 @@ def _tokens_of(llama: _Llama, model: int, text: str, add_special: bool) -> list[
     return list(room[:count])
 
 
+def each(models: list[str], tokens: str) -> None:
+    """Write the logits of every model that loads beside it, as .npy; .begun lies there as soon as it is opened."""
+    llama, (row,) = _Llama(), np.load(tokens)
+    for model in models:
+        Path(model).with_suffix(".begun").touch()
+        loaded = llama.load(model.encode(), llama.model_params())
+        if not loaded:
+            continue
+        try:
+            logits = _logits_of(llama, int(loaded), [int(t) for t in row], None)
+        except SystemExit:
+            continue
+        np.save(Path(model).with_suffix(".npy"), logits)
+        llama.free_model(loaded)
+
+
 def main(what: str, model: str, given: str, got: str, lora: str = "") -> None:
     """The child process: `logits` or `tokens`, model, input file, output file, perhaps an adapter."""
     llama = _Llama()
@@ -186,4 +202,7 @@ def main(what: str, model: str, given: str, got: str, lora: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "each":
+        each(sys.argv[2:-1], sys.argv[-1])
+    else:
+        main(*sys.argv[1:])

@@ -149,7 +149,6 @@ def test_a_telling_unknown_key_is_refused_and_a_harmless_one_listed() -> None:
         ("moe_mlp_glu_interleave_size", 32),
         ("moe_shared_expert_gate", True),
         ("quick_geglu", True),
-        ("apply_residual_connection_post_layernorm", True),
         ("softmax_type", "off-by-one"),
         ("rotary_interleaved", True),
         ("no_rope_freq", 4),

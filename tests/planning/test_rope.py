@@ -137,13 +137,28 @@ MEGATRON: dict[str, Any] = {
     ("changes", "kind", "factor"),
     [
         ({}, "default", None),
-        ({"rotary_seq_len_interpolation_factor": 4}, "linear", 4.0),
+        ({"rotary_seq_len_interpolation_factor": 4, "tensor_parallel_num_weight_shards": 1}, "linear", 4.0),
+        ({"rotary_seq_len_interpolation_factor": 4, "use_legacy_models": True}, "linear", 4.0),
+        ({"rotary_seq_len_interpolation_factor": 4, "use_mcore_models": False}, "linear", 4.0),
+        ({"rotary_seq_len_interpolation_factor": 4, "use_legacy_models": False}, "default", None),
+        ({"rotary_seq_len_interpolation_factor": 4, "use_mcore_models": True}, "default", None),
         ({"rotary_seq_len_interpolation_factor": 1}, "default", None),
         ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, "llama3", 32.0),
         ({"use_rope_scaling": True}, "llama3", 8.0),
         ({"use_rope_scaling": False, "rope_scaling_factor": 8.0}, "default", None),
     ],
-    ids=["plain", "linear", "linear-by-1", "llama3", "llama3-before-the-factor", "llama3-off"],
+    ids=[
+        "plain",
+        "linear-0.19",
+        "linear-legacy",
+        "linear-legacy-0.4",
+        "linear-0.16",
+        "linear-0.6",
+        "linear-by-1",
+        "llama3",
+        "llama3-before-the-factor",
+        "llama3-off",
+    ],
 )
 def test_megatrons_flags(changes: dict[str, Any], kind: str, factor: float | None) -> None:
     source = Source("megatron", Path("/run"), (), {}, MEGATRON | changes, "args")

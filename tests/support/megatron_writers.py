@@ -87,7 +87,14 @@ def simple_args(args: Any, **changes: Any) -> dict[str, Any]:
 
 def cut(key: str, tensor: Array, rank: int, ranks: int, swiglu: bool) -> Array:
     """One tensor parallel rank's part of a whole tensor, as Megatron's layers keep it."""
-    if ranks == 1 or "layernorm" in key or "layer_norm" in key or "router" in key or key.endswith(WHOLE):
+    if (
+        ranks == 1
+        or "layernorm" in key
+        or "layer_norm" in key
+        or "final_norm" in key
+        or "router" in key
+        or key.endswith(WHOLE)
+    ):
         return tensor
     if key.endswith(COLUMNS):
         return np.split(tensor, ranks, axis=1)[rank]

@@ -272,6 +272,7 @@ FREE: Mapping[str, str] = MappingProxyType(
     | {
         "rope_theta": "a number in the formula of rope_type, which families name",
         "rope_scaling": "the numbers of rope_type, which families name",
+        "sliding_rope_scaling": "the numbers of sliding_rope_type, which families name",
         "num_experts_per_tok": "a size, in families that name num_experts",
         "moe_intermediate_size": "a size, in families that name num_experts",
         "topk_group": "a size, in families that name n_group",

@@ -18,6 +18,8 @@ from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of
+from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
 from crossdock.formats.stored import Source, StoredTensor
 from crossdock.io.files import reading
@@ -56,18 +58,29 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
         raise FormatError("the checkpoint has no model weights", where=str(path))
+    refuse_other_models(tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
+    scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
+    keyed = {("", name): tensor for name, tensor in tensors.items()}
+    stack = stack_of(args, args_at)
+    notices: tuple[str, ...] = ()
+    if stack is not None and stack.folds:
+        fold = Fold(stack)
+        notes["names"] = f"a HybridModel of {len(stack.letters)} layers ({stack.letters}), shown as a GPTModel"
+        keyed, args, scales = fold.tensors(keyed), as_gpt(args, stack), partial(fold.scales, scales)
+        notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
     return Source(
         format="megatron",
         root=root,
         files=stored.files,
-        tensors={("", name): tensor for name, tensor in tensors.items()},
+        tensors=keyed,
         metadata=args,
         metadata_at=args_at,
         skipped=summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
-        scales=partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()}),
+        scales=scales,
         notes=notes,
+        notices=notices,
         aliased=bridge,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem, UsageError
 from crossdock.formats.fp8.megatron import RankPlace, of_ranks
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, Stack, as_gpt, stack_of
 from crossdock.formats.megatron.older import check_version, core_name, is_older
+from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
 from crossdock.formats.megatron.stages import layer_counts, layer_ranges
-from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.formats.stored import Source, SourceFile, StoredTensor, TrainingScales
 from crossdock.formats.weight_file import stored
 from crossdock.layout.partitions import RankRanges
 from crossdock.torchfile import open_torch, state_tensors
@@ -95,14 +97,25 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         state = common if name == first else _common(by_name[name])
         _check_same_run(state, common, by_name[name], found)
         _collect(by_name[name], state, rank, sizes, args, found)
+    refuse_other_models({name for _, name in found.tensors}, str(folder.path))
     found.tensors = joined(found.tensors, sizes.tp, args)
     where = f"args in {first}/{by_name[first].name}"
-    ranges = _ranges(args, sizes, found, where)
+    stack = stack_of(args, where)
+    ranges = _ranges(args, sizes, found, where, stack)
     if found.problems:
         raise FormatError(found.problems)
     notes = dict(folder.notes) | run_notes(common, args) | {"files": str(len(found.files))}
+    scales: Callable[[], TrainingScales] = partial(of_ranks, tuple(found.places))
+    notices: tuple[str, ...] = ()
     if found.older:
         notes["names"] = "a model from before megatron-core; shown under core's names"
+        args |= {"use_legacy_models": True}  # as later versions say it
+    if stack is not None and stack.folds:
+        fold = Fold(stack, ranges)
+        notes["names"] = f"a HybridModel of {len(stack.letters)} layers ({stack.letters}), shown as a GPTModel"
+        found.tensors, args, ranges = fold.tensors(found.tensors), as_gpt(args, stack), fold.gpt_ranges
+        scales = partial(fold.scales, scales)
+        notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
     weights = sum(e.nbytes for tensor in found.tensors.values() for e in tensor.extents)
     beside = [file for path in by_name.values() for file in path.parent.glob("distrib_optim.pt")]
     skipped = {f"{kind} ({n:,} files)": NOT_WEIGHTS[kind] for kind, n in found.skipped.items()}
@@ -120,8 +133,9 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         partitions={"layer": ranges},
         skipped=skipped,
         skipped_bytes=max(0, total - weights),
-        scales=partial(of_ranks, tuple(found.places)),
+        scales=scales,
         notes=notes,
+        notices=notices,
     )
 
 
@@ -319,13 +333,13 @@ def _grouped_shape(
     return (local, hidden, inner) if which == 1 else (local, inner, hidden)
 
 
-def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str) -> RankRanges:
+def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str, stack: Stack | None) -> RankRanges:
     """The layers of every stage and chunk from args, held against those that the files have."""
     order = [(i % sizes.pp, i // sizes.pp) for i in range(sizes.pp * sizes.vpp)]
     have = [1 + max(found.layers.get(place, {-1})) for place in order]
     if not args:
         return layer_ranges(have, sizes.pp)
-    counts = layer_counts(args, sizes.pp, sizes.vpp, where)
+    counts = layer_counts(args, sizes.pp, sizes.vpp, where, stack.segments if stack is not None else ())
     gaps = bool(args.get("heterogeneous_layers_config_encoded_json"))  # such a layer may have nothing in it
     for place, count, held in zip(order, counts, have, strict=True):
         complete = gaps or (count == held == len(found.layers.get(place, ())))

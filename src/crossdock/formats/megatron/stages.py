@@ -27,14 +27,22 @@ def layer_ranges(counts: Sequence[int], stages: int) -> RankRanges:
     }
 
 
-def layer_counts(args: Mapping[str, Any], stages: int, chunks: int, where: str) -> list[int]:
-    """Layers of every chunk in running order. Raises ConfigError when args do not divide the layers."""
+def layer_counts(
+    args: Mapping[str, Any], stages: int, chunks: int, where: str, segments: Sequence[int] = ()
+) -> list[int]:
+    """Layers of every chunk in running order. Raises ConfigError when args do not divide the layers.
+
+    segments  those that the pattern of a HybridModel names; one alone says nothing of stages
+    """
     layers = args.get("num_layers")
     if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
         raise ConfigError("args do not state the number of layers", where=where, got=f"num_layers={layers!r}")
     layout = args.get("pipeline_model_parallel_layout")
     laid_out = layout is not None and stages > 1
-    counts = _laid_out(layout, where) if laid_out else _divided(args, layers, stages, chunks, where)
+    if len(segments) > 1:
+        counts = list(segments)
+    else:
+        counts = _laid_out(layout, where) if laid_out else _divided(args, layers, stages, chunks, where)
     if len(counts) != stages * chunks or sum(counts) != layers or min(counts) < 0:
         raise ConfigError(
             f"args do not cut {layers} layers into {stages} stages of {chunks} chunks",

@@ -30,6 +30,8 @@ from crossdock.planning.config.unknown_keys import (
 from crossdock.planning.config.validate import build, of_kind
 from crossdock.wording import nearest, short
 
+_SCOPE = frozenset({"keys", "tensors", "shapes", "settings"})  # what expressions may name beside the format's keys
+
 
 @dataclass(frozen=True)
 class Description:
@@ -57,7 +59,7 @@ def describe(source: Source, overrides: Overrides) -> Description:
     settings = {key: literal(text) for key, text in overrides.settings.items()}
     chosen = _family(source, format_name, source_keys(source) | settings, overrides)
     rules = layout(format_name, chosen)
-    keys, canonical = _split_settings(settings, source_keys(source), rules)
+    keys, canonical = _split_settings(settings, source_keys(source) | {"settings": settings}, rules)
     ignored, problems = classify(rules, source, settings)
     problems += only_value_problems(rules, keys | settings, source.metadata_at)
     problems += flag_problems(rules, {**source.metadata, **settings}, source.metadata_at)
@@ -182,7 +184,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
     if overrides.family is not None:
         return family(overrides.family)
     named = (when.names for name, when in recognised(format_name) if not allowed or name in allowed)
-    telling = {"architectures", "activation"}.union(*named) - {"keys", "tensors", "shapes"}
+    telling = {"architectures", "activation"}.union(*named) - _SCOPE
     seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
     where = overrides.config_at or source.metadata_at or str(source.root)
     if not found:
@@ -268,14 +270,14 @@ def _read(
 
 def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, settings: Mapping[str, Any]) -> str:
     """Where a value is from that was made of the keys `names`, and of what the keys `lacking` mean when absent."""
-    named = ", ".join(sorted(names - {"keys", "tensors", "shapes"}))
+    named = ", ".join(sorted(names - _SCOPE))
     if not named and names:
         return "the stored tensors"
     if not named:
         return f"{', '.join(sorted(lacking))} absent from {where}" if lacking else f"the format ({rules.format})"
     if not names & settings.keys():
         return f"{named} in {where}"
-    rest = ", ".join(sorted(names - settings.keys() - {"keys", "tensors", "shapes"}))
+    rest = ", ".join(sorted(names - settings.keys() - _SCOPE))
     return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
