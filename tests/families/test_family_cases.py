@@ -99,8 +99,10 @@ def reference(name: str) -> checks.Recorded:
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_hf_to_gguf_writes_the_converters_tensors(name: str, converted: Callable[[str], Path]) -> None:
-    nothing(checks.tensor_differences(converted(name), reference(name)))
+def test_hf_to_gguf_writes_the_converters_tensors(
+    name: str, subject: Callable[[str], Subject], converted: Callable[[str], Path]
+) -> None:
+    nothing(checks.tensor_differences(converted(name), reference(name), subject(name).state))
 
 
 @pytest.mark.parametrize("name", CONVERTED)

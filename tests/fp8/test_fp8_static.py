@@ -171,6 +171,29 @@ def test_a_static_folder_comes_back_as_itself(trtllm_case: Callable[[str], Path]
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_transformers_names_of_static_scales(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
+    """weight_scale_inv and activation_scale, as transformers and Mistral name them: the same numbers as ModelOpt's."""
+    hf = from_state_dict(trtllm_case(CASE), tmp_path)
+    for options, name in (({"quantize": "fp8_static"}, "static"), ({}, "plain")):
+        delivery.run(delivery.plan(delivery.open(hf), "hf", **options), tmp_path / name, workers=1)
+    renamed = {
+        name.replace("weight_scale", "weight_scale_inv").replace("input_scale", "activation_scale"): tensor
+        for name, tensor in fp8_rules.tensors_of(hf).items()
+    }
+    assert sum(name.endswith("activation_scale") for name in renamed) > 1
+    save_file(renamed, hf / "model.safetensors", {"format": "pt"})
+    said = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    (hf / "hf_quant_config.json").unlink()
+    for options, name in (({"quantize": "fp8_static"}, "static"), ({}, "plain")):
+        delivery.run(delivery.plan(delivery.open(hf), "hf", **options), tmp_path / f"{name} again", workers=1)
+        expected, found = fp8_rules.tensors_of(tmp_path / name), fp8_rules.tensors_of(tmp_path / f"{name} again")
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(found[key].float(), tensor.float()), key
+
+
 def test_what_engines_fuse_shares_the_largest_scale(trtllm_case: Callable[[str], Path], tmp_path: Path) -> None:
     hf = from_state_dict(trtllm_case(CASE), tmp_path)
     tensors = fp8_rules.tensors_of(hf)

@@ -20,7 +20,7 @@ from oracles.transformers_engine import transformers_logits
 from support.megatron_writers import Ranks, simple_args, write_ranks, write_torch_dist
 
 Checkpoint = Callable[[str], Path]
-SAVES = ("llamahybrid-v019-dist-tp2-bf16", "llama-v016-dist-interp-bf16")
+SAVES = ("llamahybrid-v019-dist-tp2-bf16", "llama-v016-dist-interp-bf16", "llama-v019-fsdpdtensor-fp32")
 LLAMA, MIXTRAL, DEEPSEEK = (
     "llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "deepseek-v019-dist-tp2pp2-fp32",
 )  # fmt: skip
@@ -78,6 +78,48 @@ def test_torch_dist(name: str, tmp_path: Path, megatron_checkpoint: Checkpoint, 
     state, args = hybrid(megatron_checkpoint(name), PATTERNS[name])
     root = write_torch_dist(tmp_path / "root", state, args, tp=2, parts=2, stacked=False)
     assert exported(root, tmp_path / "hf") == expected(name)
+
+
+def fsdp_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Keys of fsdp_dtensor: gate and up apart as _w and _v, experts numbered in grouped weights."""
+    out: dict[str, Any] = {}
+    for key, tensor in state.items():
+        key = re.sub(r"experts\.(\d+)\.(linear_fc[12])\.weight", r"experts.\2.weight\1", key)
+        if "linear_fc1.weight" in key:
+            out[f"{key}_w"], out[f"{key}_v"] = np.split(tensor, 2)
+        else:
+            out[key] = tensor
+    return {f"model.module.{key}": tensor for key, tensor in out.items()}
+
+
+def dcp_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Keys of torch_dcp: as the modules have them."""
+    out = {re.sub(r"experts\.(\d+)\.(linear_fc[12])\.weight", r"experts.\2.weight\1", k): v for k, v in state.items()}
+    return {f"model.{key}": tensor for key, tensor in out.items()}
+
+
+@pytest.mark.parametrize("names", [fsdp_names, dcp_names], ids=["fsdp_dtensor", "torch_dcp"])
+@pytest.mark.parametrize("name", [LLAMA, MIXTRAL])
+def test_dcp_folders_that_torch_writes(
+    name: str,
+    names: Callable[[dict[str, Any]], dict[str, Any]],
+    tmp_path: Path,
+    megatron_checkpoint: Checkpoint,
+    expected: Callable[[str], Any],
+) -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    state, args = global_state(megatron_checkpoint(name))
+    saved = {key: torch.from_numpy(np.ascontiguousarray(tensor)) for key, tensor in names(state).items()}
+    saved |= {"args": Namespace(**simple_args(args)), "iteration": 10, "checkpoint_version": 3.0}
+    saved |= {"rng_state.(0, 0).0.torch_rng_state": torch.zeros(8, dtype=torch.uint8)}
+    dcp.save(saved, checkpoint_id=tmp_path / "root/iter_0000010", no_dist=True)
+    (tmp_path / "root/latest_checkpointed_iteration.txt").write_text("10")
+    assert exported(tmp_path / "root", tmp_path / "hf") == expected(name)
+    assert crossdock.open(tmp_path / "root/iter_0000010", format="megatron").config.num_hidden_layers == 4
+    with pytest.raises(crossdock.CrossdockError, match="pass the run's folder"):
+        crossdock.open(tmp_path / "root/iter_0000010")
 
 
 WHOLE = ((tuple(range(8)),),)

@@ -45,7 +45,8 @@ CHECKED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gguf with its tokenizer": ("k.gguf", {"tokenizer": TOKENIZER}, {"tokenizer": "vocabulary", "token_ids": False}),
     "gguf's token ids": ("k.gguf", {"tokenizer": TOKENIZER, "tokens": True}, {"token_ids": "llama.cpp"}),
     "gguf that has no tokenizer": ("mute.gguf", {}, {"tokenizer": ABSENT, "token_ids": ABSENT}),
-    "folder without its tokenizer": ("hf", {}, {"tokenizer": False, "token_ids": False}),
+    "folder whose tokenizer the manifest tells": ("hf", {}, {"tokenizer": "sha256 in the manifest",
+                                                             "token_ids": "the same files"}),
     "folder with its tokenizer": ("hf", {"tokenizer": TOKENIZER},
                                   {"tokenizer": "bytes", "token_ids": "the same files"}),
     "folder that has no tokenizer": ("mute", {"logits": [1, 2, 3]},
@@ -78,6 +79,18 @@ def test_a_broken_tokenizer_that_nothing_was_held_against_is_named(outputs: Path
     assert document["checked"]["tokenizer"] is False
     assert document["unchecked"] == ["tokenizer", "token_ids", "logits"]
     run("verify", out, "--against", KJV, "--tokenizer", TOKENIZER, code=1)
+
+
+def test_the_manifest_s_tokenizer_is_what_a_folder_is_held_against(tmp_path: Path) -> None:
+    """A tokenizer that was exchanged after the export is found without --tokenizer; without a manifest it is named."""
+    out = tmp_path / "hf"
+    crossdock.export(KJV, out, "hf", dtype="f32", tokenizer=TOKENIZER)
+    (out / "tokenizer.json").write_text((out / "tokenizer.json").read_text().replace("ing", "gni"))
+    found = crossdock.verify(out, KJV)
+    assert not found.ok
+    assert [Path(problem.where).name for problem in found.problems] == ["tokenizer.json"]
+    (tmp_path / "hf.manifest.json").unlink()
+    assert crossdock.verify(out, KJV).checked.tokenizer is False
 
 
 def test_strict_passes_where_everything_was_compared(outputs: Path) -> None:

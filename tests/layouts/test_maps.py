@@ -13,11 +13,11 @@ from crossdock.layout.maps import MAPS, Step, Steps, between, inverse, shown, st
 
 WAYS = {
     "as it is": (),
-    "decay": storing("-exp", 1, 0),
-    "exp": storing("exp", 1, 0),
-    "scaled": storing("", 0.37, 0),
-    "plus one": storing("", 1, 1.0),
-    "all": storing("-exp", 3.0, -2.0),
+    "decay": storing("-exp", (), 0),
+    "exp": storing("exp", (), 0),
+    "scaled": storing("", (0.37,), 0),
+    "plus one": storing("", (1,), 1.0),
+    "all": storing("-exp", (3.0, 0.5), -2.0),
 }
 VALUES = np.random.default_rng(0).uniform(-3, 4, 40000).astype(np.float32)
 

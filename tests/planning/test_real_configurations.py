@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planning_args import Hf, Megatron
 
@@ -19,6 +20,7 @@ from crossdock.formats import registry
 from crossdock.model.config import FIELDS
 from crossdock.model.families import families
 from crossdock.planning.config.overrides import Overrides
+from oracles.transformers_engine import transformers_logits
 from support import hf_models
 from support.canonical_models import UNHELD
 
@@ -205,22 +207,48 @@ def test_making_a_plan_opens_no_weight_file(megatron_checkpoint: Megatron, monke
         assert delivery.plan(checkpoint, target, dtype=dtype).nbytes > 0
 
 
-def test_mixed_layer_types_are_refused(hf_model: Hf, tmp_path: Path) -> None:
-    """qwen2 with a sliding window in some layers: its computation has no place in any target."""
-    config = hf_models.read_config(hf_model("qwen2"))
-    assert set(config["layer_types"]) == {"full_attention"}
-    mixed = {
-        "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
-        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
-    }  # fmt: skip
-    for changes, fields in (
-        (mixed, {"sliding_window", "layer_types"}),
-        ({"layer_types": mixed["layer_types"]}, {"layer_types"}),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(config | changes))
-        with pytest.raises(InputError) as caught:
-            delivery.open(hf_model("qwen2"), config=tmp_path)
-        assert {problem.where for problem in caught.value.problems} == fields
+WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("recipe", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "window",
+    [WINDOW | {"layer_types": MIXED}, WINDOW, WINDOW | {"max_window_layers": 0}],
+    ids=["layer_types", "max_window_layers", "all layers"],
+)
+def test_a_window_in_some_layers_stays_in_hugging_faces_folders(
+    hf_model: Hf, tmp_path: Path, recipe: str, window: dict[str, Any]
+) -> None:
+    """By transformers' logits beyond the window; the formats whose engines have no window refuse it by name."""
+    folder = shutil.copytree(hf_model(recipe), tmp_path / "m")
+    config = hf_models.read_config(folder)
+    plain = {key: value for key, value in config.items() if key != "layer_types"}
+    hf_models.write_config(folder, plain | window)
+    checkpoint = delivery.open(folder)
+    delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf", workers=1)
+    tokens = np.random.default_rng(5).integers(0, 203, (1, 40))
+    expected = transformers_logits(folder, tokens)
+    np.testing.assert_array_equal(transformers_logits(tmp_path / "hf", tokens), expected)
+    hf_models.write_config(folder, config)
+    assert np.abs(transformers_logits(folder, tokens) - expected).max() > 1e-3  # the window matters
+    with pytest.raises(PlanError, match=f"llama.cpp's {recipe} has no sliding window"):
+        delivery.plan(checkpoint, "gguf")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": MIXED},
+        {"layer_types": MIXED, "use_sliding_window": True, "sliding_window": None},
+        {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+    ],
+    ids=["not used", "no size", "another kind"],
+)
+def test_layer_types_without_a_window_are_refused(hf_model: Hf, tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf_models.read_config(hf_model("qwen2")) | changes))
+    with pytest.raises(InputError, match="layer_types has"):
+        delivery.open(hf_model("qwen2"), config=tmp_path)
 
 
 def test_a_window_shorter_than_the_context_is_told(hf_model: Hf) -> None:

@@ -175,6 +175,33 @@ def test_ends_come_back_from_a_gguf_file(tmp_path: Path) -> None:
     assert tokenizers.ends_of(read) == (400, 401, 402, 403)
 
 
+@pytest.mark.parametrize(
+    ("own", "named", "places"),
+    [
+        ("<a>", ["</s>", "<b>", "<a>"], ("<a>", "<b>", "</s>")),
+        ("</s>", ["<|im_end|>", "</s>", "<|call|>"], ("</s>", "<|im_end|>", "<|call|>")),
+        ("<|call|>", ["</s>"], ("<|call|>", None, "</s>")),
+        ("<a>", ["<b>", "</s>", "<c>"], ("<a>", "<b>", "<c>")),
+    ],
+)
+def test_an_end_that_its_text_tells_takes_a_free_place(
+    tmp_path: Path, own: str, named: list[str], places: tuple[str | None, ...]
+) -> None:
+    """llama.cpp ends at its text in any case; a reader of eos, eot and eom alone does only where a place names it."""
+    special = ("<a>", "<b>", "<c>", "</s>", "<|im_end|>", "<|call|>")
+    ids = {text: 400 + n for n, text in enumerate(special)}
+    save(tmp_path, tokenizer_json=train_bpe([byte_level(True)], size=400, special=special))
+    save(tmp_path, tokenizer_config_json={"eos_token": own})
+    save(tmp_path, generation_config_json={"eos_token_id": [ids[text] for text in named]})
+    entries = tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=406)
+    keys = {key.rpartition(".")[2]: value for key, _, value in entries}
+    assert tuple(keys.get(f"{role}_token_id") for role in ("eos", "eot", "eom")) == tuple(
+        None if text is None else ids[text] for text in places
+    )
+    read = tokenizers.from_gguf({key: value for key, _, value in entries}, "x")
+    assert set(tokenizers.ends_of(read)) == {ids[text] for text in places if text is not None}
+
+
 @pytest.mark.parametrize("form", ["text", "names"])
 def test_a_chat_template_of_a_processor(tmp_path: Path, form: str) -> None:
     data = train_bpe([byte_level(True)], size=400)

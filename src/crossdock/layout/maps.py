@@ -29,9 +29,9 @@ _INVERSE = MappingProxyType(
 )
 
 
-def storing(map_name: str, scale: float, offset: float) -> Steps:
-    """From the canonical value to the stored one: `map_name` of MAPS or "", times `scale`, plus `offset`."""
-    scaled = (Step("multiply", scale),) if scale != 1 else ()
+def storing(map_name: str, factors: tuple[float, ...], offset: float) -> Steps:
+    """From the canonical value to the stored one: `map_name` of MAPS or "", times each factor, plus `offset`."""
+    scaled = tuple(Step("multiply", factor) for factor in factors if factor != 1)
     added = (Step("add", offset),) if offset else ()
     return (*MAPS.get(map_name, ()), *scaled, *added)
 

@@ -37,7 +37,7 @@ class Rule:
     """Where one or more canonical tensors live, as alternatives of which the first is written.
 
     map     stored value = map(canonical value) * scale + offset, a name of `layout.maps.MAPS`; `scale`: one for all
-            tensors, or one for each
+            tensors, or one for each; several numbers are multiplied one after another
     stage   "first" or "last" pipeline stage only, or "later": copies that later stages have of what the first one
             holds, which are never written
     copy    when a tensor that is the same as another (a tied head) is written all the same
@@ -58,9 +58,9 @@ class Rule:
     def storing(self, tensor: str, variables: Mapping[str, Any]) -> Steps:
         """How canonical values of `tensor` become stored ones. `variables`: what the rule's numbers may name."""
         scale = self.scale[self.tensors.index(tensor) if len(self.scale) > 1 else 0] if self.scale else None
-        numbers = (1.0 if scale is None else scale.evaluate(variables),
-                   0.0 if self.offset is None else self.offset.evaluate(variables))  # fmt: skip
-        return storing(self.map, *map(float, numbers))
+        factors = () if scale is None else scale.evaluate(variables)
+        offset = 0.0 if self.offset is None else float(self.offset.evaluate(variables))
+        return storing(self.map, tuple(map(float, factors if isinstance(factors, tuple) else (factors,))), offset)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         where += f" with {family.where}"
         for name in _chain(table, format_name):
             for section in family.sections.get(name, ()):
-                table = merged(table, section, f"{where} [{name}]")
+                table = merged(table, _by_key(section), f"{where} [{name}]")
     tables = {**TENSOR_TABLES, **KEY_TABLES}
     unknown = set(table) - set(tables) - set(_SCALARS)
     if unknown:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from crossdock.errors import UsageError
-from crossdock.running.checked import ABSENT, Checked
+from crossdock.running.checked import ABSENT, MANIFEST, Checked
 from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.verify import VerifyReport
 
@@ -38,7 +38,7 @@ def judged(
     checked = files.checked
     if tokens is not None:
         checked = replace(checked, token_ids="llama.cpp")
-    elif checked.tokenizer == "bytes":
+    elif checked.tokenizer in ("bytes", MANIFEST):
         checked = replace(checked, token_ids="the same files")
     elif checked.tokenizer == ABSENT:
         checked = replace(checked, token_ids=ABSENT)

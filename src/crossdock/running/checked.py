@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from crossdock.errors import CrossdockError, Problem
 from crossdock.formats.companions import GENERATION
 from crossdock.formats.stored import Source
 from crossdock.planning.plan import Plan
+from crossdock.running.manifest import manifest_path, read_manifest
 
 Done = str | Literal[False]  # how a part was compared; False: it was not
+MANIFEST = "sha256 in the manifest"
 ABSENT = "neither side has one"
 
 
@@ -57,3 +61,25 @@ def tokenizer_files(output: Source) -> set[str]:
         for path in output.companion_files
         if path.name != GENERATION and path.is_relative_to(Path(output.root))
     }
+
+
+def tokenizer_by_manifest(output: Path, stored: Source) -> tuple[Done, tuple[Problem, ...]]:
+    """Hold the tokenizer of a folder against the manifest beside it: the sha256 of every file of it, and what differs.
+
+    False where there is no manifest, it tells of no tokenizer, or the folder has files of one that it does not name.
+    """
+    try:
+        manifest = read_manifest(manifest_path(output.absolute()))
+    except (CrossdockError, OSError, ValueError):
+        return False, ()
+    known = {file.name: file.sha256 for file in manifest.files if file.sha256}
+    names = tokenizer_files(stored)
+    if manifest.single_file or not manifest.tokenizer or not names or not names <= known.keys():
+        return False, ()
+    wrong = tuple(
+        Problem("is not the tokenizer's file that was exported", where=str(output / name),
+                expected=f"sha256 {known[name][:16]}… in the manifest", fix="pass the tokenizer with --tokenizer")
+        for name in sorted(names)
+        if hashlib.sha256((output / name).read_bytes()).hexdigest() != known[name]
+    )  # fmt: skip
+    return MANIFEST, wrong

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from crossdock.formats.stored import Source
 from crossdock.formats.target import TargetFile
 from crossdock.planning.plan import Plan
 from crossdock.running.blocks import WorkerBuffers, blocks
-from crossdock.running.checked import Checked, tokenizer_checked
+from crossdock.running.checked import Checked, tokenizer_by_manifest, tokenizer_checked
 from crossdock.running.comparisons import LogitsReport, TokensReport
 from crossdock.running.engines.engine import Watch
 from crossdock.running.engines.registry import engine
@@ -123,6 +123,10 @@ def verify_plan(plan: Plan, output: Source, facts: Mapping[str, Any], options: R
     ordered = tuple(checks[plan.shown(tensor)] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
     checked = Checked("bytes", "keys", tokenizer_checked(plan, output, facts))
+    if checked.tokenizer is False and not plan.single_file:
+        how, differing = tokenizer_by_manifest(output.root, output)
+        checked, problems = replace(checked, tokenizer=how), [*problems, *differing]
+        ok = ok and not differing
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started, checked=checked)
 
 

@@ -220,6 +220,9 @@ def _role_ids(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int])
     for role, numbers in (("eot", turns), ("eom", messages)):
         if numbers:
             ids.setdefault(role, numbers[0])
+    # What is left is known by its text to llama.cpp alone: a free place tells it to every other reader.
+    left = [n for n in ends if n < len(tokens) and n not in ids.values()]
+    ids |= dict(zip((role for role in ("eom", "eot") if role not in ids), left, strict=False))
     ids |= {role: special[role] for role in ("unk", "sep", "pad", "mask") if role in special}
     return {role: number for role, number in ids.items() if number is not None}
 

@@ -51,8 +51,8 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         raise NotACheckpointError(
             "a .metadata with Megatron's names, but no metadata.json, which Megatron writes last",
             where=str(path),
-            cause="an unfinished save, or --ckpt-format torch_dcp or fsdp_dtensor, which crossdock does not read",
-            fix="use an earlier iteration, or save again with --ckpt-format torch_dist",
+            cause="an unfinished save, or --ckpt-format torch_dcp or fsdp_dtensor",
+            fix="pass the run's folder, or --format megatron; of an unfinished save use an earlier iteration",
         )
     stored = dcp.stored_tensors(meta, path)
     if not stored.tensors:

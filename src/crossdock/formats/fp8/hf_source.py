@@ -21,8 +21,10 @@ from crossdock.formats.stored import Pair, Source, StoredTensor, TrainingScales
 _E4M3 = "float8_e4m3fn"
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 _SCALES = ("_scale", "_scale_inv")  # behind a weight's name; both are factors
+_INPUTS = ("input_scale", "activation_scale")  # of ModelOpt and compressed-tensors; of transformers' `fp8` and Mistral
 _BESIDE = {
     ".input_scale": "input scale of a layer: only static fp8 outputs can store it",
+    ".activation_scale": "input scale of a layer: only static fp8 outputs can store it",
     ".input_scale_ub": "input bound of a layer: an engine setting",
     ".k_scale": "scale of an fp8 KV cache: an engine setting",
     ".v_scale": "scale of an fp8 KV cache: an engine setting",
@@ -133,7 +135,8 @@ def _static(source: Source, weights: Mapping[tuple[str, str], StoredTensor]) -> 
     """Scale of the input and of the weight, of weights that have one each."""
     out: dict[tuple[str, str], dict[tuple[int, ...], Pair]] = {}
     for (part, name), tensor in weights.items():
-        input_scale = source.tensors.get((part, f"{name.removesuffix('weight')}input_scale"))
+        beside = (source.tensors.get((part, name.removesuffix("weight") + end)) for end in _INPUTS)
+        input_scale = next((tensor for tensor in beside if tensor is not None), None)
         scaling = tensor.scaling
         if (
             input_scale is None

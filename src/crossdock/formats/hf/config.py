@@ -19,6 +19,8 @@ from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
 LARGEST = 16 << 20
+# what is beside the numbers of the formula of rope
+BESIDE = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 # where rope differs by layer type: the type -> what its flat keys begin with
 PREFIXES: Mapping[str, str] = {"full_attention": "", "sliding_attention": "sliding_"}
 
@@ -49,14 +51,14 @@ def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError("rope parameters are not an object", where=where, got=repr(rope)[:80])
     if not any(isinstance(value, Mapping) for value in rope.values()):
         return out | _flat_rope(rope, known="rope_theta" in out)
-    given = {name: value for name, value in rope.items() if value is not None}
-    strange = [name for name, value in given.items() if name not in PREFIXES or not isinstance(value, Mapping)]
+    by_type = {name: value for name, value in rope.items() if value is not None}
+    strange = [name for name, value in by_type.items() if name not in PREFIXES or not isinstance(value, Mapping)]
     if strange:
         raise ConfigError(
             f"rope parameters of {', '.join(map(repr, strange))[:200]}, which crossdock does not carry over",
             where=where, expected=f"those of {' and '.join(PREFIXES)}",
         )  # fmt: skip
-    for name, value in given.items():
+    for name, value in by_type.items():
         out |= {PREFIXES[name] + key: one for key, one in _flat_rope(value, known=False).items()}
     return out
 
@@ -66,7 +68,7 @@ def _flat_rope(rope: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
     rest = dict(rope)
     kind = rest.pop("rope_type", rest.get("type", "default"))
     rest.pop("type", None)
-    out: dict[str, Any] = {key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest}
+    out: dict[str, Any] = {key: rest.pop(key) for key in BESIDE if key in rest}
     if known or "rope_theta" in out or rest or kind != "default":  # a model with learned positions has none of it
         out["rope_type"] = kind
         out["rope_scaling"] = rest if kind != "default" else {}
@@ -125,8 +127,9 @@ def config_json(values: Mapping[str, Any]) -> bytes:
     if "rope_theta" in out:
         kind, scaling = out.pop("rope_type", "default"), dict(out.pop("rope_scaling", {}) or {})
         parameters = {**scaling, "rope_theta": out["rope_theta"], "rope_type": kind}
-        if "partial_rotary_factor" in out:
-            parameters["partial_rotary_factor"] = out["partial_rotary_factor"]
+        parameters |= {key: out[key] for key in BESIDE if key in out}
+        for key in ("mrope_section", "mrope_interleaved"):
+            out.pop(key, None)
         out["rope_parameters"] = parameters
         out["rope_scaling"] = {**scaling, "rope_type": kind} if kind != "default" else None
     if "sliding_rope_theta" in out:

@@ -1,4 +1,4 @@
-"""Megatron checkpoints as sources: torch_dist folders and per-rank files. Headers only, never tensor data."""
+"""Megatron checkpoints as sources: torch_dist, fsdp_dtensor, torch_dcp, per-rank files. Headers only, never data."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     Raises NotACheckpointError, UsageError, FormatError, UnsafePickleError, ConfigError.
     """
     folder = find_folder(path, iteration)
-    return open_dist(path, folder) if folder.kind == "torch_dist" else open_ranks(path, folder)
+    return open_ranks(path, folder) if folder.kind == "ranks" else open_dist(path, folder)

@@ -28,8 +28,8 @@ SIZES: Mapping[str, tuple[str, ...]] = {
 
 
 def is_weight(name: str) -> bool:
-    """False for optimizer and extra state."""
-    return not OPTIMIZER.match(name) and "._extra_state" not in name
+    """False for optimizer and extra state, and for random number generators."""
+    return not OPTIMIZER.match(name) and "._extra_state" not in name and not name.startswith("rng_state")
 
 
 def plain_args(common: object, where: str) -> dict[str, Any]:

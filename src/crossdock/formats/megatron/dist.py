@@ -1,4 +1,4 @@
-"""Megatron's torch_dist checkpoints: a DCP folder whose keys are Megatron's, with args beside the weights.
+"""Megatron's DCP folders (torch_dist, fsdp_dtensor, torch_dcp): Megatron's keys, with args beside the weights.
 
 Reads `.metadata`, metadata.json and the args; optimizer state and extra state are left out before anything is
 made of them. Facts from megatron-core 0.11 to 0.19.2 (`dist_checkpointing/strategies/torch.py`, `serialization.py`).
@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from crossdock.errors import FormatError
+from crossdock.errors import FormatError, NotACheckpointError
 from crossdock.formats.dcp import metadata as dcp
 from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
@@ -32,6 +32,9 @@ REASONS: Mapping[str, str] = {
     "*._extra_state": "state of the training kernels (fp8 scales), not weights",
     "rng_state": "random number generators",
     "rerun_state_machine_state": "state of Megatron's fault detection",
+    "args": "read as the configuration",
+    "iteration": "shown as a note",
+    "checkpoint_version": "shown as a note",
     "common_state": "args and iteration, read as the configuration",
     "opt_param_scheduler": "learning rate schedule",
 }
@@ -41,11 +44,13 @@ def open_dist(root: Path, folder: Folder) -> Source:
     """Open a torch_dist folder. Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError."""
     path = folder.path
     meta = dcp.read_metadata(path, is_weight)
-    common, common_at = _common(path, meta)
+    common, common_at = _objects(path, meta) if folder.kind == "dcp" else _common(path, meta)
     stored = dcp.stored_tensors(meta, path)
     args = plain_args(common, common_at)
     notes = dict(folder.notes) | run_notes(common, args)
-    if "megatron-core" not in notes:
+    if folder.kind == "dcp":
+        notes["layout"] = "fsdp_dtensor or torch_dcp"
+    elif "megatron-core" not in notes:
         notes["megatron-core"] = "0.18 or older" if (path / "common.pt").is_file() else "0.19 or newer"
     args_at, bridge = f"args in {common_at}", not args and (path / RUN_CONFIG).is_file()
     if bridge:
@@ -119,7 +124,31 @@ def _kind(name: str) -> str:
         return "*._extra_state"
     if OPTIMIZER.match(name) and not name.startswith("opt_param_scheduler"):
         return "optimizer.*"
+    if name.startswith("rng_state"):
+        return "rng_state"
     return printable(name.partition("/")[0])
+
+
+def _objects(path: Path, meta: dcp.DcpMetadata) -> tuple[object, str]:
+    """The common dict of fsdp_dtensor and torch_dcp: an object for each key, and where args were.
+
+    Raises NotACheckpointError without any: a torch_dist save that was not finished has none of them.
+    """
+    common: dict[str, object] = {}
+    for name in ("args", "iteration", "checkpoint_version"):
+        if name in meta.objects:
+            place = meta.objects[name]
+            with reading(path / place.path) as fd:
+                common[name] = read_object(fd, place.offset, place.length, f"{path / place.path}: {name}")
+    if not common:
+        raise NotACheckpointError(
+            "metadata.json is missing (Megatron writes it last)",
+            where=str(path),
+            cause="an unfinished save",
+            fix="use an earlier iteration",
+        )
+    at = meta.objects["args"].path if "args" in common else "no object"
+    return common, f"the object args ({at})"
 
 
 def _common(path: Path, meta: dcp.DcpMetadata) -> tuple[object, str]:

@@ -26,10 +26,13 @@ RANK = re.compile(r"mp_rank_\d+(_\d+){0,2}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The folder of one saved iteration. `described`: its metadata.json, {} for per-rank files."""
+    """The folder of one saved iteration. `described`: its metadata.json, {} where it has none.
+
+    kind  "dcp": --ckpt-format fsdp_dtensor or torch_dcp, a DCP folder with a key for each layer
+    """
 
     path: Path
-    kind: Literal["torch_dist", "ranks"]
+    kind: Literal["torch_dist", "ranks", "dcp"]
     described: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -161,12 +164,7 @@ def _kind(path: Path, names: list[str], notes: dict[str, str]) -> Folder:
     if any(RANK.match(name) for name in names):
         return Folder(path, "ranks", {}, notes)
     if ".metadata" in names:
-        raise NotACheckpointError(
-            "metadata.json is missing (Megatron writes it last)",
-            where=str(path),
-            cause="an unfinished save, or --ckpt-format torch_dcp or fsdp_dtensor, which crossdock does not read",
-            fix="use an earlier iteration, or save again with --ckpt-format torch_dist",
-        )
+        return Folder(path, "dcp", {}, notes)
     if any(name.endswith(".distcp") for name in names) or "common.pt" in names:
         _unfinished(path, ".metadata and metadata.json")
     raise NotACheckpointError(

@@ -66,7 +66,9 @@ def describe(source: Source, overrides: Overrides) -> Description:
     keys, roots = completed(rules, keys, absent=bool(source.metadata))
     fields = _read(rules, keys, roots, source.metadata_at, settings)
     if overrides.config is not None:
-        fields = _overridden(fields, _from_config(overrides, chosen))
+        from_config, refused = _from_config(overrides, chosen)
+        fields = _overridden(fields, from_config)
+        problems += refused
     fields = _set(fields, canonical)
     problems += refusals(rules, keys, source.metadata_at)
     config = _checked(fields, chosen, rules, source, problems)
@@ -281,12 +283,13 @@ def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, setti
     return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
-def _from_config(overrides: Overrides, chosen: Family) -> _FieldValues:
+def _from_config(overrides: Overrides, chosen: Family) -> tuple[_FieldValues, list[Problem]]:
+    """What `--config` says in Hugging Face's terms, and what of it is refused."""
     assert overrides.config is not None
     rules = layout("hf", chosen)
     keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
     keys, roots = completed(rules, keys, absent=True)
-    return _read(rules, keys, roots, overrides.config_at, {})
+    return _read(rules, keys, roots, overrides.config_at, {}), refusals(rules, keys, overrides.config_at)
 
 
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
