@@ -10,8 +10,8 @@ from sentences import SNAPSHOT, gathered
 LINES = gathered()
 # what a native editor would not write, and what to write instead (docs/style.md)
 IDIOM = {
-    r"\b(is|are) no (?!longer\b)": "is not a",
-    r"\bthere (is|are) no\b": "X does not exist, X is missing, unknown X",
+    r"(?<!there )\b(is|are) no (?!longer\b)": "is not a",
+    r"^there (is|are) no\b": "X does not exist, X is missing, unknown X",
     r"\bnothing reads\b": "unmapped",
     r"\b(is|are) (said|spelled|spelt|told)\b": "is recorded as, is written",
     r"\bfound out\b": "auto-detected",
