@@ -38,7 +38,7 @@ FORWARD_OF: Mapping[str, float] = (
         ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
         2e-5,  # 1.8e-5: the delta rule
     )
-    | dict.fromkeys(("mamba", "mamba2", "jamba", "falcon_h1", "bamba", "granitemoehybrid", "nemotron_h"), 6e-6)
+    | dict.fromkeys(("mamba", "mamba2", "jamba", "falcon_h1", "bamba", "granitemoehybrid", "nemotron_h"), 1.5e-5)
     | {"falcon_mamba": 1.5e-5, "deepseek_v3": 4e-6, "glm4_moe_lite": 4e-6, "exaone": 3e-6, "exaone4": 1.1e-5}
 )
 # cases of which GGUF does not hold the whole configuration, so that GGUF -> HF takes --config

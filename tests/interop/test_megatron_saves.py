@@ -20,7 +20,10 @@ from oracles.transformers_engine import transformers_logits
 from support.megatron_writers import Ranks, simple_args, write_ranks, write_torch_dist
 
 Checkpoint = Callable[[str], Path]
-SAVES = ("llamahybrid-v019-dist-tp2-bf16", "llama-v016-dist-interp-bf16", "llama-v019-fsdpdtensor-fp32")
+SAVES = (
+    "llamahybrid-v019-dist-tp2-bf16", "llama-v016-dist-interp-bf16", "llama-v019-fsdpdtensor-fp32",
+    "qwen2moe-v019-dist-tp2ep2-bf16",
+)  # fmt: skip
 LLAMA, MIXTRAL, DEEPSEEK = (
     "llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "deepseek-v019-dist-tp2pp2-fp32",
 )  # fmt: skip
