@@ -83,7 +83,7 @@ def record(out: BinaryIO, name: str, ne: tuple[int, ...], data: Iterator[bytes])
 
 
 def main(folder: Path, rounds: int = 5) -> None:
-    """Make the files that are not there, and print a table."""
+    """Make the files that do not exist, and print a table."""
     for what, said in machine(folder).items():
         print(f"{what}: {said}")
     print("| file | target | written MB | s | of it start-up | CPU s | peak MiB | cp and sync s | cp s "

@@ -234,10 +234,10 @@ def _verify_files(
     theirs = registry.open_output(output)
     if theirs.format not in registry.targets():
         raise UsageError(
-            f"{theirs.format} is not a target, so there is nothing to verify it against",
+            f"{theirs.format} is not a format that crossdock writes, so it cannot be verified",
             where=str(output),
             expected=" or ".join(registry.targets()),
-            fix="OUT, what was written, comes first; what it was made from follows --against",
+            fix="pass the output first and its source after it: verify OUT --against SRC",
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
     replay = make_plan(checkpoint, target, {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})

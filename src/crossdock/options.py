@@ -110,7 +110,7 @@ def size(value: str | int) -> int:
 
 
 def whole(value: str | int) -> int:
-    """A number without sign."""
+    """Read a whole number without a sign."""
     text = str(value)
     if isinstance(value, bool) or not text.isascii() or not text.isdecimal() or len(text) > 18:
         raise UsageError(f"{text!r} is not a whole number")
@@ -127,7 +127,7 @@ def positive(value: str | int) -> int:
 
 
 def flag(value: bool) -> bool:
-    """True or False."""
+    """Read True or False."""
     if not isinstance(value, bool):
         raise UsageError(f"{value!r} is neither True nor False")
     return value
@@ -141,7 +141,7 @@ def path(value: str | os.PathLike[str]) -> Path:
 
 
 def text(value: str) -> str:
-    """Any text."""
+    """Read any text."""
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not a text")
     return value

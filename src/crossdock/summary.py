@@ -1,4 +1,4 @@
-"""What a checkpoint and a plan come to, for people who look before they act: parameters, bytes, what a run needs."""
+"""What people look at before they act: families, and the parameters, bytes and memory of a checkpoint or plan."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from crossdock.codecs.registry import get
 from crossdock.formats.stored import StoredTensor
 from crossdock.io.atomic import write_whole
 from crossdock.options import made
+from crossdock.planning.catalogue import FamilyEntry as FamilyEntry
+from crossdock.planning.catalogue import StoredName as StoredName
+from crossdock.planning.catalogue import catalogue as catalogue
+from crossdock.planning.catalogue import family_entry as family_entry
+from crossdock.planning.catalogue import tensor_names as tensor_names
 from crossdock.planning.estimate import parameters as parameters
 from crossdock.planning.estimate import target_sizes as target_sizes
 from crossdock.planning.plan import Plan

@@ -47,12 +47,12 @@ def memory(size: float) -> str:
 
 
 def number(value: int) -> str:
-    """With commas."""
+    """Write a whole number with commas between thousands."""
     return f"{value:,}"
 
 
 def counted(value: int, noun: str) -> str:
-    """ "1 tensor", "2,000 tensors"."""
+    """Write a count with its noun: "1 tensor", "2,000 tensors"."""
     return f"{value:,} {noun}" + ("" if value == 1 else "s")
 
 

@@ -64,7 +64,7 @@ def check(path: Path, against: Path, model: Path | None = None) -> IndexReport:
                     str(path),
                     f"at most {index.vram_capacity:,} bytes",
                     f"{nbytes:,}",
-                    fix="make the index anew with --model",
+                    fix="create the index again with --model",
                 )
             )
         elif nbytes < 0.95 * index.vram_capacity:
@@ -78,7 +78,7 @@ def check(path: Path, against: Path, model: Path | None = None) -> IndexReport:
                 "layers hold the hottest neurons of other layers",
                 str(path),
                 cause="made by PowerInfer's own module, which sorts activation_10 before activation_2",
-                fix="make the index anew with crossdock split",
+                fix="create the index again with crossdock split",
             )
         )
     else:
@@ -96,12 +96,12 @@ def _off_grain(index: gpuidx.GpuIndex, grain: int) -> list[Problem]:
         return []
     return [
         Problem(
-            f"{len(off):,} layers have a number of neurons that is no multiple of {grain}",
+            f"{len(off):,} layers have a number of neurons that is not a multiple of {grain}",
             f"layer {off[0]}" + (" and others" if off[1:] else ""),
             f"a multiple of {grain}",
             f"{index.neurons[off[0]]:,}",
-            "PowerInfer's kernels leave the rest of a group out without a word",
-            f"make the index anew with --grain {grain}",
+            "PowerInfer's kernels silently leave out the rest of a group",
+            f"create the index again with --grain {grain}",
         )
     ]
 

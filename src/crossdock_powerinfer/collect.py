@@ -72,9 +72,9 @@ def collect(
     """
     torch, transformers = _imports()
     if out.exists():
-        raise UsageError("the output is already there", where=str(out), fix="choose another --output")
+        raise UsageError("the output exists", where=str(out), fix="choose another --output")
     if not (model / "config.json").is_file():
-        raise NotACheckpointError("this is no Hugging Face folder: it has no config.json", where=str(model))
+        raise NotACheckpointError("not a Hugging Face folder: config.json is missing", where=str(model))
     raw, _ = read_json(model)
     drelu = drelu or raw.get("model_type") == BAMBOO
     try:
@@ -149,7 +149,7 @@ def _ffn(config: Any, model: Path, drelu: bool) -> Ffn:
             raise ConfigError("the threshold of FATReLU", where=f"{model}: hidden_act_param", got=repr(above)[:80])
     elif activation != "relu" and not drelu:
         raise ConfigError(
-            "PowerInfer needs a ReLU model: others have no neurons that are off",
+            "PowerInfer needs a ReLU model: other activations never switch neurons off",
             where=str(model),
             expected=f"{found.activation} relu",
             got=str(activation),
@@ -190,7 +190,7 @@ class _Weights:
             values = self.read(f"{prefix}{name}")
             if values.shape != parameter.shape:
                 raise PlanError(
-                    "a tensor has another shape than the model",
+                    "a tensor does not have the model's shape",
                     where=f"{prefix}{name}",
                     expected=str(list(parameter.shape)),
                     got=str(list(values.shape)),
@@ -309,7 +309,7 @@ def _resume(partial: Path, state: Mapping[str, Any]) -> int:
             known, first = {}, 0
         if known != dict(state):
             raise UsageError(
-                "an unfinished run of another model or text is here", where=str(partial), fix="remove that folder"
+                "the unfinished run here belongs to another model or text", where=str(partial), fix="remove that folder"
             )
         return int(first)
     shutil.rmtree(partial, ignore_errors=True)

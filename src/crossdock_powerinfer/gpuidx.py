@@ -131,7 +131,7 @@ def read(path: Path) -> GpuIndex:
                 f"a file of at least {start + at + 4 * length:,} bytes",
                 f"{cursor.size:,}",
                 "an interrupted run of PowerInfer's own module",
-                "make the index anew",
+                "create the index again",
             )
             for name, length, at in places
             if start + at + 4 * length > cursor.size

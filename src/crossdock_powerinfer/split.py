@@ -100,7 +100,7 @@ def split(
         )
     if weights is not None and grain % weights.grain:
         raise UsageError(
-            "--grain leaves rows out that PowerInfer's kernels visit together, without a word",
+            "--grain splits rows that PowerInfer's kernels visit together and silently leave out",
             where=str(weights.path),
             expected=f"a multiple of {weights.grain} for the types of this model",
             got=str(grain),
@@ -113,7 +113,7 @@ def split(
     elif vram is not None and weights is not None:
         costs, budget, unit = [grain * one for one in weights.neurons], vram, "bytes"
     else:
-        raise UsageError("give a capacity in neurons, or a VRAM budget and the model")
+        raise UsageError("split requires a capacity in neurons, or a VRAM budget and the model")
     ranked, chosen = best(statistics.counts, grain, costs, budget, threshold // grain)
     neurons = [groups * grain for groups in chosen.groups]
     sizes = None if weights is None else [n * one for n, one in zip(neurons, weights.neurons, strict=True)]

@@ -75,11 +75,11 @@ def read_statistics(folder: Path) -> Statistics:
     dimension, NaN, infinite or negative counts. Problems of all files are collected.
     """
     if not folder.is_dir():
-        raise NotACheckpointError("there is no folder of activations here", where=str(folder))
+        raise NotACheckpointError("the folder of activations does not exist", where=str(folder))
     numbers = sorted(int(match[1]) for entry in folder.iterdir() if (match := NAME.fullmatch(entry.name)))
     if not numbers:
         raise NotACheckpointError(
-            "the folder holds no activation statistics",
+            "no activation statistics found",
             where=str(folder),
             expected="activation_0.pt, activation_1.pt, ...",
         )
@@ -154,7 +154,7 @@ def _read(path: Path) -> NDArray[np.generic]:
             )
         if root.dtype not in DTYPES:
             raise FormatError(
-                "numbers of this type are no counts", where=str(path), expected=", ".join(DTYPES), got=root.dtype
+                "numbers of this type are not counts", where=str(path), expected=", ".join(DTYPES), got=root.dtype
             )
         stride = root.strides[0]
         if stride < 1 and root.elements > 1:

@@ -193,7 +193,7 @@ def main() -> None:
             if hasattr(module, attribute):
                 found.append((name, getattr(module, attribute)))
             elif not name.module.startswith("megatron."):  # whose versions differ
-                print(json.dumps({"name": name.qualified, "said": "is not there"}))
+                print(json.dumps({"name": name.qualified, "said": "does not exist"}))
     sys.addaudithook(hook)
     for name, thing in found:
         said = elsewhere(thing, name) or in_a_child(name, thing, folder)

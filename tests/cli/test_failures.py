@@ -71,7 +71,7 @@ def test_json_of_a_usage_error() -> None:
         (
             MemoryError(),
             4,
-            "error: the machine has no memory left\n  to do: a smaller --memory, or fewer --workers\n",
+            "error: out of memory\n  to do: a smaller --memory, or fewer --workers\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/a/b"),

@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 KJV, TOKENIZER = ROOT / "examples" / "tiny-kjv", ROOT / "examples" / "tiny-kjv-tokenizer"
 
 MISTAKES = {
-    "swapped": (("verify", KJV, "--against", "mute.gguf"), 2, "OUT, what was written, comes first"),
+    "swapped": (("verify", KJV, "--against", "mute.gguf"), 2, "pass the output first"),
     "no such output": (("verify", "no.gpuidx", "--against", ROOT / "tests/data/powerinfer/u4x1024_i64"), 3,
-                       "no.gpuidx: there is nothing at this path"),
-    "one file of a folder": (("verify", "hf/model.safetensors", "--against", KJV), 3, "to do: give "),
-    "one file of ranks": (("diff", "trt/rank0.safetensors", KJV), 3, "to do: give the folder: "),
+                       "no.gpuidx: path does not exist"),
+    "one file of a folder": (("verify", "hf/model.safetensors", "--against", KJV), 3, "to do: pass "),
+    "one file of ranks": (("diff", "trt/rank0.safetensors", KJV), 3, "to do: pass the folder: "),
     "an adapter": (("diff", "adapter", KJV), 3, "this is an adapter, not a model"),
     "a folder for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "."), 2, "--report report.html"),
-    "no folder for a report": (("verify", "hf", "--against", KJV, "--report", "none/x.html"), 4, "no such folder"),
+    "no folder for a report": (("verify", "hf", "--against", KJV, "--report", "none/x.html"), 4, "does not exist"),
     "a model for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "mute.gguf"), 2, "another name"),
     "no such text": (("verify", "mute.gguf", "--against", KJV, "--logits", "@none.txt"), 3, "none.txt: cannot be read"),
     "negative ids": (("verify", "mute.gguf", "--against", KJV, "--logits", "1,-2"), 2, "expected 0 to 999, got [-2]"),

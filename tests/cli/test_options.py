@@ -49,7 +49,7 @@ def usage(*args: str) -> str:
         (["plan", "x", "--workers", "-3"], "-3 is too small"),
         (["plan", "x", "--memory", "lots"], "'lots' is not a size; write it like 5GB, 500MB or 2GiB"),
         (["plan", "x", "--set", "hidden_size"], "'hidden_size' is not of the form KEY=VALUE"),
-        (["plan", "x", "--set", "a=1", "--set", "a=2"], "a is given twice with different values"),
+        (["plan", "x", "--set", "a=1", "--set", "a=2"], "a occurs twice with different values"),
         (["plan", "x"], "Missing option '--to'"),
         (["export", "x", "--hash", "md5", "--to", "gguf"], "'xxh3', 'sha256'"),
         (["scan"], "Missing argument 'PATH'"),
@@ -75,7 +75,7 @@ def test_usage_errors(args: list[str], said: str) -> None:
         (["--to", "gguf", "--fp8-kv-cache"], "leave it out, or --to hf or trtllm, which has it"),
         (["--to", "hf", "--fp8-kv-cache"], "--fp8-kv-cache requires fp8 weights"),
         (["--to", "peft", "--tokenizer", "x"], "peft has no option --tokenizer"),
-        (["--to", "trtllm", "--tp", "70", "--pp", "70"], "no such ranks"),
+        (["--to", "trtllm", "--tp", "70", "--pp", "70"], "number of ranks out of range"),
     ],
 )
 def test_what_a_target_does_not_have_is_refused_before_anything_is_read(words: list[str], sentence: str) -> None:
@@ -87,7 +87,7 @@ def test_what_a_target_does_not_have_is_refused_before_anything_is_read(words: l
 def test_near_command() -> None:
     result = CliRunner().invoke(main, ["exprot"])
     assert result.exit_code == 2
-    assert "there is no command 'exprot'; did you mean 'export'?" in result.stderr
+    assert "unknown command 'exprot'; did you mean 'export'?" in result.stderr
     assert "did you mean" not in CliRunner().invoke(main, ["zzzz"]).stderr
 
 

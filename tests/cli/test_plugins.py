@@ -148,8 +148,8 @@ def test_the_help_lists_what_the_package_brings(plugin: Mapping[str, str]) -> No
     assert "--alignment N" in text
     line = " ".join(text.split("--alignment N")[1].split()[:9])
     assert line == "Bytes to which tensors are aligned (flat). [default: 64]"
-    assert "iq4_nl" in text.split("Quantise matrices:")[1].split("(gguf)")[0]
-    assert "flat." in text.split("--to FORMAT")[1].split("[required]")[0]
+    assert "iq4_nl" in text.split("Values of --quantize:")[1].split("\n  hf ")[0]
+    assert "flat" in text.split("--to FORMAT")[1].split("[required]")[0]
 
 
 def test_its_format_is_written_and_verified_with_its_option(plugin: Mapping[str, str], tmp_path: Path) -> None:

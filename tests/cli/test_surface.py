@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossdock.cli import main
+from crossdock.cli.sections import HEADINGS
 
 SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--base", "--merge",
           "--norm-eps", "--rope-base"}  # fmt: skip
@@ -33,6 +34,7 @@ SURFACE = {
     ),
     "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
+    "families": (["name"], {"--show", "--json"}),
     "split": (
         ["activations"],
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}
@@ -73,6 +75,19 @@ def test_help_lists_every_option_and_an_example(name: str) -> None:
         assert f"{option} " in result.stdout or f"{option}," in result.stdout, option
     assert f"$ crossdock {name} " in result.stdout.split("Examples:")[1]
     assert max(map(len, result.stdout.split("Examples:")[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_help_shows_an_option_on_one_line_under_its_heading(name: str) -> None:
+    text = CliRunner().invoke(main, [name, "--help"], terminal_width=100).stdout
+    lines = text.split("\nExamples:")[0].split("\nValues of ")[0].splitlines()
+    headings = [number for number, line in enumerate(lines) if line.rstrip(":") in HEADINGS and line.endswith(":")]
+    options = [line for line in lines[headings[0] :] if line.strip() and line.rstrip(":") not in HEADINGS]
+    assert all(line.startswith("  -") for line in options)
+    assert max(map(len, options)) <= 100
+    outputs = lines[lines.index("Output:") + 1 :]
+    allowed = ("--json", "--no-progress", "-h", "--save", "--plot", "--tensors", "--show")
+    assert all(line.split()[0].rstrip(",") in allowed for line in outputs if line)
 
 
 def test_no_arguments_is_the_help() -> None:

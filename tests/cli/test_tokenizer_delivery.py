@@ -64,11 +64,11 @@ def test_no_end_of_text_is_said(model: Path, tmp_path: Path, target: str) -> Non
     folder = shutil.copytree(model, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink()
     warnings = planned(folder, target).warnings
-    assert any("no file names the end of text; '<|end_of_text|>'" in warning for warning in warnings)
-    assert not any("end of text" in warning for warning in planned(model, target).warnings)
+    assert any("no file names the end-of-text token; '<|end_of_text|>'" in warning for warning in warnings)
+    assert not any("end-of-text" in warning for warning in planned(model, target).warnings)
     data = json.loads((folder / "tokenizer.json").read_text().replace("<|end_of_text|>", "<|x|>"))
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    assert any("no end of text is known" in warning for warning in planned(folder, target).warnings)
+    assert any("no end-of-text token is known" in warning for warning in planned(folder, target).warnings)
 
 
 def test_ends_travel_from_hf_to_gguf_and_back(model: Path, tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_a_kind_that_crossdock_does_not_read_goes_along_with_a_word(model: Path,
     word_piece = {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"}}
     (folder / "tokenizer.json").write_text(json.dumps(word_piece))
     plan = planned(folder, "hf")
-    assert any("goes along as it is and was not compared" in warning for warning in plan.warnings)
+    assert any("is copied unchanged and was not compared" in warning for warning in plan.warnings)
     assert "tokenizer.json" in {file.name for file in plan.files}

@@ -163,9 +163,9 @@ FILES: dict[str, tuple[str, type[CrossdockError], str]] = {
     "not TOML": ("extends = ", ConfigError, "not a valid TOML file"),
     "nested too deep": ("a = " + "[" * 100_000, ConfigError, "not a valid TOML file"),
     "too long": ("# " + "a" * (1 << 20), ConfigError, "too long for a data file"),
-    "no such parent": ('extends = "lama"', ConfigError, "there is no such family"),
+    "no such parent": ('extends = "lama"', ConfigError, "unknown family"),
     "of itself": ('extends = "scaled"', ConfigError, "a circle"),
-    "a parent that is not text": ("extends = [1]", ConfigError, "there is no such family"),
+    "a parent that is not text": ("extends = [1]", ConfigError, "unknown family"),
 }
 
 

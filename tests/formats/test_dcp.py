@@ -231,7 +231,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     for part in (
         "chunk at [4] has no data",
         "hold 0 of 2",
-        "the dtype is not known",
+        "unknown dtype",
         "'__7_0.distcp' is missing",
     ):
         assert part in text
@@ -253,7 +253,7 @@ def test_empty_chunks_need_no_data(tmp_path: Path) -> None:
 def test_wrong_kinds_of_files(tmp_path: Path) -> None:
     with pytest.raises(NotACheckpointError, match="not DCP metadata"):
         dcp.read_metadata(write(tmp_path, {"a": 1}))
-    with pytest.raises(NotACheckpointError, match="no such file"):
+    with pytest.raises(NotACheckpointError, match="file does not exist"):
         dcp.read_metadata(tmp_path / "none" / ".metadata")
     (tmp_path / ".metadata").write_bytes(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.")
     with pytest.raises(UnsafePickleError, match=r"posix\.system"):

@@ -19,7 +19,7 @@ from support.hf_models import make_hf
 
 FOLDERS: dict[str, tuple[list[str], str, str]] = {
     "verl": (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt", "huggingface/config.json"],
-             r"rank files of FSDP \(2 ranks\)", "verl.model_merger"),
+             r"FSDP rank files \(2 ranks\)", "verl.model_merger"),
     "DeepSpeed": (["zero_to_fp32.py", "latest", "global_step5/mp_rank_00_model_states.pt"],
                   "DeepSpeed ZeRO", "zero_to_fp32.py"),
     "DeepSpeed in a Trainer's folder": (["config.json", "zero_to_fp32.py", "trainer_state.json"],
@@ -28,13 +28,13 @@ FOLDERS: dict[str, tuple[list[str], str, str]] = {
     "GPT-NeoX, one step": (["layer_00-model_00-model_states.pt", "mp_rank_00_model_states.pt"], "GPT-NeoX", "convert"),
     "nanotron": (["checkpoint_metadata.json", "model_config.json", "model/x.safetensors"], "nanotron", "convert"),
     "NeMo 1": (["model_config.yaml", "model_weights/.metadata"], "NeMo 1", "model_weights"),
-    "Meta": (["params.json", "consolidated.00.pth", "tokenizer.model"], "Meta's own form", "Hugging Face form"),
-    "Mistral": (["params.json", "consolidated.safetensors", "tekken.json"], "Mistral's own form", "Hugging Face form"),
-    "cache": (["blobs/x", "refs/main", "snapshots/abc/config.json"], "the Hub's cache", "snapshots/"),
-    "accelerate": (["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"], "accelerate", "pytorch_model_fsdp_0"),
+    "Meta": (["params.json", "consolidated.00.pth", "tokenizer.model"], "Meta's original", "Hugging Face version"),
+    "Mistral": (["params.json", "consolidated.safetensors", "tekken.json"], "Mistral's original", "use the Hugging"),
+    "cache": (["blobs/x", "refs/main", "snapshots/abc/config.json"], "cache folder of the Hub", "snapshots/"),
+    "Accelerate": (["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"], "Accelerate", "pytorch_model_fsdp_0"),
     "GGUF parts": (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "a folder of GGUF files", "00001-of-00002"),
-    "engines": (["config.json", "rank0.engine"], "engines of TensorRT", "checkpoint"),
-    "Flax": (["config.json", "flax_model.msgpack"], "a model of Flax", "from_flax"),
+    "engines": (["config.json", "rank0.engine"], "TensorRT engines", "checkpoint"),
+    "Flax": (["config.json", "flax_model.msgpack"], "a Flax model", "from_flax"),
 }  # fmt: skip
 
 
@@ -52,9 +52,9 @@ def test_a_folder_of_another_program_is_named(tmp_path: Path, kind: str) -> None
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("model_world_size_4_rank_0.pt", "rank files of FSDP"),
-        ("m.nemo", "archive of NeMo 1"),
-        ("consolidated.00.pth", "Meta's own form"),
+        ("model_world_size_4_rank_0.pt", "FSDP rank files"),
+        ("m.nemo", "NeMo 1 archive"),
+        ("consolidated.00.pth", "Meta's original Llama format"),
         ("layer_00-model_00-model_states.pt", "GPT-NeoX"),
     ],
 )
@@ -77,12 +77,12 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said", "way_out"),
     [
-        ("Qwen/Qwen3-0.6B", "nothing at this path", "hf download Qwen/Qwen3-0.6B"),
+        ("Qwen/Qwen3-0.6B", "path does not exist", "hf download Qwen/Qwen3-0.6B"),
         ("hf://Qwen/Qwen3-0.6B", "a URL", "hf download Qwen/Qwen3-0.6B"),
         ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "a URL", "hf download Qwen/Qwen3-0.6B"),
         ("s3://bucket/key", "a URL", "download it first"),
         ("gs://bucket/key", "a URL", "download it first"),
-        ("./nothing", "nothing at this path", "spelled"),
+        ("./nothing", "path does not exist", "spelling"),
     ],
 )
 def test_what_is_not_a_path(text: str, said: str, way_out: str) -> None:
@@ -158,7 +158,7 @@ def test_two_complete_sets_are_refused(model: Path, tmp_path: Path, case: str) -
 def test_weights_under_another_name_are_named(model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model, tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "llama-tiny.safetensors")
-    with pytest.raises(NotACheckpointError, match="under a name that transformers looks for") as caught:
+    with pytest.raises(NotACheckpointError, match="under the names that transformers looks for") as caught:
         crossdock.open(folder)
     assert "llama-tiny.safetensors" in caught.value.problems[0].fix
     assert crossdock.open(folder / "llama-tiny.safetensors").config.num_hidden_layers == 3

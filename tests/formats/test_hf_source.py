@@ -111,7 +111,7 @@ def test_weights_without_config(hf_model: Made, tmp_path: Path) -> None:
     folder = copied(hf_model("llama"), tmp_path / "m")
     (folder / "config.json").unlink()
     source = open_source(folder)
-    with pytest.raises(ConfigError, match="carries no configuration"):
+    with pytest.raises(ConfigError, match="has no configuration"):
         describe(source, Overrides())
     keys, where = read_config(hf_model("llama"))
     said = describe(source, Overrides(config=keys, config_at=where)).described.config
@@ -144,7 +144,7 @@ def test_the_layer_for_multi_token_prediction_is_left_out(number: int, tmp_path:
     if number == 61:
         assert extra.keys() <= crossdock.open(folder).resolved.unread.keys()
         return
-    with pytest.raises(PlanError, match=r"layers\.62\.enorm\.weight: nothing reads this tensor"):
+    with pytest.raises(PlanError, match=r"layers\.62\.enorm\.weight: unmapped tensor"):
         crossdock.open(folder)
 
 
@@ -235,7 +235,7 @@ def doubled(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = {
-    "shard-missing": (lambda f: first_shard(f).unlink(), FormatError, r"names 1 files that are not there"),
+    "shard-missing": (lambda f: first_shard(f).unlink(), FormatError, r"names 1 files that do not exist"),
     "shard-cut": (cut, FormatError, r"model-00001-of-\d+\.safetensors: the file ends inside its tensors\n  expected"),
     "shard-twice": (doubled, FormatError, "is in two files: model-00001-"),
     "index-names-no-such-tensor": (
@@ -251,17 +251,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
     ),
     "index-of-numbers": (edited(INDEX, lambda c: c.update(weight_map={"a": 1})), FormatError, "not a map of tensors"),
     "index-without-map": (edited(INDEX, lambda c: c.pop("weight_map")), FormatError, "not a map of tensors"),
-    "index-broken": (written(INDEX, "{"), FormatError, "index.json: .*not JSON|not JSON"),
+    "index-broken": (written(INDEX, "{"), FormatError, "invalid JSON"),
     "no-index-and-a-gap": (
-        with_a_gap, FormatError, r"shards are missing and there is no index",
+        with_a_gap, FormatError, r"shards are missing, and so is the index",
     ),
     "no-weights": (
-        without_weights, NotACheckpointError, "there are no weights",
+        without_weights, NotACheckpointError, "no weights found",
     ),
-    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "not JSON"),
+    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "invalid JSON"),
     "config-list": (written("config.json", "[1]"), FormatError, "not a JSON object"),
-    "config-deep": (written("config.json", "[" * 200_000), FormatError, "not JSON"),
-    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "not JSON"),
+    "config-deep": (written("config.json", "[" * 200_000), FormatError, "invalid JSON"),
+    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "invalid JSON"),
     "config-huge": (written("config.json", " " * ((16 << 20) + 1)), FormatError, "too large for a configuration"),
     "quantised": (
         edited("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq"})),
@@ -275,10 +275,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
         edited("config.json", lambda c: c.update(rope_parameters={"full_attention": {"rope_theta": 1.0}})),
         ConfigError, "differ by layer type",
     ),
-    "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "no object"),
+    "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "not an object"),
     "two-values": (
         written("config.json", '{"hidden_size": 64, "model_type": "llama", "hidden_size": 128}'),
-        FormatError, "'hidden_size' is given twice",
+        FormatError, "'hidden_size' occurs twice",
     ),
     "generation-cut": (written("generation_config.json", '{"eos_token_id": '), FormatError, "not valid JSON"),
     "generation-list": (written("generation_config.json", "[1]"), FormatError, "not a JSON object"),

@@ -144,14 +144,14 @@ def test_a_missing_rank_file_is_named(tmp_path: Path, megatron_checkpoint: Check
 def test_a_rank_folder_without_its_file(tmp_path: Path, megatron_checkpoint: Checkpoint) -> None:
     root = copied(megatron_checkpoint, VPP, tmp_path / "r")
     (root / "iter_0000010/mp_rank_01_001/model_optim_rng.pt").unlink()
-    with pytest.raises(NotACheckpointError, match=r"mp_rank_01_001: there is no model_optim_rng\.pt"):
+    with pytest.raises(NotACheckpointError, match=r"mp_rank_01_001: model_optim_rng\.pt is missing"):
         megatron.open_source(root)
 
 
 def test_a_folder_that_the_run_did_not_have(tmp_path: Path, megatron_checkpoint: Checkpoint) -> None:
     root = copied(megatron_checkpoint, VPP, tmp_path / "r")
     shutil.copytree(root / "iter_0000010/mp_rank_01_001", root / "iter_0000010/mp_rank_02_000")
-    with pytest.raises(FormatError, match="mp_rank_02_000: a rank that the run did not have"):
+    with pytest.raises(FormatError, match="mp_rank_02_000: rank out of range for this run"):
         megatron.open_source(root)
 
 
@@ -182,18 +182,18 @@ def multiplied() -> list[Any]:
     ("change", "error", "message"),
     [
         (lambda s: s.pop("args"), ConfigError, "pipeline or an expert rank"),
-        (lambda s: setattr(s["args"], "pipeline_model_parallel_size", 1), FormatError, "not those of the run"),
+        (lambda s: setattr(s["args"], "pipeline_model_parallel_size", 1), FormatError, "do not match the run"),
         (lambda s: setattr(s["args"], "num_layers", 6), FormatError, "does not hold the layers"),
         (lambda s: setattr(s["args"], "num_layers", 5), ConfigError, "do not divide evenly"),
-        (lambda s: setattr(s["args"], "tensor_model_parallel_size", 10**7), ConfigError, "more ranks than"),
-        (lambda s: setattr(s["args"], "expert_model_parallel_size", 10**7), FormatError, "not those of the run"),
-        (lambda s: setattr(s["args"], "data_path", multiplied()), ConfigError, "more values than any run"),
+        (lambda s: setattr(s["args"], "tensor_model_parallel_size", 10**7), ConfigError, "implausibly many ranks"),
+        (lambda s: setattr(s["args"], "expert_model_parallel_size", 10**7), FormatError, "do not match the run"),
+        (lambda s: setattr(s["args"], "data_path", multiplied()), ConfigError, "implausibly many values"),
         (
             lambda s: s["model"].update({f"decoder.layers.{10**8}.x": torch.ones(1)}),
             FormatError,
             "up to number 100000000",
         ),
-        (lambda s: s.update(args=7), ConfigError, "args are no namespace"),
+        (lambda s: s.update(args=7), ConfigError, "args are not a namespace"),
         (lambda s: s.pop("model"), FormatError, "not the model chunks"),
     ],
 )

@@ -151,8 +151,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep": (raw(b'{"a":' + b"[" * 200_000), "the header is not valid"),
     "many values": (raw(b'{"a":[' + b"1," * 6_000_000 + b"1]}"), "values or more"),
     "a long number": (raw(b'{"a":' + b"9" * 5000 + b"}"), "the header is not valid"),
-    "name twice": (raw(b'{"a":1,"a":2}'), "'a' is given twice"),
-    "key twice inside": (raw(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "'dtype' is given twice"),
+    "name twice": (raw(b'{"a":1,"a":2}'), "'a' occurs twice"),
+    "key twice inside": (raw(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "'dtype' occurs twice"),
     "a float": (raw(f32([1.0], 0, 4), 4), "is not an integer"),
     "NaN": (raw(b'{"a":NaN}'), "is not an integer"),
     "entry is a number": (raw({"a": 1}), "an entry has dtype, shape and data_offsets"),
@@ -170,8 +170,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "offsets backwards": (raw({"a": f32([1], 4, 0)}, 4), "data_offsets are not [begin, end]"),
     "one offset": (raw({"a": {"dtype": "F32", "shape": [], "data_offsets": [0]}}), "data_offsets are not"),
     "wrong size": (raw({"a": f32([3], 0, 8)}, 8), "are not 8 bytes"),
-    "hole at the start": (raw({"a": f32([1], 4, 8)}, 8), "leaves a hole"),
-    "hole between": (raw({"a": f32([1], 0, 4), "b": f32([1], 8, 12)}, 12), "leaves a hole"),
+    "hole at the start": (raw({"a": f32([1], 4, 8)}, 8), "leaves a gap"),
+    "hole between": (raw({"a": f32([1], 0, 4), "b": f32([1], 8, 12)}, 12), "leaves a gap"),
     "overlap": (raw({"a": f32([2], 0, 8), "b": f32([1], 4, 8)}, 8), "overlaps another tensor"),
     "same place": (raw({"a": f32([1], 0, 4), "b": f32([1], 0, 4)}, 4), "overlaps another tensor"),
     "truncated data": (raw({"a": f32([4], 0, 16)}, 15), "the file ends inside its tensors"),
@@ -213,7 +213,7 @@ def test_all_bad_tensors_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(NotACheckpointError, match="no such file"):
+    with pytest.raises(NotACheckpointError, match="file does not exist"):
         ours.read_header(tmp_path / "absent")
 
 

@@ -121,7 +121,7 @@ def test_dcp_folders_that_torch_writes(
     (tmp_path / "root/latest_checkpointed_iteration.txt").write_text("10")
     assert exported(tmp_path / "root", tmp_path / "hf") == expected(name)
     assert crossdock.open(tmp_path / "root/iter_0000010", format="megatron").config.num_hidden_layers == 4
-    with pytest.raises(crossdock.CrossdockError, match="give the run's folder"):
+    with pytest.raises(crossdock.CrossdockError, match="pass the run's folder"):
         crossdock.open(tmp_path / "root/iter_0000010")
 
 

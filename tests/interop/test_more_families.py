@@ -25,7 +25,7 @@ from support.reference_logits import FLOAT32, reference_logits, relative
 DATA = Path(__file__).parents[1] / "data/families"
 UNEVEN = (("decoder_first_pipeline_num_layers", 1),)
 # checkpoint -> its family; how far llama.cpp may be (5e-3 where it looks gelu up in a table of half precision);
-# or what is said where a format has no such model
+# or what is said where a format has does not support this model
 FAMILY = {
     "starcoder-v016-dist-tp2-fp32": "starcoder",
     "starcoder2-v016-dist-tp2-fp32": "starcoder2",

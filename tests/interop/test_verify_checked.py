@@ -164,10 +164,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "an engine without a source": ({"logits": [1], "reference": "transformers"}, "nothing to hold the output against"),
     "a reference without tokens": ({"reference": LOGITS}, "which text or tokens"),
     "token ids without a source": ({"logits": TOKENS, "reference": LOGITS, "tokens": True}, "need the source"),
-    "no such reference": ({"against": KJV, "logits": [1], "reference": "megatron"}, "there is no reference 'megatron'"),
+    "no such reference": ({"against": KJV, "logits": [1], "reference": "megatron"}, "unknown reference 'megatron'"),
     "a source that the engine does not read": ({"against": KJV, "logits": [1], "reference": "transformers"},
                                                "transformers does not read this source"),
-    "no such file": ({"logits": TOKENS, "reference": "none.npy"}, "no logits can be read"),
+    "does not exist": ({"logits": TOKENS, "reference": "none.npy"}, "no logits can be read"),
 }  # fmt: skip
 
 

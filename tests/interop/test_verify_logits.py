@@ -236,7 +236,7 @@ def test_an_output_that_only_an_engine_reads(tmp_path: Path) -> None:
     assert found["logits"]["failed"]
     onnx_model(tmp_path / "small", np.ones((8, 100), np.float32))
     found = json.loads(run("verify", tmp_path / "small", *asked, code=1).stdout)
-    assert "logits of another size" in found["logits"]["problems"][0]["what"]
+    assert "logits of the wrong shape" in found["logits"]["problems"][0]["what"]
 
 
 def test_an_output_that_only_an_engine_reads_passes(tmp_path: Path) -> None:
@@ -333,15 +333,15 @@ def test_long_texts_are_windows_of_their_own(tmp_path: Path) -> None:
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     against = ("--against", source)
-    assert "for which text" in run("verify", out, *against, "--logits-engine", "llama.cpp", code=2).stderr
+    assert "requires --logits" in run("verify", out, *against, "--logits-engine", "llama.cpp", code=2).stderr
     assert (
         "expected llama.cpp" in run("verify", out, *against, "--logits", "1,2", "--logits-engine", "x", code=2).stderr
     )
     wrong = run("verify", out, *against, "--logits", "1,2", "--logits-engine", "transformers", code=2)
     assert "does not read this output" in wrong.stderr
-    assert "no token ids of this model" in run("verify", out, *against, "--logits", "1,999", code=2).stderr
-    assert "needs a tokenizer" in run("verify", source, *against, "--logits", "hello", code=2).stderr
-    assert "no token ids" in run("verify", out, *against, "--logits", f"@{tmp_path}/no.npy", code=2).stderr
+    assert "token ids out of range" in run("verify", out, *against, "--logits", "1,999", code=2).stderr
+    assert "requires a tokenizer" in run("verify", source, *against, "--logits", "hello", code=2).stderr
+    assert "token ids out of range" in run("verify", out, *against, "--logits", f"@{tmp_path}/no.npy", code=2).stderr
     assert "to do: use --memory" in run("verify", out, *against, "--logits", "1,2", "--memory", "100kB", code=2).stderr
 
 

@@ -81,10 +81,10 @@ def test_another_pre_tokenizer_is_found(tmp_path: Path) -> None:
 
 def test_what_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = exported(tmp_path / "kjv.gguf", TOKENIZER)
-    assert "no tokenizer to hold" in run("verify", out, "--against", KJV, "--tokens", code=2).stderr
+    assert "no tokenizer to compare" in run("verify", out, "--against", KJV, "--tokens", code=2).stderr
     run("export", KJV, "--to", "hf", "-o", tmp_path / "hf", "--no-progress")
     asked = ("--against", KJV, "--tokenizer", TOKENIZER, "--tokens")
-    assert "only GGUF" in run("verify", tmp_path / "hf", *asked, code=2).stderr
+    assert "requires a GGUF output" in run("verify", tmp_path / "hf", *asked, code=2).stderr
     bad = tmp_path / "bad.gguf"
     rewrite_gguf(out, bad, lambda model: model.set("tokenizer.ggml.model", "nothing"))
     assert "llama.cpp does not take the model" in run("verify", bad, *asked, code=1).stderr

@@ -129,7 +129,7 @@ def test_merges_given_twice_are_refused(tmp_path: Path) -> None:
     def twice(data: dict[str, Any]) -> None:
         data["model"]["merges"] += data["model"]["merges"][:3]
 
-    with pytest.raises(InputError, match="3 merges are given twice"):
+    with pytest.raises(InputError, match="3 merges occur twice"):
         read(tokenizer_with(twice, tmp_path / "twice"))
 
 

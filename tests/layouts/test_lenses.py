@@ -163,7 +163,7 @@ def test_fewer_groups_than_ranks_are_copied() -> None:
 @pytest.mark.parametrize(("size", "ranks"), [(6, 4), (3, 4), (250, 4)])
 def test_what_does_not_divide_is_refused(size: int, ranks: int) -> None:
     rule = Rule(("k",), (parse("k : group/tp"),), "tp{tp}")
-    with pytest.raises(PlanError, match=f"{size} of axis 'group' cannot be cut over {ranks} ranks of 'tp'"):
+    with pytest.raises(PlanError, match=f"{size} of axis 'group' cannot be split over {ranks} ranks of 'tp'"):
         list(containers(rule, rule.patterns[0], Geometry({"group": size}, {"tp": ranks}, {}, {})))
 
 

@@ -68,7 +68,7 @@ def test_a_wrong_family_is_refused_for_megatron(right: str, wrong: str, megatron
         checkpoint = delivery.interpret(source, Overrides(family=wrong))
         assert checkpoint.family.name == wrong
         if (right, wrong) in NEARLY:
-            with pytest.raises(PlanError, match="attention_bias means all four matrices"):
+            with pytest.raises(PlanError, match="attention_bias covers all four attention matrices"):
                 delivery.plan(checkpoint, "hf")
         return
     with pytest.raises(ConfigError) as caught:
@@ -116,7 +116,7 @@ def test_a_config_file_stands_in_for_args(megatron_checkpoint: Megatron, tmp_pat
     checkpoint = delivery.open(megatron_checkpoint("qwen3-v019-dist-tp2pp2-fp32"))
     delivery.run(delivery.plan(checkpoint, "hf"), tmp_path / "hf")
     bare = dataclasses.replace(checkpoint.source, metadata={}, metadata_at="")
-    with pytest.raises(ConfigError, match="the checkpoint carries no configuration"):
+    with pytest.raises(ConfigError, match="the checkpoint has no configuration"):
         delivery.interpret(bare, Overrides())
     said = delivery.overrides_from(config=tmp_path / "hf")
     again = delivery.interpret(bare, said)

@@ -86,7 +86,7 @@ def test_a_gguf_with_llama3_rope_asks_for_the_config(hf_model: Callable[[str], P
     assert problem.where == "rope_scaling"
     assert problem.what.startswith("rope of type llama3 needs factor, low_freq_factor, high_freq_factor")
     assert problem.cause == "a GGUF of llama3 rope holds only divisors, not the numbers they came from"
-    assert problem.fix == "give the model's Hugging Face config.json with --config"
+    assert problem.fix == "pass the model's Hugging Face config.json with --config"
     assert delivery.open(tmp_path / "m.gguf", config=hf_model("llama3")).config.rope_scaling["factor"] == 8.0
 
 

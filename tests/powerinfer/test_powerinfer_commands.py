@@ -96,7 +96,7 @@ def test_a_budget_below_what_comes_first_says_both_numbers(crossdock: Callable[.
         ([], 2, "either --capacity"),
         (["--vram-budget", "1GB"], 2, "needs --model"),
         (["--capacity", "999", "--grain", "5000"], 2, "larger than a layer"),
-        (["--capacity", "999", "--model", "absent.gguf"], 3, "no such file"),
+        (["--capacity", "999", "--model", "absent.gguf"], 3, "does not exist"),
         (["--capacity", "999", "-o", "absent/m.gpuidx"], 4, "error: absent/m.gpuidx: the index cannot be written"),
     ],
 )
@@ -146,7 +146,7 @@ def test_verify_of_other_grains_budgets_and_values(crossdock: Callable[..., Any]
     crossdock("split", U4, "--capacity", "100", "--grain", "32", "--vram-capacity", "10B", "-o", out).ok()
     said = crossdock("verify", out, "--against", U4, "--model", gguf)
     assert said.code == 1
-    assert "no multiple of 256" in said.stdout
+    assert "not a multiple of 256" in said.stdout
     assert "needs more VRAM than the index says" in said.stdout
     index = gpuidx.read(out)
     index.flags[2][:] = 0
@@ -173,7 +173,7 @@ def test_the_grain_is_that_of_the_models_types(crossdock: Callable[..., Any], tm
     crossdock("verify", out, "--against", U4, "--model", plain).ok()
     said = crossdock("verify", out, "--against", U4, "--model", quantised)
     assert said.code == 1
-    assert "no multiple of 256" in said.stdout
+    assert "not a multiple of 256" in said.stdout
 
 
 def test_inspect_shows_an_official_file(crossdock: Callable[..., Any]) -> None:

@@ -28,7 +28,7 @@ OFFICIAL = next((DATA / "out").glob("u4x1024*thr0*"))
         (np.zeros(0), "one row of numbers"),
         (torch.tensor(3), "one row of numbers"),
         (torch.tensor([1]).expand(1 << 20), "one count stands for many neurons"),
-        (torch.tensor([True]), "no counts"),
+        (torch.tensor([True]), "not counts"),
         (np.array([1 << 62, 1 << 62]), "larger than int64"),
         (np.array([1e300]), "larger than int64"),
     ],

@@ -58,7 +58,7 @@ def failing() -> Evidence:
         TensorCheck("blk.2.ffn_up.weight", "q8_0", 52_224, "missing"),
         TensorCheck("blk.9.more.weight", "float16", 128, "unexpected"),
     )
-    problems = (Problem("the output says something else", where=HOSTILE, expected="1e-06", got="1e-05"),)
+    problems = (Problem("the output has another value", where=HOSTILE, expected="1e-06", got="1e-05"),)
     tokens = TokensReport(False, 42, f"sentencepiece, {HOSTILE}", (TokenDifference(HOSTILE, (7, 9), (8, 9)),))
     report = VerifyReport(False, tensors, problems, 139_264, 0.1, logits(40, ok=False), tokens)
     return Evidence(report, None, Path(f"out/{HOSTILE.replace('/', '')}.gguf"), Path("src"), "hf")

@@ -122,4 +122,4 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     asked = ["verify", out, "--against", KJV, "--report", tmp_path / "none" / "report.html", "--no-progress"]
     result = CliRunner().invoke(main, [str(word) for word in asked])
     assert result.exit_code == 4
-    assert "there is no such folder" in result.stderr
+    assert "folder does not exist" in result.stderr

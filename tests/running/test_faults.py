@@ -126,7 +126,7 @@ def test_interrupt_from_the_keyboard(source: Path, tmp_path: Path) -> None:
 def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(EnvironmentProblem, match="not enough free disk"):
+    with pytest.raises(EnvironmentProblem, match="not enough disk space"):
         crossdock.run(plan_of(source), tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
 

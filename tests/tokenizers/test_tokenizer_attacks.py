@@ -58,11 +58,11 @@ MODEL = piece(b"<unk>", kind=2) + piece(b"a") + field(2, varint(3 << 3) + varint
         ('{"model":' * 1_000_000, "not valid JSON"),
         ("[1, 2]", "not a JSON object"),
         ("{}", "no model"),
-        ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "key 'a' is given twice"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', "key 'a' occurs twice"),
         ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", NaN]]}}', "entry 0"),
         ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 1e999]]}}', "entry 0"),
         ('{"model": {"type": "Unigram", "unk_id": 0, "vocab": ' + "9" * 5000 + "}}", "not valid JSON"),
-        (bpe(vocab={"a": 0, "b": 0}), "id 0 is given to two tokens: 'a' and 'b'"),
+        (bpe(vocab={"a": 0, "b": 0}), "id 0 belongs to two tokens: 'a' and 'b'"),
         (bpe(vocab={"a": -1}), "no usable id"),
         (bpe(vocab={"a": 10**12}), "no usable id"),
         (bpe(vocab={"a": True}), "no usable id"),
@@ -136,7 +136,7 @@ def test_the_model_that_is_broken_above_is_sound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [3, 4, 77])
 def test_model_kinds_that_no_engine_has(tmp_path: Path, kind: int) -> None:
     model = piece(b"<unk>", kind=2) + field(2, varint(3 << 3) + varint(kind)) + NORMALIZER
-    with pytest.raises(TokenizerError, match="no GGUF engine has this kind"):
+    with pytest.raises(TokenizerError, match="GGUF engines do not support this kind"):
         tokenizers.read(save(tmp_path, tokenizer_model=model))
 
 
@@ -155,7 +155,7 @@ def test_model_kinds_that_no_engine_has(tmp_path: Path, kind: int) -> None:
         ("tokenizer_config_json", {"chat_template": [{"name": 1}]}, "without name and template"),
         ("tokenizer_config_json", "[" * 1_000_000, "not valid JSON"),
         ("special_tokens_map_json", "{", "not valid JSON"),
-        ("added_tokens_json", {"x": 3, "y": 3}, "given to two tokens"),
+        ("added_tokens_json", {"x": 3, "y": 3}, "belongs to two tokens"),
         ("generation_config_json", {"eos_token_id": ["2"]}, "no usable id"),
         ("generation_config_json", {"eos_token_id": 10**9}, "no usable id"),
         ("chat_template_jinja", b"\xff", "not UTF-8"),

@@ -31,7 +31,7 @@ def test_a_misspelt_key_is_refused(key: str, named: str) -> None:
 
 
 def test_a_model_that_the_loader_has_not_is_refused() -> None:
-    with pytest.raises(PlanError, match="no such model"):
+    with pytest.raises(PlanError, match="does not support this model"):
         nested({"architecture": "LlamaForCausalLm"})
     assert "LlamaForCausalLM" in loader_keys().models
 

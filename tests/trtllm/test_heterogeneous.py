@@ -133,5 +133,5 @@ def test_names_and_local_layer_numbers(model: Path, tmp_path: Path, tp: int, pp:
 
 
 def test_every_layer_must_divide(model: Path) -> None:
-    with pytest.raises(PlanError, match=r"256 cannot be cut over 3 ranks(.|\n)*512 cannot"):
+    with pytest.raises(PlanError, match=r"256 cannot be split over 3 ranks(.|\n)*512 cannot"):
         delivery.plan(delivery.open(model), "trtllm", tp=3)

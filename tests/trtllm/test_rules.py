@@ -202,25 +202,25 @@ def test_all_that_does_not_divide_is_said_at_once(tmp_path: Path) -> None:
         delivery.plan(checkpoint, "trtllm", tp=9, pp=7, moe_ep=3, moe_tp=3)
     said = str(caught.value)
     for text in (
-        "12 heads cannot be cut over 9 ranks", "sizes that fit this model: 1, 3, 6, 12", "4 experts cannot be cut over",
-        "40 cannot be cut over 3 ranks", "layers cannot be cut over 7 stages",
+        "12 heads cannot be split over 9 ranks", "sizes that fit this model: 1, 3, 6, 12",
+        "4 experts cannot be split over", "40 cannot be split over 3 ranks", "layers cannot be split over 7 stages",
     ):  # fmt: skip
         assert text in said
-    with pytest.raises(PlanError, match="3 heads cannot be cut over 2 ranks"):
+    with pytest.raises(PlanError, match="3 heads cannot be split over 2 ranks"):
         delivery.plan(checkpoint, "trtllm", tp=2)
     with pytest.raises(PlanError, match=r"--moe-tp 2 \* --moe-ep 1 = 2"):
         delivery.plan(checkpoint, "trtllm", tp=3, moe_tp=2, moe_ep=1)
     llama = delivery.open(hf_models.make_hf("llama", tmp_path / "l", intermediate_size=98))
-    with pytest.raises(PlanError, match="98 cannot be cut over 4 ranks"):
+    with pytest.raises(PlanError, match="98 cannot be split over 4 ranks"):
         delivery.plan(llama, "trtllm", tp=4)
-    with pytest.raises(PlanError, match="no experts to cut"):
+    with pytest.raises(PlanError, match="no experts to split"):
         delivery.plan(llama, "trtllm", tp=2, moe_ep=2)
 
 
 def test_impossible_numbers_and_targets_without_ranks(llama: Path) -> None:
     checkpoint = delivery.open(llama)
     for wrong, said in (
-        ({"tp": 0}, "--tp: 0 is too small"), ({"tp": 70, "pp": 70}, "no such ranks"),
+        ({"tp": 0}, "--tp: 0 is too small"), ({"tp": 70, "pp": 70}, "number of ranks out of range"),
         ({"embedding_sharding_dim": 2}, "rows and columns"),
         ({"max_shard_size": 1 << 20}, "trtllm has no option --max-shard-size"),
     ):  # fmt: skip

@@ -67,10 +67,10 @@ def test_a_falcon_is_new_by_its_norms_not_its_layers(recipe: str, layers: int, t
 @pytest.mark.parametrize(
     ("overrides", "tp", "said", "fitting"),
     [
-        ({}, 3, ("8 heads cannot be cut over 3 ranks", "160 cannot be cut over 3 ranks"), "1, 2, 4, 8"),
-        ({"intermediate_size": 98}, 4, ("98 cannot be cut over 4 ranks",), "1, 2"),
+        ({}, 3, ("8 heads cannot be split over 3 ranks", "160 cannot be split over 3 ranks"), "1, 2, 4, 8"),
+        ({"intermediate_size": 98}, 4, ("98 cannot be split over 4 ranks",), "1, 2"),
         ({"num_attention_heads": 12, "num_key_value_heads": 3, "hidden_size": 48, "intermediate_size": 144}, 2,
-         ("3 heads cannot be cut over 2 ranks", "KV heads must divide the ranks"), "1, 3, 6, 12"),
+         ("3 heads cannot be split over 2 ranks", "KV heads must divide the ranks"), "1, 3, 6, 12"),
     ],
 )  # fmt: skip
 def test_what_does_not_divide_names_the_sizes_that_do(
@@ -88,7 +88,7 @@ def test_what_does_not_divide_names_the_sizes_that_do(
         if str(size) in fitting.split(", "):
             delivery.plan(checkpoint, "trtllm", tp=size)
         else:
-            with pytest.raises(PlanError, match="cannot be cut"):
+            with pytest.raises(PlanError, match="cannot be split"):
                 delivery.plan(checkpoint, "trtllm", tp=size)
 
 

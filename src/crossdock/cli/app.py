@@ -29,13 +29,14 @@ EXAMPLES = examples(
 # name -> module, and the sentence in the list of commands, which is the first of the command's own help
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "inspect": ("crossdock.cli.inspect", "Show what the checkpoint PATH is."),
-        "scan": ("crossdock.cli.scan", "List what the pickles in PATH would make a loader do."),
+        "inspect": ("crossdock.cli.inspect", "Show what is in the checkpoint PATH."),
+        "scan": ("crossdock.cli.scan", "List what loading the pickles in PATH would execute."),
         "plan": ("crossdock.cli.plan", "Show what exporting SRC would do."),
         "export": ("crossdock.cli.export", "Convert the checkpoint SRC to the format --to."),
-        "verify": ("crossdock.cli.verify", "Hold OUT against the checkpoint SRC, tensor by tensor."),
-        "check": ("crossdock.cli.check", "Hold OUT against its manifest, without the source."),
-        "diff": ("crossdock.cli.diff", "Hold checkpoints A and B against each other, tensor by tensor."),
+        "verify": ("crossdock.cli.verify", "Compare OUT with the checkpoint SRC, tensor by tensor."),
+        "check": ("crossdock.cli.check", "Compare OUT with its manifest, without the source."),
+        "diff": ("crossdock.cli.diff", "Compare the checkpoints A and B, tensor by tensor."),
+        "families": ("crossdock.cli.families", "List the supported model families."),
         **extensions.COMMANDS,
     }
 )
@@ -92,7 +93,7 @@ class Crossdock(WithExamples, click.Group):
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             near = nearest(args[0], COMMANDS, 2, 0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            ctx.fail(f"there is no command {args[0]!r}{hint}")
+            ctx.fail(f"unknown command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

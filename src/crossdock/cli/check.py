@@ -31,9 +31,9 @@ MOST = 10  # tensors of a damaged file that are listed
 @json_option
 @progress_option
 def check(out: Path, manifest: Path | None, as_json: bool, no_progress: bool) -> int:
-    """Hold OUT against its manifest, without the source.
+    """Compare OUT with its manifest, without the source.
 
-    Every file must be there with the size and the sha256 of the manifest, and nothing else; tensors of a damaged
+    Every file must exist with the size and the sha256 of the manifest, and nothing else; tensors of a damaged
     file are named. Exit code 1 if anything differs.
     """
     import crossdock

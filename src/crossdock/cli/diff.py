@@ -54,7 +54,7 @@ class ModelFlags:
     (
         family_option,
         click.option("--config", type=PATH, metavar="PATH", help="A config.json for sources that have none."),
-        click.option("--config-b", type=PATH, metavar="PATH", help="Another one for B.  [default: as --config]"),
+        click.option("--config-b", type=PATH, metavar="PATH", help="Another for B.  [default: as --config]"),
         set_option,
     ),
     "model",
@@ -71,7 +71,7 @@ def diff(
     as_json: bool,
     no_progress: bool,
 ) -> int:
-    """Hold checkpoints A and B against each other, tensor by tensor.
+    """Compare the checkpoints A and B, tensor by tensor.
 
     Of any formats, sharded or quantised; nothing is written. A tensor is equal when every value is the same
     bit for bit, and equal after cast when either side, encoded as the other is stored, becomes the other.

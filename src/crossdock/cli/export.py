@@ -54,7 +54,7 @@ MOST = 10  # tensors listed for what was found in them
 @click.option("-o", "--output", type=Parsed(_local), metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
 @source_options
 @writing_options
-@click.option("--dry-run", is_flag=True, help="Only plan: the same as `crossdock plan`.")
+@click.option("--dry-run", is_flag=True, help="Only plan, as `crossdock plan` does.")
 @json_option
 @progress_option
 def export(

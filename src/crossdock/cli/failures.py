@@ -25,7 +25,9 @@ def colour() -> bool | None:
 
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-CLOSED = Problem("standard output is closed, so the result could not be shown", fix="leave it open, or > /dev/null")
+CLOSED = Problem(
+    "standard output is closed, so the result could not be shown", fix="keep it open, or redirect it: > /dev/null"
+)
 
 
 def guarded(command: Callable[[], Any], *, as_json: bool, closed: bool = False) -> int:
@@ -125,6 +127,6 @@ def _describe(error: Exception) -> tuple[str, Sequence[Problem], int]:
 
 def _of_machine(error: MemoryError | OSError) -> Problem:
     if isinstance(error, MemoryError):
-        return Problem("the machine has no memory left", fix="a smaller --memory, or fewer --workers")
+        return Problem("out of memory", fix="a smaller --memory, or fewer --workers")
     what = error.strerror or str(error) or type(error).__name__
     return Problem(what, where=str(error.filename or ""))

@@ -47,7 +47,7 @@ _TELLING = ("hidden_act", "mlp_gated", "norm", "position_embedding", "rope_theta
 @click.option("--tensors", is_flag=True, help="List every stored tensor.")
 @json_option
 def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> int:
-    """Show what the checkpoint PATH is. Reads headers only.
+    """Show what is in the checkpoint PATH. Reads headers only.
 
     Format and origin, configuration with the origin of each value, parallel layout, types and tensors, what
     is left out, and what it would weigh as each target. If the configuration is incomplete, what is stored is

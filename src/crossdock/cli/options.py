@@ -47,43 +47,40 @@ class Parsed(click.ParamType[Any]):
             self.fail(error.problems[0].what, param, ctx)
 
 
+_LISTED = "{quantizations}"  # in the help of an option whose values are listed below the options
+
+
 class HeadedOption(click.Option):
-    """An option that knows its heading in the help text, and whose help is filled in when it is shown."""
+    """An option that knows its heading in the help text, and whether its values are listed there."""
 
     def __init__(self, names: Sequence[str], *, heading: str, **more: Any) -> None:
-        super().__init__(names, **more)
-        self.heading = heading
+        text = str(more.pop("help", ""))
+        super().__init__(names, help=text.replace(_LISTED, ""), **more)
+        self.heading, self.is_listed = heading, _LISTED in text
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The row of the help text."""
-        if self.help is not None and "{quantizations}" in self.help:
-            self.help = self.help.format(quantizations=_quantizations())
-        return super().get_help_record(ctx)
-
-
-def _quantizations() -> str:
-    """What each target can be quantised to: "q8_0, q6_k (gguf); fp8 (hf)"."""
-    known = {name: registry.target(name).quantizations() for name in registry.targets()}
-    return "; ".join(f"{', '.join(names)} ({target})" for target, names in known.items() if names)
+    def listed(self) -> list[tuple[str, str]]:
+        """Rows of a section of the help text that lists the option's values by target; no rows for most options."""
+        known = {name: registry.target(name).quantizations() for name in registry.targets() if self.is_listed}
+        return [(target, ", ".join(names)) for target, names in known.items() if names]
 
 
 def source_format(text: str) -> str:
     """A format that is read."""
-    return _one_of(text, registry.names(), "reads")
+    return _one_of(text, registry.names(), "source")
 
 
 def target_format(text: str) -> str:
     """A format that is written."""
-    return _one_of(text, registry.targets(), "writes")
+    return _one_of(text, registry.targets(), "target")
 
 
-def _one_of(text: str, known: Sequence[str], verb: str) -> str:
+def _one_of(text: str, known: Sequence[str], role: str) -> str:
     name = text.lower()
     if name in known:
         return name
     near = nearest(name, known)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-    raise click.BadParameter(f"crossdock {verb} no format {text!r}; {hint}")
+    raise click.BadParameter(f"unknown {role} format {text!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +113,14 @@ class SourceFlags:
         from crossdock import delivery
 
         if (self.base is None) == self.merge:
-            raise UsageError("--base MODEL and --merge go together: the adapter is added to the model")
+            raise UsageError("--base MODEL and --merge must be used together")
         overrides = delivery.overrides_from(
             family=self.family, config=self.config, set=self.settings, rename=self.rename
         )
         return delivery.interpret(source, overrides, self.base)
 
     def open(self, path: Path) -> Checkpoint:
-        """Both."""
+        """Read and interpret `path`."""
         return self.interpret(self.read(path))
 
     def words(self) -> list[str]:
@@ -167,19 +164,19 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
         if not equals or not key.strip():
             raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", ctx, param)
         if out.setdefault(key.strip(), value) != value:
-            raise click.BadParameter(f"{key.strip()} is given twice with different values", ctx, param)
+            raise click.BadParameter(f"{key.strip()} occurs twice with different values", ctx, param)
     return out
 
 
 family_option = click.option(
-    "--family", metavar="NAME", help="Model family, such as llama, or a file of one.  [default: from the config]"
+    "--family", metavar="NAME", help="Model family, or a family file.  [default: auto-detected]"
 )
 set_option = click.option(
     "--set",
     multiple=True,
     metavar="KEY=VALUE",
     callback=_pairs,
-    help="A configuration value, under the source's own key or crossdock's.  [repeatable]",
+    help="Override a configuration value.  [repeatable]",
 )
 
 rename_option = click.option(
@@ -187,24 +184,26 @@ rename_option = click.option(
     multiple=True,
     metavar="PATTERN=NAME",
     callback=_pairs,
-    help="Read tensors of own names, such as blocks.{layer}.qkv.weight, under the format's.  [repeatable]",
+    help="Map custom tensor names to the format's names.  [repeatable]",
 )
 
 _SOURCE = (
-    click.option("--format", type=source_format, metavar="NAME", help="Format of the source.  [default: found out]"),
+    click.option(
+        "--format", type=source_format, metavar="NAME", help="Format of the source.  [default: auto-detected]"
+    ),
     click.option("--iteration", type=Parsed(whole), metavar="N", help="Iteration to take.  [default: latest]"),
     family_option,
-    click.option("--config", type=PATH, metavar="PATH", help="A config.json, or JSON of Megatron's args."),
+    click.option("--config", type=PATH, metavar="PATH", help="A config.json, or Megatron's args as JSON."),
     set_option,
     rename_option,
-    click.option("--base", type=PATH, metavar="MODEL", help="The model that the source is an adapter of."),
-    click.option("--merge", is_flag=True, help="Add the adapter to its --base."),
-    click.option("--norm-eps", type=float, metavar="X", help="The norms' epsilon, for a source that lacks it."),
-    click.option("--rope-base", type=float, metavar="X", help="The base of rope, for a source that lacks it."),
+    click.option("--base", type=PATH, metavar="MODEL", help="Base model of a source that is an adapter."),
+    click.option("--merge", is_flag=True, help="Merge the adapter into --base."),
+    click.option("--norm-eps", type=float, metavar="X", help="Epsilon of the norms, if the source lacks it."),
+    click.option("--rope-base", type=float, metavar="X", help="Base of rope (theta), if the source lacks it."),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-progress_option = click.option("--no-progress", is_flag=True, help="Show no progress on stderr.")
+progress_option = click.option("--no-progress", is_flag=True, help="Do not show progress on stderr.")
 
 
 def source_options(function: Function) -> Function:
@@ -277,7 +276,7 @@ def _of_targets() -> Mapping[str, Option]:
 def _target_options() -> Sequence[click.Option]:
     to = HeadedOption(
         ["--to"], heading="Target", required=True, type=target_format, metavar="FORMAT",
-        help=f"{', '.join(registry.targets())}.",
+        help=", ".join(registry.targets()),
     )  # fmt: skip
     return [to, *_options(_of_targets())]
 
@@ -304,7 +303,8 @@ def _owners(option: str) -> Sequence[str]:
 
 
 def _option(about: Option, owners: Sequence[str]) -> click.Option:
-    whose = f" ({', '.join(owners)})" if owners else ""
+    others = [name for name in registry.targets() if name not in owners]
+    whose = f" (not {', '.join(others)})" if len(others) < len(owners) else f" ({', '.join(owners)})"
     default = f"  [default: {about.default}]" if about.default else ""
     text, bracket, rest = about.help.partition("  [")
     help = f"{text.removesuffix('.')}{whose}.{bracket}{rest}{default}" if owners else f"{about.help}{default}"

@@ -29,7 +29,7 @@ COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yello
 @click.argument("path", type=PATH)
 @json_option
 def scan(path: Path, as_json: bool) -> int:
-    """List what the pickles in PATH would make a loader do.
+    """List what loading the pickles in PATH would execute.
 
     Looks into torch.save files, plain pickles, .metadata and the blobs within .distcp files, into zip, tar, gzip, xz,
     bzip2, .npz and .npy, and into what holds a pickle under another name. Nothing is run or imported.
@@ -52,7 +52,7 @@ def _show(path: Path, report: Report) -> None:
     findings = report.findings
     files = show.counted(max(report.files, len({finding.file for finding in findings})), "file")
     if not findings:
-        say = f"no file that may hold a pickle in {path}" if not report.files else f"clean: only data in {files}"
+        say = f"no files that can contain a pickle in {path}" if not report.files else f"clean: only data in {files}"
         show.say(click.style(show.clean(say), fg="green" if report.files else None))
         return
     by_file: dict[Path, list[Finding]] = {}

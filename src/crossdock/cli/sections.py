@@ -14,7 +14,7 @@ OWN: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("output", "capacity", "vram_budget", "vram_capacity", "threshold", "grain"), "Target")
     | dict.fromkeys(("against", "format", "iteration", "family", "config", "config_b", "set", "rename"), "Source")
     | dict.fromkeys(("base", "merge", "norm_eps", "rope_base", "model", "ctx", "text", "drelu"), "Source")
-    | dict.fromkeys(("tokens", "logits", "logits_engine", "report"), "Checks")
+    | dict.fromkeys(("tokens", "logits", "logits_engine", "report", "reference", "strict", "manifest"), "Checks")
     | dict.fromkeys(("window", "dry_run"), "Running")
 )
 
@@ -33,7 +33,7 @@ class Sectioned(WithExamples):
     """
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Its arguments and options."""
+        """Return the command's arguments and options, those made late first."""
         late = getattr(self.callback, "late_options", ())
         return [*(option for options in late for option in options()), *super().get_params(ctx)]
 
@@ -46,6 +46,11 @@ class Sectioned(WithExamples):
             if listed:
                 with formatter.section(heading):
                     formatter.write_dl(listed, col_max=width)
+        for option in options:
+            values: list[tuple[str, str]] = getattr(option, "listed", list)()
+            if values:
+                with formatter.section(f"Values of {option.opts[-1]}"):
+                    formatter.write_dl(values)
 
 
 def _heading(option: click.Option) -> str:

@@ -48,8 +48,8 @@ def heading(text: str) -> None:
 
 
 def _columns() -> int:
-    """Of the terminal."""
-    import shutil  # with three kinds of archives
+    """The width of the terminal in columns."""
+    import shutil  # lazy: pulls in archive modules
 
     return shutil.get_terminal_size().columns
 

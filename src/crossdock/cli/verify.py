@@ -78,12 +78,12 @@ class CheckFlags:
 @replay_options
 @grouped(
     (
-        click.option("--tokens", is_flag=True, help="Also hold llama.cpp's token ids against the tokenizer's (gguf)."),
+        click.option("--tokens", is_flag=True, help="Also compare llama.cpp's token ids (gguf)."),
         click.option("--logits", metavar="TEXT", help="Also compare logits: a text, @file, ids: 1,2,3, or ids.npy."),
-        click.option("--logits-engine", metavar="NAME", help="Computes OUT's: llama.cpp, transformers, onnxruntime."),
+        click.option("--logits-engine", metavar="NAME", help="Engine for OUT's logits, such as llama.cpp."),
         click.option("--reference", metavar="WHO", help="Computes SRC's: an engine, or logits.npy of the training."),
         click.option("--strict", is_flag=True, help="Exit code 1 for what was not compared, or is not proven."),
-        click.option("--report", type=PATH, metavar="HTML", help="Also write the outcome as one page."),
+        click.option("--report", type=PATH, metavar="HTML", help="Also write an HTML report."),
         click.option("--model", type=PATH, metavar="GGUF", help="The model of a PowerInfer index."),
     ),
     "checks",
@@ -102,7 +102,7 @@ def verify(
     as_json: bool,
     no_progress: bool,
 ) -> int:
-    """Hold OUT against the checkpoint SRC, tensor by tensor.
+    """Compare OUT with the checkpoint SRC, tensor by tensor.
 
     Plain types must be equal in every element. Quantised tensors must be what quantising the source gives,
     and are shown with how far their values lie from the source's. Exit code 1 if anything differs.
@@ -113,7 +113,7 @@ def verify(
     A GPU index of PowerInfer is held against the activation statistics in SRC.
     """
     if not out.exists():
-        raise NotACheckpointError("there is nothing at this path", where=str(out), fix="is OUT spelled right?")
+        raise NotACheckpointError("path does not exist", where=str(out), fix="check the spelling of OUT")
     if foreign := foreign_file(out):
         if against is None:
             raise UsageError("an index is held against its statistics", fix="--against ACTIVATIONS")

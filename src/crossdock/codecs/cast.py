@@ -90,7 +90,7 @@ class Plain:
     def encode(self, values: Values, out: Bytes) -> None:
         """Cast float32 `values`. What is too large becomes inf, or the largest value if `saturates`."""
         if not self.encodes:
-            raise UsageError(f"{self.name} is only read or copied, values cannot be rounded to it")
+            raise UsageError(f"{self.name} is only read or copied; values cannot be converted to it")
         if self.saturates:
             _by_halves(values, out)
             return

@@ -263,7 +263,7 @@ def _levels(values: Any, scale: Any, add: Any, low: Any, high: Any, out: Any) ->
 
 
 def affine(values: Values, how: Affine) -> Fit:
-    """As ggml_k_search.affine."""
+    """Compute what `ggml_k_search.affine` computes, compiled."""
     fit = Fit(*(np.empty(values.size // how.size, np.float32) for _ in range(4)))
     _affine(
         values, how.size, how.top, np.float32(how.first), how.steps, how.plain,
@@ -273,21 +273,21 @@ def affine(values: Values, how: Affine) -> Fit:
 
 
 def symmetric(values: Values) -> Fit:
-    """As ggml_k_search.symmetric."""
+    """Compute what `ggml_k_search.symmetric` computes, compiled."""
     fit = Fit(*(np.zeros(values.size // 16, np.float32) for _ in range(4)))
     _symmetric(values, fit.scale, fit.inverse)
     return fit
 
 
 def search_q3_k(values: Values) -> tuple[Values, Levels]:
-    """As ggml_k_search.three."""
+    """Compute what `ggml_k_search` computes for q3_k, compiled."""
     scales, levels = np.empty(values.size // 16, np.float32), np.empty(values.size, np.uint8)
     _search_q3_k(values, scales, levels)
     return scales, levels
 
 
 def levels(values: Values, scale: Values, add: Values, middle: int, top: int) -> Levels:
-    """As ggml_k_search.levels."""
+    """Compute what `ggml_k_search.levels` computes, compiled."""
     out = np.empty(values.size, np.uint8)
     _levels(values, scale, add, np.int32(-middle), np.int32(top - middle), out)
     return out

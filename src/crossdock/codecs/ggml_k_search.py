@@ -176,7 +176,7 @@ def search_q3_k(values: Values) -> tuple[Values, Levels]:
 
 
 def levels(values: Values, scale: Values, add: Values, middle: int, top: int) -> Levels:
-    """See Searches."""
+    """Search the levels as `Searches.levels` describes."""
     x = values.reshape(scale.size, -1)
     quotients = x + add[:, None]
     rounded = nearest(np.divide(quotients, scale[:, None], out=quotients))

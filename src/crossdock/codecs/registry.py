@@ -88,7 +88,7 @@ def canonical_name(text: str, more: Iterable[str] = ()) -> str:
         return name
     near = nearest(name, dict.fromkeys([*names(), *ALIASES, *more]), 3)
     raise UsageError(
-        f"no dtype or quantisation is called {text[:80]!r}",
+        f"unknown dtype or quantisation {text[:80]!r}",
         got=repr(text[:80]),
         expected=" or ".join(near) if near else "one of " + ", ".join(names()),
     )

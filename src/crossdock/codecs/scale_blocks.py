@@ -31,17 +31,17 @@ class ScaleBlocks:
 
     @property
     def across(self) -> int:
-        """Cells side by side."""
+        """The number of blocks side by side in a row of the matrix."""
         return -(-self.width // self.columns)
 
     @property
     def count(self) -> int:
-        """Cells of the matrix."""
+        """The number of blocks in the matrix."""
         return -(-self.height // self.rows) * self.across
 
     @property
     def elements(self) -> int:
-        """Elements of the matrix."""
+        """The number of elements in the matrix."""
         return self.height * self.width
 
     @classmethod
@@ -87,7 +87,7 @@ def multiply(values: Values, first: int, scale_blocks: ScaleBlocks, scales: Valu
 
 
 def divide(values: Values, first: int, scale_blocks: ScaleBlocks, scales: Values) -> None:
-    """The reverse of `multiply`."""
+    """Divide values by the scale of their block: the reverse of `multiply`."""
     for where, row, rows, column, columns in scale_blocks.pieces(first, values.size):
         part = values[where].reshape(rows, columns)
         np.divide(part, scale_blocks.spread(scales, row, rows, column, columns), out=part)
@@ -133,7 +133,7 @@ def checked(scales: Values, where: str) -> Values:
     if not (np.isfinite(scales) & (scales > 0)).all():
         odd = scales[~(np.isfinite(scales) & (scales > 0))]
         raise FormatError(
-            "scales of fp8 weights that are no positive numbers", where=where, got=", ".join(map(str, odd[:4])),
+            "fp8 scales that are not positive numbers", where=where, got=", ".join(map(str, odd[:4])),
             cause="a damaged file, or scales that were never calibrated",
         )  # fmt: skip
     return scales

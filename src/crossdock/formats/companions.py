@@ -24,7 +24,7 @@ GENERATION = "generation_config.json"
 _FOLDERS = ("additional_chat_templates", "chat_templates")
 NAMES = (GENERATION, *TRAVELLING, f"{CHAT_TEMPLATES_FOLDER}/*.jinja")  # all that may travel
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a configuration
-NO_TOKENIZER = "no tokenizer: the folder computes but cannot read text; add one with --tokenizer FOLDER"
+NO_TOKENIZER = "the output has no tokenizer; add one with --tokenizer FOLDER"
 
 
 def found_in(folder: Path) -> Iterator[Path]:
@@ -85,7 +85,7 @@ def companion_files_for(chosen: Path | None, findings: Findings) -> CompanionFil
     except TokenizerError as error:  # a kind that crossdock does not read travels all the same
         problem = error.problems[0]
         kept = tuple(_copied(name, path) for name, path in files.companion_files)
-        what = f"the tokenizer goes along as it is and was not compared with the model: {problem.what}"
+        what = f"the tokenizer is copied unchanged and was not compared with the model: {problem.what}"
         return CompanionFiles((*generation, *kept), None, (f"{what} ({problem.got})" if problem.got else what,))
     _demand_rows(len(tokenizer.tokens), findings, home)
     contents = [TargetFile(name, len(content), content) for name, content in made.items()]

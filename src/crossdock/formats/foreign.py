@@ -36,30 +36,31 @@ class _Kind:
     fix: str
 
 
-_DEEPSPEED = "in that folder: python zero_to_fp32.py . OUT --safe_serialization, then give OUT with --config"
-_LAYERS = "convert it with its own program (GPT-NeoX: tools/ckpts/convert_neox_to_hf.py) and give the result"
+_DEEPSPEED = "in that folder: python zero_to_fp32.py . OUT --safe_serialization, then pass OUT with --config"
+_LAYERS = "convert it with its own program (GPT-NeoX: tools/ckpts/convert_neox_to_hf.py) and pass the result"
 _MEMBERS: Final = (
-    _Kind(r"layer_\d+-model_\d+-model_states\.pt", "layer files of DeepSpeed's pipeline, as GPT-NeoX saves them",
+    _Kind(r"layer_\d+-model_\d+-model_states\.pt", "DeepSpeed pipeline layer files, as GPT-NeoX saves them",
           _LAYERS),
     _Kind(r"zero_to_fp32\.py|(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_(optim|model)_states\.pt",
-          "a checkpoint of DeepSpeed ZeRO", _DEEPSPEED),
-    _Kind(r"model_weights", "a checkpoint of NeMo 1, unpacked",
-          "give the folder model_weights in it, with --config and the model's Hugging Face config.json"),
-    _Kind(r"checkpoint_metadata\.json", "a checkpoint of nanotron",
-          "convert it with nanotron's examples/llama/convert_nanotron_to_hf.py and give the result"),
-    _Kind(r"consolidated\.\d+\.pth", "Meta's own form of Llama",
-          "give the Hugging Face form of the model, or make it with transformers' convert_llama_weights_to_hf.py"),
-    _Kind(r"consolidated(-\d+-of-\d+)?\.safetensors", "Mistral's own form, for mistral-inference",
-          "give the Hugging Face form of the model (config.json and model*.safetensors, in the same repository)"),
-    _Kind(r"tekken\.json", "Mistral's own form, for mistral-inference",
-          "give the Hugging Face form of the model (config.json and model*.safetensors, in the same repository)"),
-    _Kind(r"snapshots", "a folder of the Hub's cache", "give the folder of the snapshot: snapshots/REVISION in it"),
-    _Kind(r"pytorch_model_fsdp_\d+", "a training checkpoint of accelerate, with the model one folder down",
-          "give the folder pytorch_model_fsdp_0 in it, with --config"),
-    _Kind(r"pytorch_model_fsdp\.bin", "a training checkpoint of accelerate", "give the file in it, with --config"),
-    _Kind(r"rank\d+\.engine", "engines of TensorRT, which hold no weights that can be read", "give the checkpoint"),
-    _Kind(r"flax_model.*\.msgpack", "a model of Flax", "load it in transformers (from_flax=True) and save_pretrained"),
-    _Kind(r"tf_model.*\.h5", "a model of TensorFlow", "load it in transformers (from_tf=True) and save_pretrained"),
+          "a DeepSpeed ZeRO checkpoint", _DEEPSPEED),
+    _Kind(r"model_weights", "an unpacked NeMo 1 checkpoint",
+          "pass the folder model_weights in it, with --config and the model's Hugging Face config.json"),
+    _Kind(r"checkpoint_metadata\.json", "a nanotron checkpoint",
+          "convert it with nanotron's examples/llama/convert_nanotron_to_hf.py and pass the result"),
+    _Kind(r"consolidated\.\d+\.pth", "Meta's original Llama format",
+          "use the Hugging Face version of the model, or make it with transformers' convert_llama_weights_to_hf.py"),
+    _Kind(r"consolidated(-\d+-of-\d+)?\.safetensors", "Mistral's original format (mistral-inference)",
+          "use the Hugging Face version of the model (config.json and model*.safetensors, in the same repository)"),
+    _Kind(r"tekken\.json", "Mistral's original format (mistral-inference)",
+          "use the Hugging Face version of the model (config.json and model*.safetensors, in the same repository)"),
+    _Kind(r"snapshots", "a cache folder of the Hub", "pass the folder of the snapshot: snapshots/REVISION in it"),
+    _Kind(r"pytorch_model_fsdp_\d+", "an Accelerate training checkpoint, with the model one folder down",
+          "pass the folder pytorch_model_fsdp_0 in it, with --config"),
+    _Kind(r"pytorch_model_fsdp\.bin", "an Accelerate training checkpoint", "pass the file in it, with --config"),
+    _Kind(r"rank\d+\.engine", "TensorRT engines, whose weights cannot be read back",
+          "pass the checkpoint that they were built from"),
+    _Kind(r"flax_model.*\.msgpack", "a Flax model", "load it in transformers (from_flax=True) and save_pretrained"),
+    _Kind(r"tf_model.*\.h5", "a TensorFlow model", "load it in transformers (from_tf=True) and save_pretrained"),
 )  # fmt: skip
 _NESTED: Final = re.compile(r"global_step\d+\Z|step[-_]?\d+\Z|\d+\Z")  # folders of one step, below a run's folder
 
@@ -67,17 +68,17 @@ _NESTED: Final = re.compile(r"global_step\d+\Z|step[-_]?\d+\Z|\d+\Z")  # folders
 def refuse_missing(path: Path) -> None:
     """Raise NotACheckpointError for a path at which nothing lies: a URL, the name of a model on the Hub, or a slip."""
     text = str(path)
-    where, what, fix = text, "there is nothing at this path", "is it spelled right?"
+    where, what, fix = text, "path does not exist", "check the spelling"
     if match := _URL.match(text):
         scheme = match[0].rstrip(":/").lower()
         what = f"a URL ({scheme}://), which crossdock does not fetch"
         rest = text[match.end() :]
-        fix = "download it first, and give the folder"
+        fix = "download it first, and pass the folder"
         if scheme == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
             name = "/".join(re.sub(r"\A(huggingface|hf)\.co/", "", rest).split("/")[:2])
-            fix = f"hf download {name} --local-dir FOLDER, and give FOLDER"
+            fix = f"hf download {name} --local-dir FOLDER, and pass FOLDER"
     elif _HUB_ID.match(text):
-        fix = f"if it is the name of a model on the Hub: hf download {text} --local-dir FOLDER, and give FOLDER"
+        fix = f"if it is the name of a model on the Hub: hf download {text} --local-dir FOLDER, and pass FOLDER"
     raise NotACheckpointError(what, where=where, fix=fix)
 
 
@@ -99,14 +100,14 @@ def refuse_foreign(path: Path) -> None:
     if found is not None:
         raise NotACheckpointError(f"this is {found.what}", where=str(path), fix=found.fix)
     if parts := [name for name in names if name.endswith(".gguf")]:
-        fix = f"give the file: {path / parts[0]}"
+        fix = f"pass the file: {path / parts[0]}"
         raise NotACheckpointError("a folder of GGUF files", where=str(path), got=", ".join(parts[:5]), fix=fix)
 
 
 def _refuse_file(path: Path) -> None:
     if path.suffix in _HEAVY and _is_pointer(path):
         raise NotACheckpointError(
-            "a Git LFS pointer in the place of the file",
+            "a Git LFS pointer instead of the file",
             where=str(path),
             fix="git lfs pull, or download the file again",
         )
@@ -114,9 +115,9 @@ def _refuse_file(path: Path) -> None:
         _refuse_ranks(path, [match])
     if path.suffix == ".nemo":
         raise NotACheckpointError(
-            "this is an archive of NeMo 1",
+            "this is a NeMo 1 archive",
             where=str(path),
-            fix="unpack it (tar -xf) and give the folder model_weights in it, with --config",
+            fix="unpack it (tar -xf) and pass the folder model_weights in it, with --config",
         )
     found = _sign([path.name], whole=False)
     if found is not None:
@@ -128,13 +129,13 @@ def _refuse_ranks(path: Path, ranks: Sequence[re.Match[str]]) -> None:
     world = int(ranks[0][1])
     if world > 1:
         raise NotACheckpointError(
-            f"rank files of FSDP ({world} ranks), as verl saves them",
+            f"FSDP rank files ({world} ranks), as verl saves them",
             where=str(path),
-            fix="python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT, and give OUT",
+            fix="python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT, and pass OUT",
         )
     if path.is_dir():
-        fix = f"give the file: {path / ranks[0][0]}, with --config"
-        raise NotACheckpointError("a folder of verl's with the model in one file", where=str(path), fix=fix)
+        fix = f"pass the file: {path / ranks[0][0]}, with --config"
+        raise NotACheckpointError("a verl folder with the model in one file", where=str(path), fix=fix)
 
 
 def _refuse_pointers(path: Path, names: Sequence[str]) -> None:

@@ -19,8 +19,10 @@ class Options:
     quantize  the type of matrices, or a scheme that the target knows by name; None: not quantised
     """
 
-    dtype: str = option("auto", text, "auto (as the source), float32, bfloat16, float16; also f32, bf16, f16.", "NAME")
-    quantize: str | None = option(None, text, "Quantise matrices: {quantizations}", "NAME", also=("-q",))
+    dtype: str = option("auto", text, "auto (as stored), float32, bfloat16, float16.", "NAME")
+    quantize: str | None = option(
+        None, text, "Type of matrices; see the list below.{quantizations}", "NAME", also=("-q",)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class TokenizerOptions(Options):
     tokenizer: Path | None = option(
         None,
         path,
-        "Tokenizer folder or file that goes along.  [default: the one beside the source]",
+        "Tokenizer.  [default: beside the source]",
         "PATH",
         replayed=True,
     )
@@ -46,4 +48,4 @@ class CacheOptions(Options):
     fp8_kv_cache  the engine keeps keys and values in fp8
     """
 
-    fp8_kv_cache: bool = option(False, flag, "The engine keeps keys and values in fp8.")
+    fp8_kv_cache: bool = option(False, flag, "Keep keys and values in fp8.")

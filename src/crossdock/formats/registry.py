@@ -34,7 +34,7 @@ class SourceFormat(Protocol):
         ...
 
     def open_source(self, path: Path, *, iteration: int | None = None) -> Source:
-        """Read headers only."""
+        """Read the headers of the checkpoint at `path`, and no tensor data."""
         ...
 
 
@@ -80,7 +80,7 @@ def source_format(name: str) -> SourceFormat:
         return cast(SourceFormat, importlib.import_module(_SOURCES[name][1]))
     if name in _plugins("crossdock.sources"):
         return cast(SourceFormat, _plugins("crossdock.sources")[name].load())
-    raise UsageError(f"there is no source format {name!r}", expected=", ".join(names()))
+    raise UsageError(f"unknown source format {name!r}", expected=", ".join(names()))
 
 
 def target(name: str) -> type[Target[Any]]:
@@ -89,7 +89,7 @@ def target(name: str) -> type[Target[Any]]:
         return cast("type[Target[Any]]", _loaded(_TARGETS[name][1]))
     if name in _plugins("crossdock.targets"):
         return cast("type[Target[Any]]", _plugins("crossdock.targets")[name].load())
-    raise UsageError(f"there is no target format {name!r}", expected=", ".join(targets()))
+    raise UsageError(f"unknown target format {name!r}", expected=", ".join(targets()))
 
 
 def options_type(name: str) -> type[Options]:
@@ -147,7 +147,7 @@ def open_source(path: Path, *, format: str | None = None, iteration: int | None 
         raise EnvironmentProblem(
             f"this cannot be read: {error.strerror or error}",
             where=where,
-            fix="check the path and the right to read it",
+            fix="check the path and its permissions",
         ) from error
 
 
@@ -182,7 +182,7 @@ def _read(path: Path, format: str | None, iteration: int | None) -> Source:
         expected="a Megatron run, iteration or state dict, a Hugging Face, TensorRT-LLM or torch DCP folder, a GGUF, "
         "or an old training checkpoint of llama.cpp (ggcp, ggcl)",
         got=_contents(path),
-        fix="give the folder that holds the files above; --format forces one of " + ", ".join(names()),
+        fix="pass the folder that contains such files, or force a format with --format: " + ", ".join(names()),
     )
 
 

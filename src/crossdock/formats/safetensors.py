@@ -124,7 +124,7 @@ def header_bytes(
     seen = {"__metadata__"}
     for name, codec, _ in tensors:
         if name in seen:
-            problems.append(Problem(f"the tensor {name!r} is given twice, or reserved"))
+            problems.append(Problem(f"the tensor {name!r} occurs twice, or reserved"))
         if codec not in _BY_CODEC:
             problems.append(Problem(f"safetensors has no dtype for {codec}", name, fix="choose bf16, f16 or f32"))
         seen.add(name)
@@ -186,7 +186,7 @@ def _place(
     if not problems:
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
             if tensor.begin != at:
-                what = "leaves a hole before itself" if tensor.begin > at else "overlaps another tensor"
+                what = "leaves a gap before itself" if tensor.begin > at else "overlaps another tensor"
                 problems.append(Problem(f"tensor {name!r} {what}", where, f"begin {at:,}", f"{tensor.begin:,}"))
             at = tensor.end
         if at > limit:

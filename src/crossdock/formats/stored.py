@@ -31,7 +31,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """Stat `path`. Raises OSError."""
+        """Describe the file at `path` by its size and time. Raises OSError."""
         stat = path.stat()
         return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
@@ -47,8 +47,8 @@ class SourceFile:
             where=str(self.path),
             expected=f"{self.size:,} bytes, modified {self.mtime_ns}",
             got=f"{stat.st_size:,} bytes, modified {stat.st_mtime_ns}",
-            cause="something replaced or wrote this file meanwhile",
-            fix="run the command again when nothing changes the checkpoint any more",
+            cause="another program replaced or modified the file",
+            fix="run the command again once the checkpoint no longer changes",
         )
 
 

@@ -19,7 +19,7 @@ def write_whole(path: Path, parts: Iterable[bytes], what: str = "file") -> int:
     Raises UsageError (a device, a pipe), EnvironmentProblem.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise UsageError("the output is a device or a pipe, which no file replaces", where=str(path))
+        raise UsageError("the output is a device or a pipe, which a file cannot replace", where=str(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:

@@ -26,7 +26,7 @@ def open_regular(path: Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise NotACheckpointError("there is no such file", where=str(path)) from error
+        raise NotACheckpointError("file does not exist", where=str(path)) from error
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
             raise NotACheckpointError("this is not a regular file", where=str(path)) from error

@@ -84,5 +84,5 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):
         for key, value in pairs:
             if out[key] != value:
-                raise ValueError(f"key {key[:100]!r} is given twice, with different values")
+                raise ValueError(f"key {key[:100]!r} occurs twice, with different values")
     return out

@@ -80,7 +80,7 @@ def read_section(text: str, name: str, where: str) -> Any:
         raise FormatError(
             f"not YAML that crossdock reads: {str(what)[:200]}",
             where=f"{where}{line}",
-            fix="give the configuration as JSON with --config",
+            fix="pass the configuration as JSON with --config",
         ) from None
     finally:
         loader.dispose()

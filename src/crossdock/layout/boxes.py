@@ -38,7 +38,7 @@ def intersect(source: Lens, target: Lens) -> dict[str, Range] | None:
 
 
 def volume(box: dict[str, Range]) -> int:
-    """Elements of a box."""
+    """Return the number of elements in a box."""
     return math.prod(high - low for low, high in box.values())
 
 

@@ -108,7 +108,7 @@ def containers(
 
     largest  the largest number that any name has, for each index of the name: no container beyond is looked at
 
-    Raises PlanError when an axis cannot be cut over its ranks.
+    Raises PlanError when an axis cannot be split over its ranks.
     """
     part_ranks = _RANK.findall(rule.part)
     cut_by = {rank for name in pattern.parts or ("",) for atom in pattern.atoms(name) for rank in atom.ranks}
@@ -264,7 +264,7 @@ def _span(atom: Atom, env: Mapping[str, int], geometry: Geometry, left: dict[str
     if uneven is not None:
         key = tuple(sorted((rank, env.get(rank, 0)) for rank in atom.ranks))
         if key not in uneven:
-            raise PlanError(f"no range of {atom.axis!r} is known for {dict(key)}")
+            raise PlanError(f"the range of {atom.axis!r} is unknown for {dict(key)}")
         return uneven[key]
     for rank in atom.ranks:
         count, index = left.get(rank, (geometry.ranks.get(rank, 1), env.get(rank, 0)))
@@ -272,7 +272,7 @@ def _span(atom: Atom, env: Mapping[str, int], geometry: Geometry, left: dict[str
         ways = min(size, count)
         if size % ways or count % ways:
             raise PlanError(
-                f"{size} of axis {atom.axis!r} cannot be cut over {count} ranks of {rank!r}",
+                f"{size} of axis {atom.axis!r} cannot be split over {count} ranks of {rank!r}",
                 fix="check the parallel sizes of the run against the model's sizes",
             )
         left[rank] = (count // ways, index % (count // ways))

@@ -106,6 +106,18 @@ def layout(format_name: str, family: Family | None = None) -> Layout:
     return _layout(format_name, family)
 
 
+@functools.cache
+def layout_names() -> tuple[str, ...]:
+    """The names of all layouts, in alphabetical order."""
+    return tuple(sorted({file.name[:-5] for folder in folders("layouts") for file in folder.iterdir()
+                         if file.name.endswith(".toml")}))  # fmt: skip
+
+
+def extended(format_name: str) -> tuple[str, ...]:
+    """The layout that this one extends, and itself: a family's sections for both apply."""
+    return _chain(_base(format_name), format_name)
+
+
 def unheld(format_name: str, family: Family) -> Problem | None:
     """What is wrong when neither the family has a section for this format nor the layout names the family."""
     table = _base(format_name)
@@ -153,7 +165,7 @@ def _base(format_name: str, chain: tuple[str, ...] = ()) -> Mapping[str, Any]:
                 raise ConfigError(f"extends {parent!r}: a circle", where=f"layouts/{format_name}.toml")
             return merged(_base(parent, (*chain, format_name)), table, f"layouts/{format_name}.toml")
     where = f"layouts/{chain[-1]}.toml" if chain else ""
-    raise ConfigError(f"there is no layout for format {format_name!r}", where=where)
+    raise ConfigError(f"no layout for format {format_name!r}", where=where)
 
 
 def _by_key(table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -209,7 +221,7 @@ def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple
             continue
         place = f"{where} [tensors] {key}"
         if key != " ".join(names):
-            raise ConfigError("a key with blanks too many", where=place, fix="a list of tables holds several rules")
+            raise ConfigError("extra blanks in a key", where=place, fix="a list of tables holds several rules")
         for rule in _rules_in(content):
             rules.append(_rule(names, rule, parts, family, place))
             for pattern in rules[-1].patterns:
@@ -257,10 +269,10 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
     if part not in parts:
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
     if stage not in ("", "first", "last", "later"):
-        raise ConfigError(f"there is no stage {stage!r}", where=where, expected="first, last or later")
+        raise ConfigError(f"unknown stage {stage!r}", where=where, expected="first, last or later")
     patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
     if table.get("map", "") not in ("", *MAPS):
-        raise ConfigError(f"there is no map {table['map']!r}", where=where, expected=" or ".join(MAPS))
+        raise ConfigError(f"unknown map {table['map']!r}", where=where, expected=" or ".join(MAPS))
     scales = table.get("scale", [])
     scales = scales if isinstance(scales, list) else [scales]
     if len(scales) not in (0, 1, len(names)):

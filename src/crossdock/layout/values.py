@@ -130,7 +130,7 @@ def parse_value(content: Any, constants: Mapping[str, Any], where: str) -> Value
     """A value from what TOML has: a text, a table, or a list of these. Raises ConfigError that says where."""
     items = content if isinstance(content, list) else [content]
     if not items:
-        raise ConfigError("a list of no alternatives", where=where)
+        raise ConfigError("an empty list of alternatives", where=where)
     return Value(tuple(one for item in items for one in _alternatives(item, constants, where)))
 
 

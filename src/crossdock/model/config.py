@@ -266,7 +266,7 @@ _SIZES_OF_OTHERS = (
 # Families are closed by default: a field that a family does not name must have its default, except these two kinds.
 # Free fields have any value in every family, for the reason that is given.
 FREE: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(REQUIRED, "a size, or another number without which there is no model")
+    dict.fromkeys(REQUIRED, "a size, or another number that every model has")
     | dict.fromkeys(_SIZES_OF_OTHERS, "a size of layers that families name in layer_types")
     | dict.fromkeys(("index_n_heads", "index_head_dim"), "a size, in families that name index_topk")
     | {

@@ -100,17 +100,17 @@ def family(name: str) -> Family:
         try:
             status = os.stat(name)
         except (OSError, ValueError) as error:
-            raise UsageError(f"there is no family file at this path: {error}", where=name) from None
+            raise UsageError(f"the family file cannot be read: {error}", where=name) from None
         return _from_path(name, status.st_mtime_ns, status.st_size)
     known = files()
     if name not in known:
         near = nearest(name, known)
         raise UsageError(
-            f"there is no family {name!r}",
+            f"unknown family {name!r}",
             expected=", ".join(known),
             fix=f"did you mean --family {near[0]}?"
             if near
-            else "give one of these, or the path of a file, to --family",
+            else "pass one of these, or the path of a family file, to --family",
         )
     return known[name].family
 
@@ -120,7 +120,7 @@ def _from_path(path: str, changed: int, size: int) -> Family:
     """The family in a file that was last changed then: another version of the file is another family."""
     name = Path(path).name.removesuffix(".toml")
     if name in files():
-        raise ConfigError(f"family {name!r} is registered already", where=path, fix="give the file another name")
+        raise ConfigError(f"family {name!r} is registered already", where=path, fix="rename the file")
     return FamilyFile(name, Path(path), path).family
 
 
@@ -183,7 +183,7 @@ def _other(name: Any, file: FamilyFile, key: str, chain: tuple[str, ...]) -> Fam
     known = files()
     circle = name in (file.name, *chain)
     if circle or not isinstance(name, str) or name not in known:
-        why = "a circle" if circle else "there is no such family"
+        why = "a circle" if circle else "unknown family"
         raise ConfigError(f"{key} {name!r}: {why}", where=file.where)
     return known[name]
 

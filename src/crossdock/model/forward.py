@@ -45,7 +45,7 @@ def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
     ids = np.asarray(tokens, np.int64)
     learned = config.position_embedding == "learned"
     if not ids.size or ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise UsageError("no token ids of this model", expected=f"0 to {config.vocab_size - 1}", got=str(tokens)[:80])
+        raise UsageError("token ids out of range", expected=f"0 to {config.vocab_size - 1}", got=str(tokens)[:80])
     if learned and ids.size > config.max_position_embeddings:
         raise UsageError("more tokens than positions", expected=f"{config.max_position_embeddings} at most")
     shared: dict[str, Any] = {}

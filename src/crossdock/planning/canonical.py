@@ -35,7 +35,7 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """ "embed", "layers.3.attn_q"."""
+        """The canonical name with its layer, such as "embed" or "layers.3.attn_q"."""
         return self.tensor if self.layer is None else f"layers.{self.layer}.{self.tensor}"
 
     @property

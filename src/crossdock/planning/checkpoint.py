@@ -30,7 +30,7 @@ class Checkpoint:
 
     @property
     def config(self) -> ModelConfig:
-        """The canonical configuration."""
+        """The model's canonical configuration."""
         return self.described.config
 
     @property

@@ -32,7 +32,7 @@ def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     where = str(adapter.source.root)
     pairs = {name.removesuffix("_lora_a") for name in adapter.resolved.provisions if name.endswith("_lora_a")}
     if not pairs:
-        raise PlanError("this is no adapter, so there is nothing to merge", where=where, got=adapter.family.name)
+        raise PlanError("the source is not an adapter, so --merge does not apply", where=where, got=adapter.family.name)
     problems = [
         Problem(
             f"the adapter was trained on another model than {base.source.root}",
@@ -68,7 +68,7 @@ def product_for(extents: Extents, addition: Resolved, lenses: Sequence[Lens], sh
         return None
     total = sum(rank for _, (_, rank) in pairs)
     if total > _MOST_RANK:
-        raise PlanError("a rank that no adapter has", where=pairs[0][0].tensor, got=f"{total:,}")
+        raise PlanError("implausible rank of an adapter", where=pairs[0][0].tensor, got=f"{total:,}")
     for cut in range(len(shape) + 1):
         for left, right in ("ba", "ab"):
             halves = tuple(zip(_halves(shape, cut), (left, right), strict=True))

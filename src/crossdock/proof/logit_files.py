@@ -41,7 +41,7 @@ class LogitFiles:
             raise CheckFailed(f"{self.engine} wrote no logits", where=path.name, cause=str(error)[:200]) from None
         if shape != (len(ids), self.vocab_size) or order or dtype != np.float32:
             raise CheckFailed(
-                f"{self.engine} gives logits of another size",
+                f"{self.engine} returned logits of the wrong shape",
                 expected=f"{len(ids)} tokens × vocab_size {self.vocab_size}",
                 got=" × ".join(map(str, shape)) + f" {dtype}",
             )
@@ -60,7 +60,8 @@ def logits_by(engine: Engine, model: Path, asked: Asked, vocab_size: int, folder
     room, need = shutil.disk_usage(folder).free, 4 * vocab_size * sum(map(len, asked.windows))
     if need > room:
         raise EnvironmentProblem(
-            "there is no room for an engine's logits", where=str(folder), expected=f"{need:,} bytes", got=f"{room:,}",
+            "not enough disk space for an engine's logits", where=str(folder), expected=f"{need:,} bytes",
+            got=f"{room:,}",
             fix="a shorter text, or TMPDIR on another disk",
         )  # fmt: skip
     ask(engine, {"model": os.fspath(model), "windows": asked.windows, "out": os.fspath(folder)}, timeout=timeout)

@@ -143,7 +143,7 @@ def answer(
                 theirs = target()
                 if theirs.config.vocab_size != vocab_size:
                     raise CheckFailed(
-                        "the output has another number of tokens, so its logits cannot be compared",
+                        "the vocabulary sizes differ, so logits cannot be compared",
                         expected=f"vocab_size {vocab_size}", got=f"{theirs.config.vocab_size}",
                     )  # fmt: skip
                 weights = stack.enter_context(CheckpointWeights(theirs, memory // 8 * 3))

@@ -95,7 +95,7 @@ def reference_for(name_or_file: str | Path, source: Checkpoint) -> Reference:
     if text not in registry.names():
         if not text.endswith(".npy"):
             raise UsageError(
-                f"there is no reference {text!r}", expected=f"{', '.join(registry.names())}, or a .npy file of logits"
+                f"unknown reference {text!r}", expected=f"{', '.join(registry.names())}, or a .npy file of logits"
             )
         return Reference(Path(text).name, file=_load(Path(text)))
     engine, root = registry.engine(text), source.source.root

@@ -62,7 +62,7 @@ def read_asked(
     strange = [number for row in rows for number in row if number not in known]
     if strange:
         raise UsageError(
-            "no token ids of this model", expected=f"0 to {len(known) - 1}", got=str(strange[:5]),
+            "token ids out of range", expected=f"0 to {len(known) - 1}", got=str(strange[:5]),
             cause=f"a tokenizer of another model: {reader}" if reader else "",
         )  # fmt: skip
     size = checkpoint.config.max_position_embeddings
@@ -73,7 +73,7 @@ def read_asked(
         room -= len(taken)
         windows += [tuple(taken[i : i + size]) for i in range(0, len(taken), size)]
     if not windows:
-        raise UsageError("there are no tokens to compute logits for", got=repr(text_or_ids)[:80])
+        raise UsageError("no tokens to compute logits for", got=repr(text_or_ids)[:80])
     return Asked(tuple(windows), sum(map(len, rows)), reader)
 
 
@@ -103,6 +103,6 @@ def _tokenize(text: str, checkpoint: Checkpoint, output: Path, tokenizer: Path |
     if output.is_file() and output.suffix == ".gguf":
         return f"llama.cpp, {output}", ids_by_llama(output, [text], add_special=True, parse_special=True)[0]
     raise UsageError(
-        "a text needs a tokenizer, and none lies beside the source or the output",
-        fix="give it with --tokenizer, or give token ids: --logits 1,2,3",
+        "a text requires a tokenizer, and neither the source nor the output has one",
+        fix="pass it with --tokenizer, or pass token ids: --logits 1,2,3",
     )

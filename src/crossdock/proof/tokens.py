@@ -47,9 +47,9 @@ def check_tokens(
     vocabulary.
     """
     if not output.is_file():
-        raise UsageError("--tokens asks llama.cpp, which reads only GGUF files", where=str(output))
+        raise UsageError("--tokens requires a GGUF output: llama.cpp reads nothing else", where=str(output))
     if tokenizer is None:
-        raise UsageError("the source has no tokenizer to hold the output's against", fix="give it with --tokenizer")
+        raise UsageError("the source has no tokenizer to compare with", fix="pass it with --tokenizer")
     files, read = tokenizers.find(tokenizer), tokenizers.read(tokenizer)
     special = read.kind == "bpe"  # SentencePiece has no special tokens in text, and its JSON other spaces around them
     asked = [*texts, *_special_texts(read)] if special else list(texts)

@@ -15,7 +15,7 @@ def sourceless(reference: str | None, *, tokens: bool, report: bool) -> None:
     """Raises UsageError where an output without its source is to be held against anything but a file of logits."""
     if reference is None or not reference.endswith(".npy"):
         raise UsageError(
-            "there is nothing to hold the output against",
+            "verify requires a source or a reference to compare with",
             fix="--against SRC, with what it was made from; or --logits tokens.npy --reference logits.npy",
         )
     if tokens or report:

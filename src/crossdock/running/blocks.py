@@ -65,7 +65,7 @@ class WorkerBuffers:
         self._values: Values = np.empty(0, np.float32)
 
     def values(self, elements: int) -> Values:
-        """Room for float32 values."""
+        """Return room for `elements` float32 values, reused by the next call."""
         if self._values.size < elements:
             self._values = np.empty(elements, np.float32)
         return self._values[:elements]

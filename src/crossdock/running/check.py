@@ -75,7 +75,7 @@ def find_manifest(output: Path, manifest: Path | None) -> tuple[Path, Path]:
     if manifest is None and is_manifest(output):
         output, manifest = output.with_name(output.name.removesuffix(SUFFIX)), output
     if not output.is_file() and not output.is_dir():
-        raise NotACheckpointError("there is no output at this path", where=str(output), fix="is it spelled right?")
+        raise NotACheckpointError("the output does not exist", where=str(output), fix="check the spelling")
     beside = manifest_path(Path(output.absolute()))
     if manifest is None and not beside.exists():
         raise UsageError(

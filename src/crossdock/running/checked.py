@@ -78,7 +78,7 @@ def tokenizer_by_manifest(output: Path, stored: Source) -> tuple[Done, tuple[Pro
         return False, ()
     wrong = tuple(
         Problem("is not the tokenizer's file that was exported", where=str(output / name),
-                expected=f"sha256 {known[name][:16]}… in the manifest", fix="give the tokenizer with --tokenizer")
+                expected=f"sha256 {known[name][:16]}… in the manifest", fix="pass the tokenizer with --tokenizer")
         for name in sorted(names)
         if hashlib.sha256((output / name).read_bytes()).hexdigest() != known[name]
     )  # fmt: skip

@@ -72,7 +72,7 @@ class Copying:
         self._begun: dict[int, _Begun] = {}
 
     def worker(self) -> Copier:
-        """One thread's."""
+        """Return what one worker needs."""
         return Copier(self, WorkerBuffers(self.job.share, self._gil_lock))
 
     def settle(self, results: Sequence[Done]) -> None:
@@ -153,7 +153,7 @@ class _Begun:
 
 
 class Copier:
-    """One thread of it."""
+    """What one worker does: copy or compare one tensor after another."""
 
     def __init__(self, copying: Copying, share: WorkerBuffers) -> None:
         self._copying, self._share = copying, share

@@ -38,7 +38,7 @@ def local_path(text: str | os.PathLike[str]) -> str:
         raise UsageError("the output's path is empty" if not path else "the output's path holds a null byte")
     store = _STORE.match(path)
     if store:
-        local = "give the path alone" if store[1] == "file" else "export to a local path, and upload what was written"
+        local = "pass the path alone" if store[1] == "file" else "export to a local path, and upload what was written"
         raise UsageError(f"{store[1]}:// is an address, and outputs are written to local paths: {path}", fix=local)
     return path
 
@@ -74,7 +74,7 @@ def check_destination(plan: Plan, output: Path, *, force: bool) -> tuple[str, ..
     if not force:
         raise UsageError("the output exists", where=str(output), fix=f"{_OTHER}, or --force to replace it when done")
     if output.exists() and not output.is_dir() and not output.is_file():
-        raise UsageError("the output is a device or a pipe, which no file replaces", where=str(output), fix=_OTHER)
+        raise UsageError("the output is a device or a pipe, which a file cannot replace", where=str(output), fix=_OTHER)
     if output.exists() and output.is_dir() == plan.single_file:
         here, made = ("a folder", "a file") if output.is_dir() else ("a file", "a folder")
         raise UsageError(f"this is {here}, which --force does not replace with {made}", where=str(output), fix=_OTHER)

@@ -157,7 +157,7 @@ class _Diffing:
         return work
 
     def settle(self, results: Sequence[TensorDiff]) -> None:
-        """Nothing was written."""
+        """Do nothing: comparing writes nothing."""
 
 
 def _in_order(ours: Mapping[str, Slot], theirs: Mapping[str, Slot]) -> list[str]:

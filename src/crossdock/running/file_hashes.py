@@ -166,7 +166,7 @@ class LazyFile:
         self._opened: WrittenFile | None = None
 
     def read(self, offset: int, nbytes: int) -> Bytes:
-        """See `WrittenFile.read`."""
+        """Read as `WrittenFile.read` does."""
         if self._opened is None:
             self._opened = WrittenFile(self._path)
         return self._opened.read(offset, nbytes)

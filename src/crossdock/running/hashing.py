@@ -11,7 +11,7 @@ from crossdock.errors import UsageError
 
 
 class Hash(Protocol):
-    """What both libraries offer."""
+    """The methods that hashes of both libraries have."""
 
     def update(self, data: Any, /) -> None: ...
     def digest(self) -> bytes: ...
@@ -24,7 +24,7 @@ def new(name: str) -> Hash:
         return xxhash.xxh3_128()
     if name == "sha256":
         return hashlib.sha256()
-    raise UsageError(f"--hash {name}: not a hash that is offered", expected="xxh3 or sha256")
+    raise UsageError(f"--hash {name}: unknown hash", expected="xxh3 or sha256")
 
 
 class Parts:

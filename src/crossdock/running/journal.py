@@ -114,7 +114,7 @@ class Journal:
         _append(self._fd, [asdict(one) for one in done])
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock and close the journal."""
         os.close(self._fd)
 
 
@@ -191,7 +191,7 @@ def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
     if header.get("plan") != wanted["plan"] or header.get("hash") != wanted["hash"]:
         problems.append(
             Problem(
-                "an unfinished output of another plan is here",
+                "the unfinished output here belongs to another plan",
                 where=str(folder),
                 expected=f"plan {str(wanted['plan'])[:12]} with {wanted['hash']} hashes",
                 got=f"plan {str(header.get('plan'))[:12]} with {header.get('hash')} hashes",
@@ -213,4 +213,4 @@ def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
                     check="resume-mismatch",
                 )
             )
-    return problems or [Problem("an unfinished output of other sources is here", where=str(folder), fix=fix)]
+    return problems or [Problem("the unfinished output here belongs to other sources", where=str(folder), fix=fix)]

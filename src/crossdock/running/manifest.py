@@ -31,7 +31,7 @@ _ABSOLUTE: Final = re.compile(r"(?<![\w.~:/])/(?:[^\s/:,;()'\"]+/)+")
 
 
 def manifest_path(output: Path) -> Path:
-    """`OUT.manifest.json`, beside OUT."""
+    """Return the path of the manifest: `OUT.manifest.json`, beside OUT."""
     return output.with_name(f"{output.name}{SUFFIX}")
 
 

@@ -35,12 +35,12 @@ class RunOptions:
     memory: int = option(
         "256MiB",
         size,
-        "Memory for all workers together, whatever the model's size.",
+        "Total memory of all workers.",
         "SIZE",
         heading="Running",
     )
     workers: int | None = option(
-        None, positive, "Workers at once.  [default: one or two per core]", "N", heading="Running"
+        None, positive, "Number of workers.  [default: 1 or 2 per core]", "N", heading="Running"
     )
     engine: str | Engine = option(
         "threads", _engine, "Engine that runs the plan.", "NAME", heading="Running", choices=registry.names
@@ -79,18 +79,18 @@ class WriteOptions(RunOptions):
     fail_on  findings ("nonfinite", "overflow") for which the output must not come into being
     """
 
-    force: bool = option(False, flag, "Replace OUT, once the new one is whole.", also=("-f",), heading="Running")
+    force: bool = option(False, flag, "Replace OUT once the new output is complete.", also=("-f",), heading="Running")
     hash: str = option(
         "xxh3",
         one_of("xxh3", "sha256"),
-        "xxh3 or sha256: hash of each tensor in the manifest.",
+        "Hash of each tensor: xxh3 or sha256.",
         "NAME",
         heading="Running",
     )
     fail_on: frozenset[str] = option(
         frozenset(),
         some_of("nonfinite", "overflow"),
-        "Fail on nonfinite (NaN, Inf) or on overflow of the target's type.  [repeatable]",
+        "Fail on nonfinite values or overflow.  [repeatable]",
         "WHAT",
         heading="Running",
         many=True,

@@ -134,7 +134,7 @@ class WrittenFile:
         self._pages = aligned(0)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the files of the output."""
         self._opened.close()
 
     def read(self, offset: int, nbytes: int) -> Bytes:

@@ -45,7 +45,7 @@ class Place(NamedTuple):
 class Reader:
     """Open source files and located extents of one plan; shared by all workers. Close it when done.
 
-    scales_alone  of values with scales, give the scale of each instead
+    scales_alone  of values with scales, pass the scale of each instead
     """
 
     def __init__(self, plan: Plan, *, scales_alone: bool = False) -> None:
@@ -56,7 +56,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file that was opened."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

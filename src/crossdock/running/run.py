@@ -162,7 +162,7 @@ def _check_disk(plan: Plan, output: Path, partial: Path) -> None:
     need = plan.nbytes - reserved
     if need > have:
         raise EnvironmentProblem(
-            "not enough free disk", where=str(parent), expected=f"{need:,} bytes free", got=f"{have:,}",
+            "not enough disk space", where=str(parent), expected=f"{need:,} bytes free", got=f"{have:,}",
             fix="free some, or choose an --output on another disk",
         )  # fmt: skip
 
@@ -199,7 +199,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
                 Problem(
                     f"{census.nan} NaN and {census.inf} infinite values",
                     where=plan.shown(planned),
-                    fix="export without --fail-on nonfinite if the model is meant so"
+                    fix="export without --fail-on nonfinite if these values are intended"
                     if "nonfinite" in fail_on
                     else "export without -q: this type has no place for them",
                     check="nonfinite",
@@ -222,5 +222,5 @@ def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"{error.strerror or error}",
         where=str(error.filename or where),
-        fix="check the place of the output and its rights",
+        fix="check the output's location and its permissions",
     )

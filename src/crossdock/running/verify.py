@@ -154,12 +154,12 @@ class _Verifying:
         self._gil_lock = threading.Lock()
 
     def worker(self) -> Callable[[int, Watch], TensorCheck | None]:
-        """One thread's."""
+        """Return what one worker needs."""
         share = WorkerBuffers(self.job.share, self._gil_lock)
         return lambda task, watch: _compare(self, task, share, watch)
 
     def settle(self, results: Sequence[TensorCheck]) -> None:
-        """Nothing was written."""
+        """Do nothing: comparing writes nothing."""
 
 
 def _compare(verifying: _Verifying, task: int, share: WorkerBuffers, watch: Watch) -> TensorCheck | None:
@@ -206,14 +206,14 @@ def _wrong_facts(plan: Plan, facts: Mapping[str, Any]) -> list[Problem]:
         elif not _same(wanted, facts[key]):
             problems.append(
                 Problem(
-                    "the output says something else", where=key, expected=short(wanted, 100), got=short(facts[key], 100)
+                    "the output has another value", where=key, expected=short(wanted, 100), got=short(facts[key], 100)
                 )
             )
     # GGUF's "general" is information, and a tokenizer that nobody named is nothing to compare with
     free = ("general.",) if any(key.startswith("tokenizer.") for key in plan.facts) else ("general.", "tokenizer.")
     for key, value in facts.items():
         if key not in plan.facts and value is not None and not key.startswith(free) and not key.endswith("_token_id"):
-            problems.append(Problem("the source asks for no such key in the output", where=key, got=short(value, 100)))
+            problems.append(Problem("the source does not ask for this key", where=key, got=short(value, 100)))
     return problems
 
 
@@ -245,7 +245,7 @@ def _wrong_copies(plan: Plan, output: Source) -> list[Problem]:
             continue
         except OSError as error:
             what = f"cannot be compared: {error.strerror}"
-            problems.append(Problem(what, where=str(there), fix="check the right to read it"))
+            problems.append(Problem(what, where=str(there), fix="check its permissions"))
             continue
         if not equal:
             problems.append(Problem(f"differs from {file.copy_of.path}", where=str(there)))
@@ -268,7 +268,7 @@ def _wrong_text(plan: Plan, file: TargetFile, there: Path) -> list[Problem]:
     unnamed = {key for key in found if key not in wanted and key.endswith("_token_id")}  # of a tokenizer, as above
     keys = [key for key in {**wanted, **found} if key not in unnamed and not _same(wanted.get(key), found.get(key))]
     return [
-        Problem("the output says something else", where=f"{file.name}: {key}", expected=short(wanted.get(key), 100),
+        Problem("the output has another value", where=f"{file.name}: {key}", expected=short(wanted.get(key), 100),
                 got=short(found.get(key), 100))
         for key in keys
     ]  # fmt: skip

@@ -42,7 +42,7 @@ class CheckpointWeights:
         self._reader = Reader(self._plan)
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file that was opened."""
         self._reader.close()
 
     def __enter__(self) -> CheckpointWeights:

@@ -147,16 +147,16 @@ class Unpacked:
 
     @property
     def region(self) -> Region:
-        """All that was unpacked."""
+        """The bytes that were unpacked so far, as one region."""
         self._file.flush()
         return Region(self._file.fileno(), 0, self.size)
 
     def close(self) -> None:
-        """Remove it."""
+        """Remove the temporary file."""
         self._file.close()
 
     def add(self, data: bytes) -> None:
-        """More bytes."""
+        """Append bytes that were unpacked."""
         self._file.write(data)
         self.size += len(data)
 

@@ -89,7 +89,7 @@ class Looking:
     # --- containers
 
     def compressed(self, region: Region, kind: str, place: str, sure: bool, level: int) -> Iterator[Finding]:
-        """A compressed stream."""
+        """Unpack a compressed stream and look into it."""
         unpacked = containers.unpack(region, kind, self.budget)
         try:
             inner = shown(place, f"{kind} data")
@@ -210,7 +210,7 @@ class Looking:
         at = 0
         first, whole = True, sure or head.startswith(PROTOCOLS)
         if sure and not region.size:
-            yield self.finding(place, "broken", "there is nothing in it")
+            yield self.finding(place, "broken", "the file is empty")
         while at < region.size:
             end, found = self.one(region, at, place, level)
             definite = sure if first else region.read(at, 2) in PROTOCOLS

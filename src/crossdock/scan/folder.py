@@ -54,7 +54,7 @@ def scan(path: Path) -> Report:
     """
     if not path.is_dir():
         if not path.is_file():
-            what = "this is not a regular file" if path.exists() else "there is no such file or folder"
+            what = "this is not a regular file" if path.exists() else "path does not exist"
             raise NotACheckpointError(what, where=str(path))
         found, _ = _file(path, sure=True)
         return Report(tuple(found), 1)

@@ -97,7 +97,7 @@ def find(path: Path) -> TokenizerFiles:
             found.pop(other, None)
         found |= _named(path)
     else:
-        raise TokenizerError("no tokenizer here: no such file or folder", where=str(path), fix=_hub(path))
+        raise TokenizerError("tokenizer path does not exist", where=str(path), fix=_hub(path))
     if TOKENIZER_MODEL in found and is_rank_file(found[TOKENIZER_MODEL]):
         found[TIKTOKEN] = found.pop(TOKENIZER_MODEL)
     _demand_vocabulary(found, path)
@@ -204,7 +204,7 @@ def _demand_vocabulary(found: Mapping[str, Path], path: Path) -> None:
         return
     missing = f"{MERGES_TXT} beside it" if VOCAB_JSON in found else "a vocabulary"
     raise TokenizerError(
-        f"no tokenizer here: {missing} is missing",
+        f"no tokenizer found: {missing} is missing",
         where=str(path),
         expected="tokenizer.json, or tokenizer.model, or vocab.json with merges.txt, or NAME.tiktoken",
         got=", ".join(found) or "none of them",

@@ -85,7 +85,7 @@ def gguf_metadata(
         except TokenizerError as error:
             problems += error.problems
     elif pre is not None:
-        problems.append(Problem(f"only byte-level BPE has a pre-tokenizer, {pre!r} has no meaning here", where=where))
+        problems.append(Problem(f"only byte-level BPE has a pre-tokenizer, {pre!r} does not apply", where=where))
     ids = _role_ids(tokenizer, tokens, types)
     if "eos" not in ids:
         problems.append(_no_end(where))
@@ -172,9 +172,9 @@ def no_end(tokenizer: Tokenizer) -> tuple[str, ...]:
         return ()
     guess = guessed_end(tokenizer)
     if guess is None:
-        return ("no end of text is known: a generation will not end by itself; name it as eos_token in "
+        return ("no end-of-text token is known: generation will not stop by itself; name it as eos_token in "
                 "tokenizer_config.json",)  # fmt: skip
-    return (f"no file names the end of text; {tokenizer.tokens[guess]!r} ({guess}) is taken for it, by its text",)
+    return (f"no file names the end-of-text token; {tokenizer.tokens[guess]!r} ({guess}) is taken for it, by its text",)
 
 
 def _collapses(tokenizer: Tokenizer) -> bool:

@@ -93,7 +93,7 @@ def read(path: Path) -> Tokenizer:
     size = max(tokens) + 1
     if size > 2 * len(tokens) + MAX_GAP:
         raise refuse(
-            "the ids of the tokens leave far more holes than there are tokens",
+            "the token ids leave far more gaps than there are tokens",
             files.companion_files[0][1],
             expected=f"at most {2 * len(tokens) + MAX_GAP:,} ids for {len(tokens):,} tokens",
             got=f"ids up to {size - 1:,}",
@@ -205,7 +205,7 @@ def _agreeing(vocabulary: Vocabulary, data: Mapping[str, object], as_json: Path,
             where=f"{as_json}, {as_model}",
             expected=f"id {number} to be {other[:40]!r} as in the .model",
             got=repr(text[:40]),
-            fix="give --tokenizer the file that is right",
+            fix="pass the right file to --tokenizer",
         )
     unknown = vocabulary.special.get("unk")
     over = {number: token for number, token in added.items() if number != unknown}
@@ -235,7 +235,7 @@ def _vocab_and_merges(files: TokenizerFiles, configuration: Configuration) -> Vo
             vocab,
             expected=", ".join(filter(None, SLOW_PATTERNS)),
             got=str(name),
-            fix="give the tokenizer.json of the same tokenizer instead",
+            fix="pass the tokenizer.json of the same tokenizer instead",
         )
     tokens = {number: Token(text) for number, text in texts_of({"vocab": read_json(vocab)}, vocab).items()}
     lines = read_text(merges).split("\n")

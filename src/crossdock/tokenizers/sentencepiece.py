@@ -79,7 +79,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
             f"not a SentencePiece model: {error}",
             where=str(path),
             cause="a truncated file, or another one of that name",
-            fix="give the tokenizer.json of the same tokenizer instead",
+            fix="pass the tokenizer.json of the same tokenizer instead",
         ) from None
     if broken := _broken(model):
         raise FormatError(
@@ -88,7 +88,7 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     kind = model.trainer["model_type"]
     if kind not in (UNIGRAM, BPE):
         name = MODEL_TYPES.get(kind, f"number {kind}")
-        raise refuse("no GGUF engine has this kind of model", path, expected="bpe or unigram", got=name)
+        raise refuse("GGUF engines do not support this kind of model", path, expected="bpe or unigram", got=name)
     if model.trainer["treat_whitespace_as_suffix"]:
         raise refuse("llama.cpp cannot put the space mark behind words (treat_whitespace_as_suffix)", path)
     if not model.normalizer["escape_whitespaces"]:
@@ -150,7 +150,7 @@ def _broken(model: _Model) -> list[tuple[str, str]]:
     for group in (True, False):
         counts = Counter(piece.text for piece in model.pieces if (piece.type in ordinary) == group)
         if twice := [text for text, count in counts.items() if count > 1]:
-            found.append((f"{len(twice)} pieces are there twice", repr(twice[0][:40])))
+            found.append((f"{len(twice)} pieces are duplicates", repr(twice[0][:40])))
     if any(not piece.text for piece in model.pieces):
         found.append(("a piece is empty", repr(next(n for n, piece in enumerate(model.pieces) if not piece.text))))
     if kinds[TokenType.UNKNOWN] != 1:
@@ -209,7 +209,7 @@ def _piece(message: memoryview, index: int) -> Token:
     if not math.isfinite(score):
         raise WireError(f"piece {index} has score {score}")
     if kind == TokenType.BYTE and not (is_byte_token(text) and text[3:5].upper() == text[3:5]):
-        raise WireError(f"byte piece {index} is spelt {text[:40]!r}")
+        raise WireError(f"byte piece {index} is written {text[:40]!r}")
     if kind == TokenType.USER_DEFINED:
         # Engines match these against raw text, where a space is a space.
         text = text.replace(SPACE, " ")

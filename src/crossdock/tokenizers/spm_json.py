@@ -149,7 +149,7 @@ def _scores(
                 raise refuse(
                     f"scores cannot stand for these merges: {pair[0]!r} and {pair[1]!r} join without a merge",
                     path,
-                    fix="give the tokenizer.model of the same tokenizer instead",
+                    fix="pass the tokenizer.model of the same tokenizer instead",
                 )
     if strange := [text for text in made if text not in known]:
         raise refuse("a merge makes a text that is not a token", path, got=repr(strange[0])[:80])

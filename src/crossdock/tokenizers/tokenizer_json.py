@@ -84,7 +84,7 @@ def merges_of(model: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ..
         pairs.append((pair[0], pair[1]))
     if len(set(pairs)) != len(pairs):
         more = len(pairs) - len(set(pairs))
-        raise FormatError(f"{more:,} merges are given twice", where=str(path), cause="a damaged or doctored file")
+        raise FormatError(f"{more:,} merges occur twice", where=str(path), cause="a damaged or doctored file")
     check_texts((half for pair in pairs for half in pair), path, "merge")
     return tuple(pairs)
 
@@ -112,7 +112,7 @@ def added_of(data: Mapping[str, Any], kind: Kind, path: Path) -> dict[int, Token
         number = check_id(token.get("id"), text, path)
         if number in tokens and tokens[number].text != text:
             raise FormatError(
-                f"id {number} is given to two added tokens: {tokens[number].text[:80]!r} and {text[:80]!r}",
+                f"id {number} belongs to two added tokens: {tokens[number].text[:80]!r} and {text[:80]!r}",
                 where=str(path),
             )
         tokens[number] = added_token(text, bool(token.get("special")), kind)

@@ -25,7 +25,7 @@ NO_BYTE_FALLBACK = "llama.cpp has no byte fallback for Unigram: characters outsi
 
 
 class Token(NamedTuple):
-    """One vocabulary entry."""
+    """One entry of a vocabulary: its text, type and score."""
 
     text: str
     type: TokenType = TokenType.NORMAL
@@ -98,7 +98,7 @@ def by_id(entries: Iterable[tuple[str, Any]], path: Path) -> dict[int, str]:
     for text, value in entries:
         token = check_id(value, text, path)
         if token in texts and texts[token] != text and len(problems) < 20:
-            what = f"id {token} is given to two tokens: {texts[token][:80]!r} and {text[:80]!r}"
+            what = f"id {token} belongs to two tokens: {texts[token][:80]!r} and {text[:80]!r}"
             problems.append(Problem(what, where=str(path)))
         texts[token] = text
     if problems:

@@ -108,7 +108,7 @@ def _find_end(tail: bytes, where: str) -> int:
     while True:
         at = tail.rfind(b"PK\5\6", 0, at)
         if at < 0:
-            raise FormatError("no end of a zip archive: truncated, or not an archive", where=where)
+            raise FormatError("the zip end record is missing: truncated, or not an archive", where=where)
         if at + _END.size <= len(tail) and at + _END.size + _END.unpack_from(tail, at)[7] == len(tail):
             return at
         at += 3
@@ -136,7 +136,7 @@ def _counts(fd: int, offset: int, tail: bytes, base: int, at: int, where: str) -
     if disk or first_disk or here != count:
         _broken(where, "a zip archive in several parts")
     if start + size != end:
-        _broken(where, f"the directory is said to be {size} bytes at {start}, but ends at {end}")
+        _broken(where, f"the directory is recorded as {size} bytes at {start}, but ends at {end}")
     if count > MAX_ENTRIES or size > MAX_DIRECTORY:
         raise UnsafePickleError(
             f"the archive has {count} entries, their directory {size} bytes",

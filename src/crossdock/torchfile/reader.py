@@ -148,7 +148,7 @@ def _load_zip(fd: int, offset: int, length: int, where: str, limits: Limits | No
         elif known.dtype != dtype:
             known = StorageRef(key, dtype, known.offset, known.nbytes)
         if nbytes > known.nbytes:
-            raise ValueError(f"storage {key!r} is said to be larger than it is")
+            raise ValueError(f"storage {key!r} is recorded as larger than it is")
         return known
 
     return unpickle.load(data, where=where + ": " + printable(names[0]), limits=limits, persistent=storage)

@@ -165,7 +165,7 @@ class Run:
             into[key] = pairs[at + 1]
 
     def extend(self, target: object, items: list[object]) -> None:
-        """APPEND(S)."""
+        """Run the opcodes APPEND and APPENDS."""
         if type(target) is list:
             target.extend(items)
         elif type(target) is Instance:
@@ -176,7 +176,7 @@ class Run:
             self.unsafe(f"the pickle appends to {describe(target)}")
 
     def add(self, target: object, items: list[object]) -> None:
-        """ADDITEMS."""
+        """Run the opcode ADDITEMS."""
         if type(target) is not set:
             self.unsafe(f"the pickle adds to {describe(target)}")
         for item in items:
@@ -211,9 +211,9 @@ class Run:
         return target
 
     def resolve(self, pid: object) -> object:
-        """BINPERSID."""
+        """Run the opcode BINPERSID."""
         if self.persistent is None:
-            self.unsafe("a persistent id where there is nothing that it could refer to")
+            self.unsafe("a persistent id that refers to nothing")
         try:
             return self.persistent(pid)
         except ValueError as error:

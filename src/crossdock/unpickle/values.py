@@ -116,7 +116,7 @@ class TensorRef:
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
+        """The number of elements in the tensor."""
         count = 1
         for size in self.shape:
             count *= size

@@ -25,7 +25,7 @@ from crossdock.options import positive
 @click.option(
     "--window", type=Parsed(positive), default="512", show_default=True, metavar="N", help="Tokens read at once."
 )
-@click.option("--drelu", is_flag=True, help="ReLU on gate and up projection; Bamboo has it anyway.")
+@click.option("--drelu", is_flag=True, help="ReLU on gate and up projections (always for Bamboo).")
 @json_option
 @progress_option
 def activations(

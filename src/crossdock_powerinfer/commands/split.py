@@ -32,8 +32,8 @@ class SplitOptions:
     vram_capacity: int | None = option(
         None, size, "VRAM that the index asks for.  [default: what the selection needs]", "SIZE"
     )
-    threshold: int = option("0", whole, "Least neurons of a layer with any.", "N")
-    grain: int = option("256", positive, "Neurons of a group.", "N")
+    threshold: int = option("0", whole, "Minimum neurons for any layer that gets some.", "N")
+    grain: int = option("256", positive, "Neurons per group.", "N")
 
 
 @click.command(
@@ -62,7 +62,7 @@ def split(
     choice covers the most activations that the budget allows, and says how that is known.
     """
     if (asked.capacity is None) == (asked.vram_budget is None):
-        raise click.UsageError("give either --capacity, or --vram-budget with --model")
+        raise click.UsageError("either --capacity or --vram-budget with --model is required")
     if asked.vram_budget is not None and asked.model is None:
         raise click.UsageError("--vram-budget needs --model: a neuron's bytes depend on the model's tensors")
     if asked.model is not None and asked.vram_capacity is not None:

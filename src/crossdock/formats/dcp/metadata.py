@@ -64,7 +64,7 @@ class DcpStored:
 
 
 def everything(name: str) -> bool:
-    """Keep every tensor."""
+    """Keep every tensor, whatever its name."""
     return True
 
 
@@ -193,11 +193,11 @@ def _read_places(stored: dict[object, object], problems: Problems) -> Places:
         if inside is None:
             inside = paths[path] = is_inside(path)
             if not inside:
-                problems.add(f"the data is said to be outside the folder, in {printable(path)!r}", at=name)
+                problems.add(f"the metadata places the data outside the folder, in {printable(path)!r}", at=name)
         if inside:
             of_name = places.setdefault(name, {})
             if at in of_name:
-                problems.add(f"two places are given for the chunk at {_show(at)}", at=name)
+                problems.add(f"two locations for the chunk at {_show(at)}", at=name)
             of_name[at] = Place(path, offset, length)
     return places
 
@@ -238,7 +238,7 @@ def _read_tensor(
     first = arguments[0] if type(arguments) is tuple and arguments else _state(properties).get("dtype")
     dtype = unpickle.dtype_of(first)
     if dtype is None:
-        problems.add("the dtype is not known", at=name, got=unpickle.describe(first))
+        problems.add("unknown dtype", at=name, got=unpickle.describe(first))
         return None
     if not is_shape(shape) or type(chunks) is not list:
         problems.add("the tensor has no size or no list of chunks", at=name)

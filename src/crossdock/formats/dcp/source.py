@@ -38,10 +38,10 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     Raises NotACheckpointError (unfinished, or Megatron's), UsageError, FormatError, UnsafePickleError.
     """
     if iteration is not None:
-        raise UsageError("--iteration is for Megatron's folders", where=str(path), fix="give the iteration's folder")
+        raise UsageError("--iteration is for Megatron's folders", where=str(path), fix="pass the iteration's folder")
     if not (path / ".metadata").is_file():
         raise NotACheckpointError(
-            "there is no .metadata file, which is written last",
+            ".metadata is missing (it is written last)",
             where=str(path),
             cause="an unfinished save or copy (hidden files are easily left behind)",
             fix="copy the whole folder again, or use an earlier save",
@@ -52,11 +52,11 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
             "a .metadata with Megatron's names, but no metadata.json, which Megatron writes last",
             where=str(path),
             cause="an unfinished save, or --ckpt-format torch_dcp or fsdp_dtensor",
-            fix="give the run's folder, or --format megatron; of an unfinished save use an earlier iteration",
+            fix="pass the run's folder, or --format megatron; of an unfinished save use an earlier iteration",
         )
     stored = dcp.stored_tensors(meta, path)
     if not stored.tensors:
-        raise FormatError("there are no model weights in this checkpoint", where=str(path))
+        raise FormatError("the checkpoint has no model weights", where=str(path))
     headers: dict[tuple[int, int], SafetensorsHeader] = {}
     tensors = {
         name: replace(tensor, extents=_located(name, tensor.extents, stored, headers))

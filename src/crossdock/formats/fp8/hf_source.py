@@ -23,11 +23,11 @@ _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 _SCALES = ("_scale", "_scale_inv")  # behind a weight's name; both are factors
 _INPUTS = ("input_scale", "activation_scale")  # of ModelOpt and compressed-tensors; of transformers' `fp8` and Mistral
 _BESIDE = {
-    ".input_scale": "scale of a layer's input: only static fp8 outputs have a place for it",
-    ".activation_scale": "scale of a layer's input: only static fp8 outputs have a place for it",
-    ".input_scale_ub": "bound of a layer's input: a setting of the engine",
-    ".k_scale": "scale of an fp8 cache: a setting of the engine",
-    ".v_scale": "scale of an fp8 cache: a setting of the engine",
+    ".input_scale": "input scale of a layer: only static fp8 outputs can store it",
+    ".activation_scale": "input scale of a layer: only static fp8 outputs can store it",
+    ".input_scale_ub": "input bound of a layer: an engine setting",
+    ".k_scale": "scale of an fp8 KV cache: an engine setting",
+    ".v_scale": "scale of an fp8 KV cache: an engine setting",
 }
 
 
@@ -45,9 +45,9 @@ def with_scales(source: Source) -> Source:
     lacking = [name for (_, name), scale in found.items() if scale is None]
     if lacking or not fp8:
         raise FormatError(
-            f"{len(lacking)} fp8 weights have no scales beside them" if fp8 else "there are no fp8 weights",
+            f"{len(lacking)} fp8 weights have no scales" if fp8 else "no fp8 weights found",
             where=str(source.root), expected=f"tensors called {lacking[0]}_scale" if lacking else "as config.json says",
-            got=", ".join(lacking[:5]), cause="an unfinished download, or a form that crossdock does not know",
+            got=", ".join(lacking[:5]), cause="an unfinished download, or a layout that crossdock does not support",
         )  # fmt: skip
     pairs = {key: (fp8[key], scale) for key, scale in found.items() if scale is not None}
     transposed = any(_only_columns(*pair) for pair in pairs.values())
@@ -95,7 +95,7 @@ def _known(quantization: Any, where: str) -> None:
         raise ConfigError(
             f"the weights are quantised ({_called(quantization)}), which crossdock does not read", where=where,
             expected="none, or fp8 (e4m3) of ModelOpt, DeepSeek, transformers, compressed-tensors or fbgemm",
-            fix="give the folder of the unquantised model",
+            fix="pass the folder of the unquantised model",
         )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _block(quantization: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of a block, where scales are of blocks."""
     size = quantization.get("weight_block_size") or [128, 128]
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
-        raise ConfigError("no size of blocks", where="weight_block_size", got=repr(size)[:80])
+        raise ConfigError("not a block size", where="weight_block_size", got=repr(size)[:80])
     return size[0], size[1]
 
 

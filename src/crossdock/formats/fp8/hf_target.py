@@ -28,7 +28,7 @@ FILE = "hf_quant_config.json"
 _PRODUCER = MappingProxyType({"name": "modelopt", "version": "0.47.0+crossdock"})
 _EXPERTS = ".experts."
 _KEPT = (
-    "experts stay as they are: vLLM and TensorRT-LLM load no scales by row for them (-q fp8_static has one a weight)"
+    "experts are not quantised: vLLM and TensorRT-LLM load no scales by row for them (-q fp8_static has one a weight)"
 )
 
 
@@ -62,7 +62,7 @@ def static_scales(tensors: Iterable[TensorSpec], options: HfOptions) -> list[tup
             if tensor.name.endswith(f".{letter}_proj.weight"):
                 found.append((f"{tensor.name.removesuffix('weight')}{letter}_scale", 1.0))
     if options.fp8_kv_cache and not any(name.endswith(".k_scale") for name, _ in found):
-        raise UsageError("this family has no k_proj and v_proj that could carry the scales of an fp8 cache")
+        raise UsageError("--fp8-kv-cache requires k_proj and v_proj, which this family does not have")
     return [(TensorSpec(name, (), "float32"), np.float32(scale).tobytes()) for name, scale in found]
 
 
@@ -71,17 +71,17 @@ def warnings(tensors: Sequence[TensorSpec], options: HfOptions) -> tuple[str, ..
     if not any(tensor.dtype == FP8 for tensor in tensors):
         static = options.quantize == "fp8_static"
         raise PlanError(
-            "the source has no scales of fp8 training" if static else "there is no weight that could become fp8",
+            "the source has no fp8 training scales" if static else "no weight can be quantised to fp8",
             expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder"
             if static else "",
-            fix="-q fp8 needs none" if static else "",
+            fix="use -q fp8, which needs no such scales" if static else "",
         )  # fmt: skip
     stay = excluded(tensors)
     halved = [t.name for t in tensors if t.dtype == FP8 and _EXPERTS in t.name and _fits(t.name, stay)]
     if halved:
         raise PlanError(
-            "only some experts of a layer have scales of fp8 training", where=halved[0].partition(_EXPERTS)[0],
-            got=", ".join(halved[:4]), fix="-q fp8 needs none",
+            "only some experts of a layer have fp8 training scales", where=halved[0].partition(_EXPERTS)[0],
+            got=", ".join(halved[:4]), fix="use -q fp8, which needs no such scales",
         )  # fmt: skip
     experts = options.quantize == "fp8" and any(_EXPERTS in tensor.name for tensor in tensors)
     return (_KEPT,) if experts else ()

@@ -182,7 +182,7 @@ def _pairs(data: bytes, where: str) -> tuple[Pair, ...]:
         raise FormatError("not as many scales as products", where=where, expected=str(count), got=str(len(inverse)))
     pairs = tuple(zip(inverse[:count], inverse[count : 2 * count], strict=True))
     if not all(np.isfinite(number) and number > 0 for pair in pairs for number in pair):
-        raise FormatError("scales that are no positive numbers", where=where, got=str(list(pairs[0])))
+        raise FormatError("scales that are not positive numbers", where=where, got=str(list(pairs[0])))
     return pairs
 
 
@@ -204,7 +204,7 @@ class _File:
         """`torch.storage._load_from_bytes`: a storage as torch.save writes it, read as data."""
         (data,) = args
         if type(data) is not bytes:
-            raise ValueError("a storage that is no bytes")
+            raise ValueError("a storage that is not bytes")
         charge(len(data))
         start = self._end
         self._end += os.pwrite(self.fd, data, start)

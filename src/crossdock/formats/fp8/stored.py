@@ -22,7 +22,7 @@ def scaled(tensor: StoredTensor, scale: StoredTensor, scale_blocks: ScaleBlocks 
     plain = plain and all(e.strides is None and e.wrapping == "raw" for e in (*tensor.extents, *scale.extents))
     if scale_blocks is None or not plain or scale.dtype not in _DTYPES:
         raise FormatError(
-            "scales of a form that crossdock does not know", where=scale.name, expected=expected,
+            "unsupported form of scales", where=scale.name, expected=expected,
             got=f"{scale.dtype} {list(scale.shape)}",
         )  # fmt: skip
     at = scale.extents[0]

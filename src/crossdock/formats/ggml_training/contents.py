@@ -65,7 +65,7 @@ def read_contents(path: Path) -> Contents:
             raise words.error("neither ggcp nor ggcl", 0, expected=" or ".join(map(repr, MAGICS)))
         (version,) = words.integers("I", "the version")
         if version:
-            raise words.error("a version that no program wrote", 4, expected="0", got=f"{version:,}")
+            raise words.error("unknown file version", 4, expected="0", got=f"{version:,}")
         sizes, ranks = _header(words, kind)
         tensors: dict[str, Record] = {}
         strange = 0
@@ -105,7 +105,7 @@ def _checked(words: Words, begin: int, sizes: dict[str, int]) -> dict[str, int]:
     wrong = [name for name in ("n_vocab", "n_embd", "n_head", "n_layer", "n_rot") if not 0 < sizes[name] < 1 << 31]
     if wrong or sizes["n_embd"] % sizes["n_head"] or 12 * sizes["n_layer"] > words.size:
         raise words.error(
-            "sizes that no model has",
+            "implausible model dimensions",
             begin,
             got=", ".join(f"{name}={number:,}" for name, number in sizes.items()),
             cause="a damaged file",
@@ -133,7 +133,7 @@ def _record(words: Words, name: str, shape: tuple[int, ...], sizes: dict[str, in
     if _FFN in shape and "n_ff" not in sizes:
         ahead = words.moved(words.at).record(name, None)  # the tensor itself says how wide the feed-forward part is
         if len(ahead.ne) != 2:
-            raise words.error(f"{name} is no matrix", ahead.at, got=f"{len(ahead.ne)} dimensions")
+            raise words.error(f"{name} is not a matrix", ahead.at, got=f"{len(ahead.ne)} dimensions")
         sizes["n_ff"] = ahead.ne[shape.index(_FFN)]
     wide = {_WIDE: sizes["n_embd"], _FFN: sizes.get("n_ff", 0), -3: sizes["n_vocab"]}
     return words.record(name, tuple(wide.get(size, size) for size in shape))

@@ -131,7 +131,7 @@ def _counted(words: Words, begin: int, kind: Kind, past: int, memory: int, param
     count, iteration, fresh = words.integers("qiI", "the optimizer's counts")
     if count != parameters:
         raise words.error(
-            "the optimizer is for another number of parameters",
+            "the optimizer state is for a different number of parameters",
             at,
             expected=f"{parameters:,}, which the tensors have",
             got=f"{count:,}",
@@ -139,7 +139,7 @@ def _counted(words: Words, begin: int, kind: Kind, past: int, memory: int, param
         )
     if not 0 <= past <= words.size or (kind == "lbfgs" and not 0 < memory <= words.size) or iteration < 0:
         raise words.error(
-            "numbers of the optimizer that cannot be",
+            "impossible optimizer counters",
             begin,
             got=f"past {past:,}, memory {memory:,}, iteration {iteration:,}",
             cause="a damaged file",
@@ -161,10 +161,10 @@ def _read(words: Words, head: _Head, version: str, names: tuple[str, ...]) -> Op
     numbers = dict(zip(keys, words.unpack(code, "the optimizer's last numbers"), strict=True))
     if words.at != words.size:
         raise words.error(
-            "the file goes on behind its end",
+            "unexpected data after the end of the checkpoint",
             expected=f"a file of {words.at:,} bytes",
             got=f"{words.size:,}",
-            cause="a damaged file, or two files one behind the other",
+            cause="a damaged file, or two files joined together",
         )
     return Optimizer(
         version, head.kind, head.past, head.memory, head.parameters, head.iteration, head.just_initialized,

@@ -51,7 +51,7 @@ class Words:
         return Words(self._fd, self.where, at)
 
     def take(self, nbytes: int, what: str) -> bytes:
-        """The next bytes."""
+        """Return the next bytes and move behind them."""
         left = self.size - self.at
         if nbytes > left:
             raise self.error(
@@ -82,7 +82,7 @@ class Words:
         dimensions, length, kind = self.integers("III", what)
         if dimensions > 2 or length > MAX_NAME or kind != FLOAT32:
             raise self.error(
-                f"this is no record of {what}",
+                f"not a valid record of {what}",
                 begin,
                 expected=f"at most 2 dimensions, a name of at most {MAX_NAME} bytes, type 0 (float32)",
                 got=f"{dimensions:,}, {length:,} and {kind:,}",

@@ -54,7 +54,7 @@ class GgufCheckpointTarget(Target[GgufCheckpointOptions]):
         kind = keys.get("optimizer_type")
         if source.format != FORMAT or kind is None:
             raise PlanError(
-                "there is no state of training here to resume from",
+                "the source has no training state to resume from",
                 where=str(source.root),
                 cause="a trainer with --use-lbfgs aborted while it saved" if source.format == FORMAT else "",
                 fix="--to gguf or --to hf writes the model",
@@ -113,23 +113,23 @@ def _order(source: Source, kind: str) -> tuple[Pieces, tuple[str, ...], Proof | 
     copy = source.tensors.get(("", stored_name(kind, "x")))
     if copy is None:
         sentence = (
-            "the order of the optimizer's moments is not known, since its block of version 1 holds no copy of the "
-            "parameters: they are kept as they are, right for a trainer with the same flags"
+            "the order of the optimizer's moments is unknown, because its block of version 1 holds no copy of the "
+            "parameters: they are copied unchanged, which suits a trainer with the same flags"
         )
         return (), (sentence,), None
     now = recovered_order(source, parameters, copy)
     if not now:
         sentence = (
-            f"{copy.name} is not made of the model's tensors, so the order of the optimizer's vectors is not known: "
-            "they are kept as they are"
+            f"{copy.name} does not consist of the model's tensors, so the order of the optimizer's vectors is unknown: "
+            "they are copied unchanged"
         )
         return (), (sentence,), None
     wanted = trainers_order(parameters)
     if now == wanted:
         return (), (), None
     sentence = (
-        "the optimizer's vectors are in another order than the trainers of late 2023 expect: they are rearranged "
-        "(--keep-order leaves them)"
+        "the optimizer's vectors are not in the order that the trainers of late 2023 expect: they are rearranged "
+        "(--keep-order copies them unchanged)"
     )
     proof = (PassThrough("", copy, _all(copy)), tuple(parameters[name] for name in now))  # as they lie: read in one go
     return pieces(now, wanted, parameters), (sentence,), proof

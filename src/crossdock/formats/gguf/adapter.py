@@ -27,7 +27,7 @@ class GgufLoraTarget(Target[Options]):
 
     @classmethod
     def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """How it is used."""
+        """Return the command that uses the adapter."""
         return (f"llama-cli -m BASE.gguf with the adapter {output}",)
 
     def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:

@@ -93,7 +93,7 @@ def read_split(path: Path) -> tuple[GgufFile, ...]:
             expected=f"NAME-00001-of-{count:05}.gguf",
             got=path.name,
             cause="parts that were joined into one file, or a part that was renamed",
-            fix="download the parts again under their own names, and give any of them (or: llama-gguf-split --merge)",
+            fix="download the parts again under their own names, and pass any of them (or: llama-gguf-split --merge)",
         )
     paths = [path.with_name(f"{named['prefix']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
     problems = [Problem("this file of a split model is missing", str(p)) for p in paths if not p.is_file()]
@@ -163,15 +163,15 @@ def header_bytes(
 def _read_version(cursor: Cursor) -> int:
     magic = cursor.take(4, "the magic number")
     if magic != MAGIC:
-        hint = "GGML files from before 2023-08 must be made anew" if magic in (b"tjgg", b"lmgg", b"fmgg") else ""
+        hint = "GGML files older than 2023-08 must be converted again" if magic in (b"tjgg", b"lmgg", b"fmgg") else ""
         raise cursor.error("this is not a GGUF file", 0, expected=repr(MAGIC), got=repr(magic), fix=hint)
     version = cursor.u32("the version")
     if version and not version & 0xFFFF:
-        raise cursor.error("a big-endian GGUF file", 4, fix="turn it round with gguf-py's gguf_convert_endian")
+        raise cursor.error("a big-endian GGUF file", 4, fix="convert it with gguf-py's gguf_convert_endian")
     if version not in (2, 3):
         raise cursor.error(
-                "a GGUF version that crossdock does not read", 4, expected="2 or 3", got=str(version),
-                fix="version 1 is of August 2023: take a newer file of the model, or make it anew with llama-quantize",
+                "unsupported GGUF version", 4, expected="2 or 3", got=str(version),
+                fix="version 1 is of August 2023: use a newer file, or create it again with llama-quantize",
             )  # fmt: skip
     return version
 
@@ -245,7 +245,7 @@ def _place(where: str, infos: Sequence[_Info], data_start: int, alignment: int, 
         names.add(info.name)
         block = info.kind.block
         if block > 1 and (not info.shape or info.shape[-1] % block):
-            refuse(info, f"has rows that are no whole {info.kind.codec} blocks of {block}", got=f"{info.shape}")
+            refuse(info, f"has rows that are not whole {info.kind.codec} blocks of {block}", got=f"{info.shape}")
             continue
         nbytes = prod(info.shape) // block * info.kind.block_bytes
         offset = data_start + info.start
@@ -283,19 +283,19 @@ def _check_written(
     pairs: Sequence[tuple[str, str, Any]], tensors: Sequence[tuple[str, tuple[int, ...], str]], alignment: int
 ) -> None:
     keys, names = [key for key, _, _ in pairs], [name for name, _, _ in tensors]
-    wrong = [Problem(f"the GGUF key {key!r} is given twice") for key in _repeated(keys)]
+    wrong = [Problem(f"the GGUF key {key!r} occurs twice") for key in _repeated(keys)]
     stated = dict(zip(keys, (value for _, _, value in pairs), strict=True)).get("general.alignment", alignment)
     if alignment < 8 or alignment & (alignment - 1) or stated != alignment:
         wrong.append(Problem("general.alignment", expected="a power of two, 8 or more", got=f"{stated}, {alignment}"))
     if wrong:
         raise ConfigError(wrong)
-    problems = [Problem(f"the tensor {name!r} is given twice") for name in _repeated(names)]
+    problems = [Problem(f"the tensor {name!r} occurs twice") for name in _repeated(names)]
     for name, shape, codec in tensors:
         kind = TYPES_BY_CODEC.get(codec)
         if kind is None:
             problems.append(Problem(f"GGUF has no type for {codec}", name, fix="choose f32, bf16, f16 or q8_0"))
         elif kind.block > 1 and (not shape or shape[-1] % kind.block):
-            problems.append(Problem(f"rows are no whole {codec} blocks of {kind.block}", name, got=f"{shape}"))
+            problems.append(Problem(f"rows are not whole {codec} blocks of {kind.block}", name, got=f"{shape}"))
         if not 1 <= len(shape) <= MAX_DIMENSIONS_WRITTEN:
             problems.append(Problem("GGUF tensors have 1 to 4 dimensions", name, got=f"{shape}"))
         if len(name.encode()) > MAX_NAME_WRITTEN:

@@ -51,7 +51,7 @@ class Cursor:
             )
 
     def take(self, nbytes: int, what: str) -> bytes:
-        """The next `nbytes` bytes."""
+        """Return the next `nbytes` bytes and move behind them."""
         self._fill(nbytes, what)
         begin = self._position
         self._position += nbytes

@@ -94,7 +94,7 @@ def types(name: str, tensors: Sequence[TensorSpec], keys: Mapping[str, tuple[str
 def _mixture(name: str, entry: dict[str, Any], roles: Mapping[str, Any]) -> Mixture:
     unknown = entry.keys() - {"file_type", "matrices"} - roles.keys()
     if unknown:
-        raise ConfigError(f"mixture {name} has a type for {min(unknown)!r}, which is no role", where=_FILE)
+        raise ConfigError(f"mixture {name} has a type for {min(unknown)!r}, which is not a role", where=_FILE)
     own = {role: Expression(entry[role], _FILE) for role in roles if role in entry}
     return Mixture(entry["file_type"], entry["matrices"], MappingProxyType(own))
 

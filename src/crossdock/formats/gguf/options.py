@@ -22,7 +22,7 @@ class GgufOptions(TokenizerOptions):
     pre_tokenizer: str | None = option(
         None,
         text,
-        "Pre-tokenizer type; `list` shows all.  [default: recognised]",
+        "Pre-tokenizer (`list`: all).  [default: auto-detected]",
         "NAME",
         choices=_pre_tokenizers,
         replayed=True,
@@ -33,4 +33,4 @@ class GgufOptions(TokenizerOptions):
 class GgufCheckpointOptions(TokenizerOptions):
     """keep_order: leave the optimizer's vectors in the order in which the source has them."""
 
-    keep_order: bool = option(False, flag, "Leave the optimizer's vectors in their order.", replayed=True)
+    keep_order: bool = option(False, flag, "Keep the optimizer vectors' order.", replayed=True)

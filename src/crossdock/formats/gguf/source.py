@@ -37,7 +37,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
     if kind != "model":
         raise NotACheckpointError(
             f"this GGUF is not a model but of type {kind!r}", where=str(path),
-            fix="give the model; merge an adapter into its base model first", check="adapter-unmerged",
+            fix="pass the model; merge an adapter into its base model first", check="adapter-unmerged",
         )  # fmt: skip
     return as_source(path, read_split(path) if first.metadata.get("split.count", 1) != 1 else (first,), "gguf")
 

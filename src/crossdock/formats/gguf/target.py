@@ -26,7 +26,7 @@ _QUANTISATION_VERSION = 2
 
 
 class GgufTarget(Target[GgufOptions]):
-    """One GGUF file."""
+    """The target that writes a model as one GGUF file."""
 
     name = "gguf"
     layout = "gguf"
@@ -46,7 +46,7 @@ class GgufTarget(Target[GgufOptions]):
         return tuple(sorted({*blocks, *mixtures().named}, reverse=True))
 
     def encode(self, tensors: Sequence[TensorSpec], found: Findings) -> list[Encoding]:
-        """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are no whole blocks."""
+        """What was asked for; float32 for what llama.cpp keeps so, float16 where rows are not whole blocks."""
         asked, named = self._asked, self.options.quantize or ""
         mixed = types(named, tensors, found.header) if named in mixtures().named else {}
         return [_encoding(one, mixed.get(one.name, asked or one.dtype), found) for one in tensors]
@@ -116,7 +116,7 @@ def _encoding(tensor: TensorSpec, wanted: str, found: Findings) -> Encoding:
     if fits != wanted:
         kind = "".join("N" if c.isdigit() else c for c in tensor.name)
         block = codecs.get(wanted).block
-        return Encoding(fits, f"{kind}: rows of {row} are no whole blocks of {block} ({wanted}); {fits}")
+        return Encoding(fits, f"{kind}: rows of {row} are not whole blocks of {block} ({wanted}); {fits}")
     return Encoding(wanted)
 
 
@@ -140,7 +140,7 @@ def _tokenizer_path(options: GgufOptions, found: Findings) -> Path | None:
 def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, str, Any]], tuple[str, ...]]:
     path = _tokenizer_path(options, found)
     if path is None:
-        notice = "no tokenizer given: the file computes but cannot read text; add one with --tokenizer FOLDER"
+        notice = "the output has no tokenizer; add one with --tokenizer FOLDER"
         return list(NO_VOCABULARY), (notice,)
     if is_gguf(path):
         return vocabulary_of(path, found.config.vocab_size, found.vocab_from), ()
@@ -161,7 +161,7 @@ def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, s
 
 def _with_hint(problem: Any) -> Any:
 
-    return replace(problem, fix=problem.fix or "give another with --tokenizer")
+    return replace(problem, fix=problem.fix or "choose another with --tokenizer")
 
 
 def _typed(metadata: Sequence[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:

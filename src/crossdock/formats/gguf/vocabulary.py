@@ -48,7 +48,7 @@ def vocabulary_of(path: Path, vocab_size: int, vocab_from: str = "") -> list[tup
     """
     if not is_gguf(path):
         raise TokenizerError(
-            "no vocabulary of llama.cpp here",
+            "not a llama.cpp vocabulary",
             where=str(path),
             expected="a GGUF file: --tokenizer VOCAB.gguf",
         )
@@ -62,7 +62,7 @@ def vocabulary_of(path: Path, vocab_size: int, vocab_from: str = "") -> list[tup
         raise FormatError("a score of the vocabulary is not a number", where=str(path), expected="finite scores")
     if len(tokens) != vocab_size:
         raise TokenizerError(
-            "the vocabulary is for another model",
+            "the vocabulary does not fit the model",
             where=str(path),
             expected=f"{vocab_size} tokens" + (f" ({vocab_from})" if vocab_from else ""),
             got=f"{len(tokens)}",

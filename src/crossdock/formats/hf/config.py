@@ -32,7 +32,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         found = parse_json(data, CONFIGURATION)
     except ValueError as error:
-        raise FormatError(f"not JSON that can be read: {error}", where=where) from None
+        raise FormatError(f"invalid JSON: {error}", where=where) from None
     if not isinstance(found, dict):
         raise FormatError("not a JSON object", where=where, got=type(found).__name__)
     return found

@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> Chosen:
                 f"two complete sets of weights: {whole}, and {len(indexed.files)} files that {index} names",
                 where=str(folder),
                 cause="a model saved into the folder of another; transformers would take the first",
-                fix=f"remove the set that is not meant, or give the file: {folder / whole}",
+                fix=f"remove the set that is not wanted, or pass the file: {folder / whole}",
                 check="two-sets",
             )
         return _chosen(folder, Chosen((folder / whole,)), [*weights, index])
@@ -70,17 +70,17 @@ def _shards(folder: Path, weights: list[str]) -> Chosen:
         raise FormatError(
             f"{len(complete)} complete sets of shards and no index that names one", where=str(folder),
             got=" and ".join(f"{found[0]} to {found[-1]}" for found in complete[:4]),
-            fix="remove the set that is not meant", check="two-sets",
+            fix="remove the set that is not wanted", check="two-sets",
         )  # fmt: skip
     if complete:
         return _chosen(folder, Chosen(tuple(folder / name for name in complete[0])), weights)
     if sets:
         listed = [name for found in sets.values() for name in found]
-        raise FormatError("shards are missing and there is no index", where=str(folder), got=", ".join(listed[:8]),
-                          fix="fetch what is missing", check="half-checkpoint")  # fmt: skip
-    fix = f"give the file: {folder / weights[0]}, or name it {KINDS[0][0]}" if len(weights) == 1 else ""
+        raise FormatError("shards are missing, and so is the index", where=str(folder), got=", ".join(listed[:8]),
+                          fix="fetch the missing files", check="half-checkpoint")  # fmt: skip
+    fix = f"pass the file: {folder / weights[0]}, or name it {KINDS[0][0]}" if len(weights) == 1 else ""
     raise NotACheckpointError(
-        "there are no weights in this folder under a name that transformers looks for",
+        "no weights found under the names that transformers looks for",
         where=str(folder),
         expected=" or ".join(name for kind in KINDS for name in kind),
         got=", ".join(weights or sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing",
@@ -110,7 +110,7 @@ def _indexed(folder: Path, name: str, *, complete: bool) -> Chosen:
         return Chosen(())
     if missing:
         raise FormatError(
-            f"the index names {len(missing)} files that are not there",
+            f"the index names {len(missing)} files that do not exist",
             where=str(index),
             expected=", ".join(missing[:8]),
             cause="an unfinished download or copy",

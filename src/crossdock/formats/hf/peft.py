@@ -30,7 +30,7 @@ class PeftTarget(Target[Options]):
 
     @classmethod
     def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """How it is used."""
+        """Return the line of Python that uses the adapter."""
         return (f'peft.PeftModel.from_pretrained(base_model, "{output}")',)
 
     def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
@@ -54,7 +54,7 @@ class PeftTarget(Target[Options]):
 
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
-        """The keys of adapter_config.json."""
+        """Return the keys of the output's adapter_config.json."""
         found: dict[str, Any] = json.loads((output / _CONFIG).read_bytes())
         return found
 

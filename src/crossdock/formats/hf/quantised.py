@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from crossdock.errors import FormatError
 
-_FIX = "give the folder of the unquantised model, or load it with that library, dequantise and save it"
+_FIX = "pass the folder of the unquantised model, or load it with that library, dequantise and save it"
 # what a name ends in -> the library
 _SIGNS = (
     (re.compile(r"\.(absmax|quant_map|nested_absmax|quant_state\.bitsandbytes__\w+|SCB)\Z"), "bitsandbytes"),
@@ -30,6 +30,6 @@ def refuse_quantised(names: Iterable[str], where: str) -> None:
                 f"the weights are quantised ({library}), which crossdock does not read",
                 where=where,
                 got=f"{len(found)} tensors such as {found[0]}",
-                cause="config.json says nothing of it: quantization_config is missing",
+                cause="config.json does not declare it: quantization_config is missing",
                 fix=_FIX,
             )

@@ -55,12 +55,12 @@ def open_plain(path: Path) -> Source:
         raise NotACheckpointError(
             "this is an adapter, not a model",
             where=str(folder),
-            fix="merge it into its base model first, and give the merged folder",
+            fix="merge it into its base model first, and pass the merged folder",
             check="adapter-unmerged",
         )
     if path.is_file() and (name := SHARD.match(path.name)) and int(name[3]) > 1:
         raise NotACheckpointError(
-            "this is one of several shards of a model", where=str(path), fix=f"give the folder: {folder}"
+            "this is one of several shards of a model", where=str(path), fix=f"pass the folder: {folder}"
         )
     # weights alone are a source too: `--config` may say what they are
     metadata, where = read_config(folder) if (folder / "config.json").is_file() else ({}, "")
@@ -96,7 +96,7 @@ def open_plain(path: Path) -> Source:
     if problems:
         raise FormatError(problems)
     if not tensors:
-        raise FormatError("there are no model weights here", where=str(path))
+        raise FormatError("no model weights found", where=str(path))
     if not metadata.get("quantization_config"):
         refuse_quantised(home, str(path))
     stored = sum(extent.nbytes for tensor in tensors.values() for extent in tensor.extents)
@@ -134,7 +134,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise NotACheckpointError(
-            "there is no config.json", where=str(file), fix="give the model's folder, or its config.json with --config"
+            "config.json is missing", where=str(file), fix="pass the model's folder, or its config.json with --config"
         )
     with reading(file) as fd:
         data = read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file))

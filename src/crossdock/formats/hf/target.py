@@ -51,7 +51,7 @@ class HfTarget(Target[HfOptions]):
 
     @classmethod
     def quantizations(cls) -> tuple[str, ...]:
-        """Schemes of fp8."""
+        """Return the names of the fp8 schemes."""
         return tuple(fp8.ALGORITHMS)
 
     def check(self) -> None:
@@ -145,7 +145,7 @@ class HfTarget(Target[HfOptions]):
     def facts(cls, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
-            raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"give {output.parent}")
+            raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"pass {output.parent}")
         found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
         return found
 

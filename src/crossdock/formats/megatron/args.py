@@ -46,7 +46,7 @@ def plain_args(common: object, where: str) -> dict[str, Any]:
     elif isinstance(args, dict):
         values = args
     else:
-        raise ConfigError("args are no namespace", where=where, got=describe(args))
+        raise ConfigError("args are not a namespace", where=where, got=describe(args))
     left = [MAX_VALUES]
     return {name: plain(value, where, left) for name, value in values.items() if isinstance(name, str)}
 
@@ -59,7 +59,7 @@ def plain(value: object, where: str = "", left: list[int] | None = None, depth: 
     left = [MAX_VALUES] if left is None else left
     left[0] -= 1
     if left[0] < 0:
-        raise ConfigError("args hold more values than any run has", where=where, expected=f"at most {MAX_VALUES:,}")
+        raise ConfigError("args hold implausibly many values", where=where, expected=f"at most {MAX_VALUES:,}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth < MAX_DEPTH and isinstance(value, list | tuple):

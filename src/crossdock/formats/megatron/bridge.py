@@ -37,7 +37,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise FormatError("not a text in UTF-8", where=where) from None
     if not isinstance(model, dict):
-        raise FormatError("there is no model section", where=where, fix="give the configuration with --config")
+        raise FormatError("the model section is missing", where=where, fix="pass the configuration with --config")
     inner = model.get("transformer")
     flat = {**model, **inner} if isinstance(inner, dict) else model
     keys = {

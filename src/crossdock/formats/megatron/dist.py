@@ -62,7 +62,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
-        raise FormatError("there are no model weights in this checkpoint", where=str(path))
+        raise FormatError("the checkpoint has no model weights", where=str(path))
     refuse_other_models(tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
@@ -142,7 +142,7 @@ def _objects(path: Path, meta: dcp.DcpMetadata) -> tuple[object, str]:
                 common[name] = read_object(fd, place.offset, place.length, f"{path / place.path}: {name}")
     if not common:
         raise NotACheckpointError(
-            "there is a .metadata but no metadata.json, which Megatron writes last",
+            "metadata.json is missing (Megatron writes it last)",
             where=str(path),
             cause="an unfinished save",
             fix="use an earlier iteration",

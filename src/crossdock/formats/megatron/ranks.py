@@ -90,7 +90,7 @@ def open_ranks(root: Path, folder: Folder) -> Source:
     args = plain_args(common, str(by_name[first]))
     sizes = _sizes(args, common, by_name)
     if max(sizes.tp, sizes.etp * sizes.ep) * sizes.pp > MAX_RANKS:
-        raise ConfigError("more ranks than any run has", where=str(by_name[first]), expected=f"at most {MAX_RANKS:,}")
+        raise ConfigError("implausibly many ranks", where=str(by_name[first]), expected=f"at most {MAX_RANKS:,}")
     ranks = _ranks(by_name, sizes)
     found = _Found()
     for name, rank in sorted(ranks.items(), key=lambda item: (item[1].pp, item[1].tp, item[1].ep)):
@@ -148,7 +148,7 @@ def _rank_files(path: Path) -> dict[str, Path]:
     for name in names:
         file = next((f for f in FILES if (path / name / f).is_file()), None)
         if file is None:
-            problems.append(Problem(f"there is no {FILES[0]}", str(path / name), cause="an unfinished save or copy"))
+            problems.append(Problem(f"{FILES[0]} is missing", str(path / name), cause="an unfinished save or copy"))
         else:
             files[name] = path / name / file
     if problems:
@@ -202,7 +202,7 @@ def _sizes(args: Mapping[str, Any], common: Mapping[Any, object], files: Mapping
     wrong = [name for name in files if len(_numbers(name)) != width]
     if wrong:
         raise FormatError(
-            "the rank folders are not those of the run that args describe",
+            "the rank folders do not match the run that args describe",
             where=where,
             expected=f"{width} numbers for tensor {tp}, pipeline {pp}, expert {ep}",
             got=", ".join(wrong[:4]),
@@ -226,7 +226,7 @@ def _ranks(files: Mapping[str, Path], sizes: Sizes) -> dict[str, Rank]:
         if tp >= sizes.tp or pp >= sizes.pp or ep >= sizes.ep:
             problems.append(
                 Problem(
-                    "a rank that the run did not have",
+                    "rank out of range for this run",
                     where=str(folder / name),
                     expected=f"tensor below {sizes.tp}, pipeline below {sizes.pp}, expert below {sizes.ep}",
                 )
@@ -288,7 +288,7 @@ def _collect(
 def _named(
     weights: Mapping[str, TensorRef], state: Mapping[Any, object], found: _Found, where: str
 ) -> Iterable[tuple[str, TensorRef]]:
-    """Tensors under megatron-core's names."""
+    """Return the tensors under megatron-core's names."""
     for prefix in ("module.", "model."):
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): ref for name, ref in weights.items()}
@@ -324,7 +324,7 @@ def _grouped_shape(
     hidden = (ref.shape[0] if which == 1 else ref.shape[1]) if ok else 0
     if not ok or not hidden or ref.elements % (local * hidden):
         raise FormatError(
-            "the experts' matrix cannot be cut into experts",
+            "cannot split the grouped expert weight into experts",
             where=f"{where}: {printable(name)}",
             expected=f"a contiguous matrix of {local} experts (num_experts in args)",
             got=f"shape {list(ref.shape)}",
@@ -346,11 +346,11 @@ def _ranges(args: Mapping[str, Any], sizes: Sizes, found: _Found, where: str, st
         if (count < held or not complete) and not found.problems:
             found.problems.append(
                 Problem(
-                    f"pipeline stage {place[0]}, chunk {place[1]} does not hold the layers that args say",
+                    f"pipeline stage {place[0]}, chunk {place[1]} does not hold the layers that args describe",
                     where=where,
                     expected=f"{count} layers",
                     got=f"{len(found.layers.get(place, ()))} (up to number {held - 1})",
-                    cause="files of another run, or a way to spread layers that crossdock does not know",
+                    cause="files of another run, or an unsupported way to distribute layers",
                 )
             )
     return layer_ranges(counts, sizes.pp)

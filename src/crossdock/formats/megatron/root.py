@@ -59,15 +59,15 @@ def find_folder(path: Path, iteration: int | None) -> Folder:
     iterations, or one that is not there), FormatError (broken tracker or metadata.json).
     """
     if not path.is_dir():
-        raise NotACheckpointError("there is no such folder", where=str(path))
+        raise NotACheckpointError("folder does not exist", where=str(path))
     names = _names(path)
     if _is_saved(path, names):
         number = ITERATION.match(path.name)
         if iteration is not None and number and int(number[1]) != iteration:
             raise UsageError(
-                f"--iteration {iteration} is not the folder that was given",
+                f"--iteration {iteration} contradicts the folder in the path",
                 where=str(path),
-                fix="give the folder above it, or leave --iteration out",
+                fix="pass the folder above it, or leave --iteration out",
             )
         return _kind(path, names, {})
     chosen, notes = _choose(path, names, iteration)
@@ -94,16 +94,16 @@ def _choose(path: Path, names: list[str], iteration: int | None) -> tuple[Path, 
             if number == iteration:
                 return path / name, {}
         raise UsageError(
-            f"iteration {iteration} is not there", where=str(path), expected=f"one of {listed}", fix="--iteration N"
+            f"iteration {iteration} does not exist", where=str(path), expected=f"one of {listed}", fix="--iteration N"
         )
     if TRACKER in names:
         return _tracked(path, names, saved, listed)
     if "weights" in names and (path / "weights" / "metadata.json").is_file():
         return path / "weights", {"layout": "NeMo (weights/, context/)"}
     if len(saved) == 1:
-        return path / saved[0][1], {"chosen": f"{saved[0][1]}, the only iteration (there is no {TRACKER})"}
+        return path / saved[0][1], {"chosen": f"{saved[0][1]}, the only iteration ({TRACKER} is missing)"}
     if not saved and "release" in names:
-        return path / "release", {"chosen": f"release (there is no {TRACKER})"}
+        return path / "release", {"chosen": f"release ({TRACKER} is missing)"}
     if saved:
         raise UsageError(
             f"there are {len(saved)} iterations and no {TRACKER} that names one",
@@ -111,7 +111,7 @@ def _choose(path: Path, names: list[str], iteration: int | None) -> tuple[Path, 
             expected=f"one of {listed}",
             fix=f"--iteration {saved[-1][0]}",
         )
-    raise NotACheckpointError("there is no Megatron checkpoint in this folder", where=str(path))
+    raise NotACheckpointError("no Megatron checkpoint found in this folder", where=str(path))
 
 
 def _tracked(path: Path, names: list[str], saved: list[tuple[int, str]], listed: str) -> tuple[Path, dict[str, str]]:
@@ -132,7 +132,7 @@ def _tracked(path: Path, names: list[str], saved: list[tuple[int, str]], listed:
         )
     if name not in names:
         raise NotACheckpointError(
-            f"{name}, which {TRACKER} names, is not there",
+            f"{name}, which {TRACKER} names, does not exist",
             where=str(path),
             expected=f"one of {listed}",
             cause="an unfinished copy",
@@ -156,7 +156,7 @@ def _kind(path: Path, names: list[str], notes: dict[str, str]) -> Folder:
                 fix="load it with that version and save it with --ckpt-format torch_dist (or torch)",
             )
         raise NotACheckpointError(
-            "metadata.json names a backend that crossdock does not read",
+            "unsupported backend in metadata.json",
             where=str(path / "metadata.json"),
             expected="torch_dist",
             got=printable(repr(backend)),
@@ -168,7 +168,7 @@ def _kind(path: Path, names: list[str], notes: dict[str, str]) -> Folder:
     if any(name.endswith(".distcp") for name in names) or "common.pt" in names:
         _unfinished(path, ".metadata and metadata.json")
     raise NotACheckpointError(
-        "the folder holds no checkpoint",
+        "no checkpoint found in this folder",
         where=str(path),
         expected="metadata.json and .metadata, or mp_rank_* folders",
         got=", ".join(map(printable, names[:6])) or "an empty folder",

@@ -36,7 +36,7 @@ def layer_counts(
     """
     layers = args.get("num_layers")
     if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
-        raise ConfigError("args do not say how many layers there are", where=where, got=f"num_layers={layers!r}")
+        raise ConfigError("args do not state the number of layers", where=where, got=f"num_layers={layers!r}")
     layout = args.get("pipeline_model_parallel_layout")
     laid_out = layout is not None and stages > 1
     if len(segments) > 1:
@@ -76,7 +76,7 @@ def _divided(args: Mapping[str, Any], layers: int, stages: int, chunks: int, whe
             "the layers do not divide evenly",
             where=where,
             expected=f"{left} layers over {middle} stages of {chunks} chunks",
-            cause="args of another run, or a way to spread layers that crossdock does not know",
+            cause="args of another run, or an unsupported way to distribute layers",
         )
     counts = [of_stage[i % stages] // chunks for i in range(stages * chunks)]
     counts[0] -= embedding

@@ -59,7 +59,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
             break
     tensors, prefix = without_prefix(weights, ("state_dict.", "module.", "model."))
     if not tensors:
-        raise FormatError("there are no tensors in this file", where=str(path))
+        raise FormatError("the file has no tensors", where=str(path))
     notes = {"tensors": "a plain state dict"}
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"

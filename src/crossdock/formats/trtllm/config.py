@@ -36,7 +36,7 @@ class Keys:
 
 @functools.cache
 def loader_keys() -> Keys:
-    """The tables of `data/trtllm_config.toml`."""
+    """Return the tables of `data/trtllm_config.toml`."""
     data = tomllib.loads((DATA / _FILE).read_text(encoding="utf-8"))
     models = {name: frozenset(entry["keys"]) for entry in data["models"] for name in entry["architectures"]}
     nested = {name: frozenset(keys) for name, keys in data["nested"].items()}
@@ -54,13 +54,13 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             out[key] = list(value) if isinstance(value, tuple) else value
     architecture, keys = str(out.get("architecture")), loader_keys()
     if architecture not in keys.models:
-        raise PlanError("TensorRT-LLM has no such model", where="architecture", got=architecture)
+        raise PlanError("TensorRT-LLM does not support this model", where="architecture", got=architecture)
     unknown = [key for key in out if key not in keys.common | keys.models[architecture]]
     unknown += [
         f"{name}.{key}" for name in out.keys() & keys.nested for key in out[name] if key not in keys.nested[name]
     ]
     if unknown:
-        what = f"the loader of {architecture} reads no such key, and would only warn"
+        what = f"the loader of {architecture} does not read this key, and would only warn"
         raise PlanError([Problem(what, where=key) for key in unknown])
     return out
 

@@ -35,14 +35,19 @@ def contradictions(
     position = config.get("position_embedding_type")
     has_table = any(name.endswith("position_embedding.weight") for name in names)
     if position is not None and position not in _POSITIONS:
-        differs("position_embedding_type", " or ".join(_POSITIONS), position, "crossdock reads no other positions")
+        differs(
+            "position_embedding_type",
+            " or ".join(_POSITIONS),
+            position,
+            "crossdock supports no other position embedding",
+        )
     elif position is not None and _POSITIONS[position] and not has_table:
-        differs("position_embedding_type", "rope_gpt_neox", position, "there is no table of positions")
+        differs("position_embedding_type", "rope_gpt_neox", position, "the checkpoint has no position table")
     for key, ending in _BIASES.items():
         value = config.get(key)
         there = any(name.endswith(ending) for name in names)
         if value is not None and value is not there:
-            differs(key, str(there).lower(), value, f"tensors *{ending} are {'there' if there else 'not there'}")
+            differs(key, str(there).lower(), value, f"tensors *{ending} are {'present' if there else 'absent'}")
     quantization = config.get("quantization") or {}
     if quantization.get("quant_algo") == "FP8" and "float8_e4m3fn" not in dtypes:
         differs("quantization.quant_algo", "null", "FP8", "no weight is stored in fp8")

@@ -20,8 +20,8 @@ class TrtllmOptions(TokenizerOptions, CacheOptions):
 
     tp: int = option("1", positive, "Tensor parallel ranks.", "N", also=("--tensor-parallel-size",))
     pp: int = option("1", positive, "Pipeline stages.", "N", also=("--pipeline-parallel-size",))
-    moe_tp: int = option(0, whole, "Ranks that share each expert.  [default: tp / moe-ep]", "N")
-    moe_ep: int = option(0, whole, "Ranks that share the experts out.  [default: tp / moe-tp]", "N")
-    use_parallel_embedding: bool = option(False, flag, "Cut the embedding over the ranks too.")
-    embedding_sharding_dim: int = option("0", whole, "0: cut the embedding's rows, 1: its columns.", "N")
-    allow_overflow: bool = option(False, flag, "Let values become Inf in float16.")
+    moe_tp: int = option(0, whole, "Ranks per expert.  [default: tp / moe-ep]", "N")
+    moe_ep: int = option(0, whole, "Ranks to spread experts over.  [default: tp / moe-tp]", "N")
+    use_parallel_embedding: bool = option(False, flag, "Also split the embedding over the ranks.")
+    embedding_sharding_dim: int = option("0", whole, "Embedding split: 0 rows, 1 columns.", "N")
+    allow_overflow: bool = option(False, flag, "Let values overflow to Inf in float16.")

@@ -56,7 +56,7 @@ def check(asked: TrtllmOptions) -> None:
     """Raises UsageError for numbers of ranks that no model can be cut over."""
     tp, pp = asked.tp, asked.pp
     if min(tp, pp) < 1 or tp * pp > MOST:
-        raise UsageError("no such ranks", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks")
+        raise UsageError("number of ranks out of range", got=f"--tp {tp} --pp {pp}", expected=f"1 to {MOST} ranks")
     if asked.embedding_sharding_dim not in (0, 1):
         got = f"--embedding-sharding-dim {asked.embedding_sharding_dim}"
         raise UsageError("an embedding has rows and columns", got=got, expected="0: cut its rows, 1: its columns")
@@ -80,7 +80,7 @@ def cut(config: ModelConfig, asked: TrtllmOptions) -> Ranks:
         counts = ", ".join(str(high - low) for low, high in spans)
         warnings += (
             f"{config.num_hidden_layers} layers over {pp} stages are {counts}: TensorRT-LLM up to 0.14 gives each "
-            f"{config.num_hidden_layers // pp} and loses the rest without a word",
+            f"{config.num_hidden_layers // pp} and silently loses the rest",
         )
     return Ranks(
         sizes={"tp": tp, "pp": pp, "etp": etp, "ep": ep},
@@ -105,22 +105,26 @@ def _misfits(config: ModelConfig, asked: TrtllmOptions, etp: int, ep: int) -> li
         fix = f"tensor parallel sizes that fit this model: {', '.join(map(str, fitting))}"
         problems[-1] = replace(problems[-1], fix=fix)
     if pp > config.num_hidden_layers:
-        what = f"{config.num_hidden_layers} layers cannot be cut over {pp} stages"
+        what = f"{config.num_hidden_layers} layers cannot be split over {pp} stages"
         problems.append(Problem(what, where="num_hidden_layers"))
     if not config.num_experts:
         if asked.moe_tp or asked.moe_ep:
-            problems.append(Problem("the model has no experts to cut", where="--moe-tp, --moe-ep"))
+            problems.append(Problem("the model has no experts to split", where="--moe-tp, --moe-ep"))
         return problems
     if etp * ep != tp:
         got = f"--moe-tp {etp} * --moe-ep {ep} = {etp * ep}"
-        problems.append(Problem("the ranks of the experts are not those of the rest", expected=f"--tp {tp}", got=got))
+        problems.append(
+            Problem(
+                "the ranks of the experts do not multiply to the tensor parallel size", expected=f"--tp {tp}", got=got
+            )
+        )
     if config.num_experts % ep:
         fitting = [n for n in range(1, config.num_experts + 1) if config.num_experts % n == 0 and tp % n == 0]
-        problems.append(Problem(f"{config.num_experts} experts cannot be cut over {ep} ranks", where="num_experts",
+        problems.append(Problem(f"{config.num_experts} experts cannot be split over {ep} ranks", where="num_experts",
                                 fix=f"expert parallel sizes that fit: {', '.join(map(str, fitting))}"))  # fmt: skip
     if config.moe_intermediate_size % etp:
-        fix = "give the ranks whole experts with --moe-ep, or use fewer"
-        what = f"{config.moe_intermediate_size} cannot be cut over {etp} ranks"
+        fix = "keep experts whole with --moe-ep, or use fewer"
+        what = f"{config.moe_intermediate_size} cannot be split over {etp} ranks"
         problems.append(Problem(what, where="moe_intermediate_size", fix=fix))
     return problems
 
@@ -130,18 +134,18 @@ def _uncut(config: ModelConfig, asked: TrtllmOptions, tp: int) -> list[Problem]:
     layers = range(config.num_hidden_layers)
     problems = []
     if config.num_attention_heads % tp:
-        what = f"{config.num_attention_heads} heads cannot be cut over {tp} ranks"
+        what = f"{config.num_attention_heads} heads cannot be split over {tp} ranks"
         problems.append(Problem(what, where="num_attention_heads"))
     for kv in sorted({config.kv_heads(layer) for layer in layers} - {0}):
         if kv % tp and tp % kv:
             cause = "KV heads must divide the ranks or be divided by them"
-            problems.append(Problem(f"{kv} heads cannot be cut over {tp} ranks", "num_key_value_heads", cause=cause))
+            problems.append(Problem(f"{kv} heads cannot be split over {tp} ranks", "num_key_value_heads", cause=cause))
     own = config.intermediate_size_per_layer
     dense = set(own) if own else {config.intermediate_size} if len(config.moe_layers) < len(layers) else set()
     for width in sorted(dense):
         if width % tp:
-            problems.append(Problem(f"{width} cannot be cut over {tp} ranks", where="intermediate_size"))
+            problems.append(Problem(f"{width} cannot be split over {tp} ranks", where="intermediate_size"))
     columns = asked.use_parallel_embedding and asked.embedding_sharding_dim == 1
     if (columns or config.linear_attention_layers or config.linear_mlp_layers) and config.hidden_size % tp:
-        problems.append(Problem(f"{config.hidden_size} cannot be cut over {tp} ranks", where="hidden_size"))
+        problems.append(Problem(f"{config.hidden_size} cannot be split over {tp} ranks", where="hidden_size"))
     return problems

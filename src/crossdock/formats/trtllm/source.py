@@ -51,9 +51,11 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
 def open_plain(path: Path) -> Source:
     """The same with every tensor as it is stored, scales too."""
     if path.is_file():
-        raise NotACheckpointError("this is one rank of a model", where=str(path), fix=f"give the folder: {path.parent}")
+        raise NotACheckpointError("this is one rank of a model", where=str(path), fix=f"pass the folder: {path.parent}")
     if not path.is_dir() or not (path / "config.json").is_file():
-        raise NotACheckpointError("no TensorRT-LLM checkpoint", where=str(path), expected="a folder with config.json")
+        raise NotACheckpointError(
+            "not a TensorRT-LLM checkpoint", where=str(path), expected="a folder with config.json"
+        )
     config = _read(path / "config.json")
     where = str(path / "config.json")
     stated = settings(config)
@@ -63,7 +65,7 @@ def open_plain(path: Path) -> Source:
     )
     layers = _count(config.get("num_hidden_layers"), "num_hidden_layers", where)
     if tp * pp > MOST or etp * ep != tp or pp > layers:
-        raise ConfigError("ranks that do not fit together", where=where, got=f"tp {tp}, pp {pp}, moe {etp} * {ep}")
+        raise ConfigError("inconsistent parallel sizes", where=where, got=f"tp {tp}, pp {pp}, moe {etp} * {ep}")
     _check_files(path, tp * pp)
     files: list[SourceFile] = []
     tensors: dict[tuple[str, str], StoredTensor] = {}
@@ -121,7 +123,7 @@ def _with_scales(source: Source) -> Source:
         source,
         tensors={key: weights.get(key, t) for key, t in source.tensors.items() if key not in beside},
         metadata={**source.metadata, "quant_algo": None},
-        skipped={f"*.{_INPUT}": "scale of a layer's input: only fp8 outputs have a place for it"},
+        skipped={f"*.{_INPUT}": "input scale of a layer: only fp8 outputs can store it"},
         scales=partial(_static, source, weights),
         notes={**source.notes, "fp8": f"{len(weights)} weights with scales"},
     )
@@ -150,7 +152,9 @@ def _read(file: Path) -> dict[str, Any]:
         found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file)), str(file))
     wrong = [key for key in _TABLES if not isinstance(found.get(key, {}), dict | None)]
     if wrong:
-        raise ConfigError([Problem("no JSON object", f"{key} in {file}", got=repr(found[key])[:80]) for key in wrong])
+        raise ConfigError(
+            [Problem("not a JSON object", f"{key} in {file}", got=repr(found[key])[:80]) for key in wrong]
+        )
     return found
 
 
@@ -169,7 +173,7 @@ def _recorded_fields(text: str | None, where: str) -> Mapping[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise FormatError("the metadata of crossdock is no JSON object", where=where)
+        raise FormatError("the metadata of crossdock is not a JSON object", where=where)
     return found
 
 
@@ -181,7 +185,9 @@ def _check_files(path: Path, world_size: int) -> None:
     if missing:
         names = ", ".join(map(file_name, missing[:8])) + (" and more" if len(missing) > 8 else "")
         what = f"{len(missing)} rank files are missing"
-        problems.append(Problem(what, str(path), expected=names, fix="fetch what is missing", check="half-checkpoint"))
+        problems.append(
+            Problem(what, str(path), expected=names, fix="fetch the missing files", check="half-checkpoint")
+        )
     stray = sorted(found - set(range(world_size)))
     if stray:
         what = f"{len(stray)} rank files more than the {world_size} of config.json"

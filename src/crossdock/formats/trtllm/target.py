@@ -59,12 +59,12 @@ class TrtllmTarget(Target[TrtllmOptions]):
 
     @classmethod
     def dtypes(cls) -> tuple[str, ...]:
-        """Those of its `dtype`."""
+        """Return the dtypes that the target writes."""
         return PLAIN
 
     @classmethod
     def quantizations(cls) -> tuple[str, ...]:
-        """What its `quantization` names."""
+        """Return the quantisations that the target writes."""
         return (*_BY_CONFIG, "fp8")
 
     def check(self) -> None:
@@ -114,7 +114,7 @@ class TrtllmTarget(Target[TrtllmOptions]):
         if self.options.quantize == "fp8" and found.is_listed("fp8", tensor.name):
             if tensor.scales is None:
                 raise PlanError(
-                    "the source has no scales of fp8 training for it", where=tensor.name,
+                    "the source has no fp8 training scales for it", where=tensor.name,
                     expected="a Megatron checkpoint with scales in _extra_state (delayed scaling), or an FP8 folder",
                     fix="export without -q, and let ModelOpt calibrate",
                 )  # fmt: skip

@@ -122,12 +122,12 @@ def capped(x: Array, cap: float | None) -> Array:
 
 
 def softplus(x: Array) -> Array:
-    """log(1 + e^x)."""
+    """Compute log(1 + e^x), elementwise."""
     return np.asarray(np.logaddexp(0, x).astype(x.dtype))
 
 
 def gelu(x: Array) -> Array:
-    """x · Φ(x), exact."""
+    """Compute x · Φ(x) exactly, elementwise."""
     values = memoryview(np.ravel(x).astype(np.float64) * math.sqrt(0.5))  # type: ignore[arg-type]
     erf = np.fromiter(map(math.erf, values), x.dtype, x.size)  # numpy has no error function
     return np.asarray(0.5 * x * (1 + erf.reshape(x.shape)))

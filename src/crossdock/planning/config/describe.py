@@ -91,7 +91,7 @@ def _checked(
     config, wrong = build(chosen.name, clean)
     wrong = [replace(p, cause=p.cause or _from(fields.origins, p.where)) for p in wrong]
     if not wrong:
-        fix = "give another --family, or --set the name if the checkpoint says it wrong"
+        fix = "choose another --family, or --set the name if the checkpoint states it wrongly"
         wrong = [replace(p, cause=_from(fields.origins, p.where), fix=fix) for p in chosen.misfits(config)]
     if problems or wrong:
         raise ConfigError([*problems, *wrong])
@@ -176,9 +176,9 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
         format_name, keys = "hf", dict(overrides.config)
     elif not source.metadata:
         raise ConfigError(
-            "the checkpoint carries no configuration",
+            "the checkpoint has no configuration",
             where=str(source.root),
-            fix="give the model's Hugging Face config: --config FOLDER or --config config.json",
+            fix="pass the model's Hugging Face config: --config FOLDER or --config config.json",
         )
     found = [name for name in fitting_families(format_name, keys) if not allowed or name in allowed]
     if len(found) == 1:
@@ -191,10 +191,10 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
     where = overrides.config_at or source.metadata_at or str(source.root)
     if not found:
         unfit = Problem(
-            "no family that crossdock knows fits this model",
+            "no supported family fits this model",
             where=where,
             expected=", ".join(files()),
-            got=seen or "nothing telling",
+            got=seen or "no keys that identify a family",
             fix="name it with --family if it is one of these under another name",
         )
         raise ConfigError([unfit, *only_value_problems(layout(format_name), keys, where)])
@@ -226,7 +226,7 @@ def _split_settings(
         else:
             near = nearest(key, [*FIELDS, *readable], 3)
             problems.append(
-                Problem(f"--set {key}: no such field", expected=" or ".join(near) or "a field that inspect shows")
+                Problem(f"--set {key}: unknown field", expected=" or ".join(near) or "a field that inspect shows")
             )
     if problems:
         raise UsageError(problems)
@@ -295,7 +295,7 @@ def _from_config(overrides: Overrides, chosen: Family) -> tuple[_FieldValues, li
 def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
     return [
         Problem(
-            f"{name} is not known",
+            f"{name} could not be determined",
             where=source.metadata_at or str(source.root),
             expected=rules.reading.fields[name].text if name in rules.reading.fields else "a value",
             fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",

@@ -36,9 +36,9 @@ def with_user_config(source: Source, overrides: Overrides) -> tuple[Source, Over
         return source, overrides
     if theirs is not None and not format_name.startswith(overrides.terms):
         raise UsageError(
-            f"--config is in {overrides.terms}'s terms, the checkpoint is {source.format}",
+            f"--config is a configuration of {overrides.terms}, but the checkpoint is {source.format}",
             where=overrides.config_at,
-            fix="give the model's Hugging Face config.json",
+            fix="pass the model's Hugging Face config.json",
         )
     stored = {name: tensor for (_, name), tensor in source.tensors.items()}
     keys = {**(source.metadata if source.aliased else {}), **(theirs or {})}

@@ -79,7 +79,7 @@ def only_value_problems(rules: Layout, keys: Mapping[str, Any], where: str) -> l
         if value is not None and value not in allowed:
             problems.append(
                 Problem(
-                    f"{key} = {short(value)} changes the model in a way that crossdock does not carry over",
+                    f"{key} = {short(value)} changes the model in a way that crossdock does not support",
                     where=where,
                     expected=" or ".join(repr(a) for a in allowed) or "not set",
                     got=short(value),

@@ -47,7 +47,7 @@ def of_kind(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     problems = []
     for name, value in values.items():
         if name not in FIELDS:
-            raise ConfigError(f"a layout reads {name!r}, which is no name of the configuration")
+            raise ConfigError(f"a layout reads {name!r}, which is not a field of the configuration")
         try:
             clean[name] = _coerced(_KINDS[name], value)
         except (TypeError, ValueError, OverflowError):
@@ -72,7 +72,7 @@ def build(family: str, clean: Mapping[str, Any]) -> tuple[ModelConfig, list[Prob
     if config.num_experts and not 1 <= config.num_experts_per_tok <= config.num_experts:
         problems.append(
             Problem(
-                "not a number of experts that a token can have",
+                "num_experts_per_tok is out of range",
                 where="num_experts_per_tok",
                 expected=f"1 to {config.num_experts}",
                 got=str(config.num_experts_per_tok),
@@ -92,16 +92,16 @@ def _sizes(config: ModelConfig) -> list[Problem]:
             and _KINDS[name] is int
             and not least <= value < _MOST
         ):
-            problems.append(Problem("not a size that a model can have", where=name, got=str(value)))
+            problems.append(Problem("implausible size", where=name, got=str(value)))
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            problems.append(Problem("not a number that a model can have", where=name, got=str(value)))
+            problems.append(Problem("implausible number", where=name, got=str(value)))
     if not 0 <= config.norm_eps < 1:
         problems.append(
-            Problem("not the epsilon of a norm", where="norm_eps", expected="below 1", got=str(config.norm_eps))
+            Problem("implausible epsilon of a norm", where="norm_eps", expected="below 1", got=str(config.norm_eps))
         )
     if config.num_hidden_layers > _MOST_LAYERS:
         problems.append(
-            Problem("more layers than any model", where="num_hidden_layers", got=str(config.num_hidden_layers))
+            Problem("implausibly many layers", where="num_hidden_layers", got=str(config.num_hidden_layers))
         )
     return problems
 
@@ -166,7 +166,7 @@ def _rope(config: ModelConfig) -> list[Problem]:
     if config.position_embedding != "rope":
         return problems
     if not config.rope_theta > 1:
-        problems.append(Problem("no base for rope", where="rope_theta", got=str(config.rope_theta)))
+        problems.append(Problem("the base of rope is missing", where="rope_theta", got=str(config.rope_theta)))
     if config.rope_type == "default":
         return problems
     scaling, where = config.rope_scaling, "rope_scaling"
@@ -180,7 +180,7 @@ def _rope(config: ModelConfig) -> list[Problem]:
                 cause="a GGUF of llama3 rope holds only divisors, not the numbers they came from"
                 if config.rope_type == "llama3" and not scaling
                 else "",
-                fix="give the model's Hugging Face config.json with --config",
+                fix="pass the model's Hugging Face config.json with --config",
             )
         )
     unknown = [key for key in scaling if key not in _ROPE_KNOWS]

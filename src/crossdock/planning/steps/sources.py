@@ -61,7 +61,7 @@ def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainer
     fills = [*(fill for one, _ in found for fill in one), *(_carried(one, extents) for one in state.carried)]
     checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state))
     unreadable = training.unreadable[:3] if training else ()
-    warnings = (*(f"no scales of fp8 training: {sentence}" for sentence in unreadable), *_inexact(fills))
+    warnings = (*(f"fp8 training scales cannot be used: {sentence}" for sentence in unreadable), *_inexact(fills))
     return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings)
 
 

@@ -27,5 +27,5 @@ def demand_decodable(tensors: Iterable[StoredTensor], where: str) -> None:
         where=where,
         expected="a float type, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant",
         got=listed,
-        fix="give the F16, BF16, Q8_0 or K-quant file of the model, or llama-quantize --allow-requantize it",
+        fix="pass the F16, BF16, Q8_0 or K-quant file of the model, or llama-quantize --allow-requantize it",
     )

@@ -27,7 +27,7 @@ def _check(resolved: Resolved, extents: Extents, copy: SourceSlice, like: str) -
     names = " and ".join(dict.fromkeys(slice.shown for slice in used))
     if like == copy.lens.tensor:
         on_mismatch = Problem(
-            f"differs from {names}, of which it is a later pipeline stage's own copy",
+            f"differs from {names}, whose copy on a later pipeline stage it is",
             where=copy.shown,
             cause="a file of another iteration or run, or a copy that went wrong",
             fix="copy the rank files again, or take another iteration: --iteration",

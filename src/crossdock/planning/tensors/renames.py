@@ -57,7 +57,7 @@ def renamed(source: Source, renames: Mapping[str, str], layout_name: str) -> tup
                 "tensors in safetensors blobs are found by their names and cannot be renamed", where=tensor.name
             )
         if (key[0], name) in tensors:
-            problems.append(Problem("--rename gives two tensors one name", where=name))
+            problems.append(Problem("--rename gives two tensors the same name", where=name))
         tensors[key[0], name] = replace(tensor, name=name)
     if problems:
         raise UsageError(problems)

@@ -47,7 +47,7 @@ def _problems(dropped: list[StoredTensor], known: set[str]) -> list[Problem]:
     problems += [_group(found) for found in list(groups.values())[:_MOST]]
     if len(groups) > _MOST:
         rest = [stored for found in list(groups.values())[_MOST:] for stored in found]
-        problems.append(Problem(f"and {len(rest)} more tensors that nothing reads, of {len(groups) - _MOST} patterns"))
+        problems.append(Problem(f"and {len(rest)} more unmapped tensors, of {len(groups) - _MOST} patterns"))
     return problems
 
 
@@ -56,9 +56,9 @@ def _group(found: list[StoredTensor]) -> Problem:
     count = len(found)
     foreign = bool(_INTERLEAVED.search(first.name))
     return Problem(
-        "nothing reads this tensor, so the result would lack it"
+        "unmapped tensor: no layout rule uses it, so it would be dropped"
         if count == 1
-        else f"nothing reads these {count} tensors, so the result would lack them",
+        else f"{count} unmapped tensors: no layout rule uses them, so they would be dropped",
         where=_where(first) if count == 1 else _pattern(stored.name for stored in found),
         got=f"{first.dtype} {list(first.shape)}" + (f" and {count - 1} more" if count > 1 else ""),
         cause="names of torchtitan or of Meta's own code, which store the pairs of q and k interleaved"
@@ -66,7 +66,7 @@ def _group(found: list[StoredTensor]) -> Problem:
         else "another family, a feature that the family does not have, or an adapter that was not merged",
         fix="save the model with Hugging Face's names; --rename alone would leave q and k in another order"
         if foreign
-        else "is --family right? inspect shows what the configuration says",
+        else "check --family; `crossdock inspect` shows the configuration",
         check="tensor-dropped",
     )
 

@@ -48,7 +48,7 @@ def unwrapped(source: Source, format_name: str) -> Source:
     for (part, name), tensor in source.tensors.items():
         if (part, new[name]) in tensors:
             raise FormatError(
-                "two tensors have one name without what was put around them",
+                "two tensors have the same name once wrapper prefixes are removed",
                 where=f"{source.root}: {new[name]}",
                 fix="keep one copy of the model in the checkpoint",
             )

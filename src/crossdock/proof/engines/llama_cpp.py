@@ -33,7 +33,7 @@ class Blob(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """llama_batch."""
+    """The fields of llama.cpp's `llama_batch`."""
 
     _fields_ = (
         ("n_tokens", ctypes.c_int32),
@@ -71,7 +71,7 @@ class Llama:
         return SystemExit("".join(self._log)[-2000:] + "\n" + what)
 
     def open(self, path: str, *, vocab_only: bool) -> int:
-        """A model."""
+        """Load the model at `path`."""
         parameters = self.call("llama_model_default_params", Blob, ())
         if list(parameters.bytes[VOCAB_ONLY : VOCAB_ONLY + 5]) != [0, 0, 1, 0, 0]:
             raise SystemExit(OTHER_VERSION)
@@ -83,7 +83,7 @@ class Llama:
         return int(model)
 
     def vocabulary(self, model: int) -> int:
-        """The model's vocabulary."""
+        """Return the vocabulary of the model."""
         return int(self.call("llama_model_get_vocab", ctypes.c_void_p, (ctypes.c_void_p,), model))
 
 

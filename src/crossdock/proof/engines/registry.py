@@ -91,7 +91,7 @@ def engine(name: str) -> Engine:
     if name in _plugins():
         found: Engine = _plugins()[name].load()
         return found
-    raise UsageError(f"there is no engine {name!r}", expected=", ".join(names()))
+    raise UsageError(f"unknown engine {name!r}", expected=", ".join(names()))
 
 
 @functools.cache

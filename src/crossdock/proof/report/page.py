@@ -51,14 +51,14 @@ def place(page: Path) -> None:
     if page.is_dir() or not page.name:
         raise UsageError("the report is a file, and this is a folder", where=str(page), fix="--report report.html")
     if not page.parent.is_dir():
-        raise EnvironmentProblem("there is no such folder to write the report to", where=str(page.parent))
+        raise EnvironmentProblem("the folder of the report does not exist", where=str(page.parent))
     if page.exists():
         if not page.is_file():
             raise UsageError("the report would replace a device or a pipe", where=str(page), fix="--report report.html")
         with page.open("rb") as file:
             if not START.encode().startswith(file.read(len(START))):
-                raise UsageError("the report would replace this file, which is none", where=str(page),
-                                 fix="give --report another name")  # fmt: skip
+                raise UsageError("the report would replace this file, which is not a report", where=str(page),
+                                 fix="choose another name for --report")  # fmt: skip
 
 
 def write(page: Path, evidence: Evidence) -> None:

@@ -1,0 +1,118 @@
+"""Which families crossdock knows, where each can be read and written, and what its tensors are called there.
+
+All of it is read from the data files: a family that a user or a package adds is listed like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from crossdock.errors import ConfigError, UsageError
+from crossdock.formats import registry
+from crossdock.layout.rules import Layout, Rule, extended, layout, layout_names, unheld
+from crossdock.model.families import families, family
+from crossdock.model.family import Family
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyEntry:
+    """One line of the list of families.
+
+    sources   formats whose checkpoints are recognised as this family
+    targets   formats that it can be written to
+    limits    target -> why it cannot be written there, or which of its models cannot
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    limits: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredName:
+    """What a canonical tensor is called in a format.
+
+    name   the stored name, with axes in braces where the index is part of it
+    shape  the stored dimensions, outermost first, in the notation
+    when   the condition under which the format uses this name, "" if always
+    """
+
+    name: str
+    shape: str
+    when: str
+
+
+def catalogue() -> tuple[FamilyEntry, ...]:
+    """Every registered family, in alphabetical order. Raises ConfigError when a data file is wrong."""
+    return tuple(_entry(one) for one in families().values())
+
+
+def family_entry(name: str) -> FamilyEntry:
+    """The line of one family: a registered one, or that of a file. Raises UsageError, ConfigError."""
+    return _entry(family(name))
+
+
+def tensor_names(name: str, formats: Sequence[str]) -> dict[str, dict[str, tuple[StoredName, ...]]]:
+    """What the tensors of a family are called in each of `formats`.
+
+    name     of a registered family, or the path of a family file
+    formats  names of formats, or of layouts ("megatron_rank")
+
+    Returns canonical tensor -> format -> its names there, the name that is written first; none where the format has
+    no place for the tensor. Raises UsageError for an unknown family or format, and for a family that a format does
+    not hold; ConfigError when a data file is wrong.
+    """
+    chosen = family(name)
+    rules = {one: _rules(one, chosen) for one in formats}
+    return {tensor: {one: tuple(_names(rules[one].rules, tensor)) for one in formats} for tensor in chosen.tensors}
+
+
+def _entry(one: Family) -> FamilyEntry:
+    held = [name for name in registry.names() if _table(name) in layout_names()]
+    sources = tuple(name for name in held if _is_read(one, _table(name)))
+    targets, limits = [], {}
+    for name in registry.targets():
+        table = registry.target(name).layout
+        problem = unheld(table, one)
+        needs = () if problem is not None else layout(table, one).writing.needs
+        never = [need.sentence for need in needs if need.never]
+        if problem is None and not never:
+            targets.append(name)
+        sentences = never or [need.sentence for need in needs]
+        if sentences:
+            limits[name] = tuple(sentences)
+    return FamilyEntry(one.name, sources, tuple(targets), limits)
+
+
+def _is_read(one: Family, table: str) -> bool:
+    """Whether a source of this layout can be recognised as the family."""
+    if unheld(table, one) is not None:
+        return False
+    sections = [one.sections[name] for name in extended(table) if name in one.sections]
+    return not sections or any("when" in part for section in sections for part in section)
+
+
+def _rules(name: str, chosen: Family) -> Layout:
+    table = registry.target(name).layout if name in registry.targets() else _table(name)
+    if table not in layout_names():
+        raise UsageError(f"unknown format {name!r}", expected=", ".join(layout_names()))
+    try:
+        return layout(table, chosen)
+    except ConfigError as error:
+        raise UsageError(error.problems) from None
+
+
+def _table(name: str) -> str:
+    """The layout of the same name as a format."""
+    return name.replace("-", "_")
+
+
+def _names(rules: Iterable[Rule], tensor: str) -> Iterable[StoredName]:
+    """The names of a tensor, those that are written before those that are only read."""
+    own = [rule for rule in rules if tensor in rule.tensors]
+    for rule in sorted(own, key=lambda rule: rule.read_only):
+        for pattern in rule.patterns:
+            name, _, shape = pattern.text.partition(" : ")
+            yield StoredName(name.strip(), shape.strip(), rule.when.text if rule.when is not None else "")
