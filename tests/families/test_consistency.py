@@ -33,6 +33,7 @@ ARGS = {
     "add_qkv_bias": (True, False),
     "qk_layernorm": (True, False),
     "num_experts": (8, None),
+    "moe_shared_expert_gate": (True, False),
     "multi_latent_attention": (True, False),
     "moe_router_score_function": ("softmax", "sigmoid"),
     "window_size": ((128, 0), None),
@@ -47,7 +48,7 @@ PLAIN: dict[str, object] = {
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
     "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
     "num_attention_heads": 4, "rotary_percent": 1.0, "heterogeneous_layers_config_encoded_json": None,
-    "moe_router_score_function": "softmax",
+    "moe_router_score_function": "softmax", "moe_shared_expert_gate": False,
 }  # fmt: skip
 GPT: dict[str, object] = {
     "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
@@ -61,6 +62,7 @@ MEGATRON: dict[str, dict[str, object]] = {
     "qwen2": {"add_qkv_bias": True},
     "qwen3": {"qk_layernorm": True},
     "mixtral": {"num_experts": 8},
+    "qwen2_moe": {"num_experts": 8, "moe_shared_expert_gate": True, "add_qkv_bias": True},
     "qwen3_moe": {"qk_layernorm": True, "num_experts": 8},
     "deepseek_v2": {"multi_latent_attention": True, "num_experts": 8, "qk_layernorm": True},
     "deepseek_v3": {
