@@ -210,7 +210,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "9 dimensions": (raw_header(info("t", [1] * 9, 0, 0), tensors=1), "too many dimensions"),
     "2**32 - 1 dimensions": (raw_header("t", u32(2**32 - 1), tensors=1) + bytes(32), "too many dimensions"),
     "unknown type": (raw_header(info("t", [1], 4, 0), tensors=1), "tensor 't' has an unknown type"),
-    "broken rows": (raw_header(info("t", [33], 8, 0), tensors=1) + bytes(64), "no whole q8_0 blocks of 32"),
+    "broken rows": (raw_header(info("t", [33], 8, 0), tensors=1) + bytes(64), "are not whole q8_0 blocks of 32"),
     "huge tensor": (raw_header(info("t", [2**63, 2**63], 0, 0), tensors=1), "reaches beyond the end"),
     "offset outside": (raw_header(info("t", [4], 0, 2**40), tensors=1) + bytes(32), "reaches beyond the end"),
     "cut short": (
@@ -300,7 +300,7 @@ def test_flipped_bytes_give_a_header_or_a_clean_error(tmp_path: Path) -> None:
         ([("k", "TEXT", "x")], "expected TEXT"),
         ([("k", "ARRAY[ARRAY]", [[1]])], "ARRAY[ARRAY]"),
         ([("k", "ARRAY[INT32]", [1, "2"])], "ARRAY[INT32]"),
-        ([("k", "UINT32", 1), ("k", "UINT32", 2)], "given twice"),
+        ([("k", "UINT32", 1), ("k", "UINT32", 2)], "occurs twice"),
         ([("general.alignment", "UINT32", 64)], "general.alignment"),
     ],
 )

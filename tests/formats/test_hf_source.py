@@ -267,14 +267,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
         edited("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq"})),
         ConfigError, r"quantised \(gptq\)",
     ),
-    "multimodal": (
-        lambda f: (f / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {}})),
-        ConfigError, "multimodal",
-    ),
-    "rope-by-layer-type": (
-        edited("config.json", lambda c: c.update(rope_parameters={"full_attention": {"rope_theta": 1.0}})),
-        ConfigError, "differ by layer type",
-    ),
     "rope-text": (edited("config.json", lambda c: c.update(rope_parameters="yarn")), ConfigError, "not an object"),
     "two-values": (
         written("config.json", '{"hidden_size": 64, "model_type": "llama", "hidden_size": 128}'),
@@ -302,6 +294,25 @@ def test_damage_is_named(kind: str, shards: Path, tmp_path: Path) -> None:
         open_source(folder)
     assert all(str(folder) in p.where or p.where in json.loads((shards / INDEX).read_text())["weight_map"]
                for p in caught.value.problems)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: {"model_type": "gemma3", "text_config": {}},
+        lambda c: c | {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+    ],
+    ids=["composite-without-a-text-model", "rope-by-layer-type"],
+)
+def test_a_configuration_of_another_model_is_refused(
+    change: Callable[[dict[str, Any]], dict[str, Any]], shards: Path, tmp_path: Path
+) -> None:
+    folder = copied(shards, tmp_path / "m")
+    config = folder / "config.json"
+    config.write_text(json.dumps(change(json.loads(config.read_text()))))
+    with pytest.raises(ConfigError) as caught:
+        crossdock.open(folder)
+    assert str(folder) in str(caught.value)
 
 
 def test_a_broken_shard_is_the_only_complaint(shards: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_wrong_renames(own_names: tuple[Path, Path, Path]) -> None:
     _, file, config = own_names
     with pytest.raises(UsageError, match=r"blocks\.attn\.wqvk.*\n.*blocks\.attn\.wqkv"):
         crossdock.open(file, config=config, rename={"blocks.attn.wqvk": "attn_o"})
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="the same name"):
         crossdock.open(file, config=config, rename={"tok.weight": "output_layer.weight"})
     with pytest.raises(UsageError, match="needs"):
         crossdock.open(file, config=config, rename={"tok.weight": "decoder.layers.{layer}.x"})
