@@ -132,7 +132,12 @@ def test_unknown_layout_flags(tmp_path: Path, crossdock: Crossdock) -> None:
     model, out = make_hf("llama", tmp_path / "m"), tmp_path / "out"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "mlp_gate_interleave": 4}))
-    refused(crossdock("export", model, "--to", "gguf", "-o", out), out, "mlp_gate_interleave", "probably another architecture")
+    refused(
+        crossdock("export", model, "--to", "gguf", "-o", out),
+        out,
+        "mlp_gate_interleave",
+        "probably another architecture",
+    )
     crossdock("export", model, "--to", "gguf", "--set", "mlp_gate_interleave=None", "-o", out).ok()
 
 

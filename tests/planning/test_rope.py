@@ -95,7 +95,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen2-llama3": ("qwen2", LLAMA3, "family qwen2 does not fit"),
     "nemotron-linear": ("nemotron", LINEAR, "family nemotron does not fit"),
     "deepseek-linear": ("deepseek_v3", LINEAR, "family deepseek_v3 does not fit"),
-    "longrope": ("llama", {"rope_type": "longrope", "factor": 4.0}, "family llama does not fit"),
+    "longrope": ("llama", {"rope_type": "longrope", "factor": 4.0}, "needs short_factor"),
     "dynamic": ("llama", {"rope_type": "dynamic", "factor": 4.0}, "family llama does not fit"),
     "no-factor": ("llama", {"rope_type": "yarn"}, "rope of type yarn needs factor"),
     "half-llama3": ("llama", {"rope_type": "llama3", "factor": 8.0}, "rope of type llama3 needs low_freq_factor"),
