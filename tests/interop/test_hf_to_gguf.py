@@ -264,7 +264,9 @@ def test_there_and_back_again(
     crossdock("export", exported(recipe, "f32"), "--to", "hf", "-o", back, "--dtype", "bfloat16", *config).ok()
     before, after = hf_hashes(source), hf_hashes(back)
     assert sorted(before) == sorted(after)
-    narrow = {name: entry for name, entry in before.items() if entry[0] == "bfloat16"}
+    # routers that transformers keeps in float32 stay float32 from a GGUF, whatever --dtype
+    wide = {name for name, entry in after.items() if ".mlp.gate." in name and entry[0] == "float32"}
+    narrow = {name: entry for name, entry in before.items() if entry[0] == "bfloat16" and name not in wide}
     assert {name: after[name] for name in narrow} == narrow
     values, returned = hf_state(source), hf_state(back)
     assert all(np.array_equal(values[name], returned[name]) for name in values)
