@@ -160,8 +160,8 @@ def test_files_of_logits(case: str, outputs: Path, tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing to hold it against": ({}, "nothing to hold the output against"),
-    "an engine without a source": ({"logits": [1], "reference": "transformers"}, "nothing to hold the output against"),
+    "nothing to hold it against": ({}, "requires a source or a reference"),
+    "an engine without a source": ({"logits": [1], "reference": "transformers"}, "requires a source or a reference"),
     "a reference without tokens": ({"reference": LOGITS}, "which text or tokens"),
     "token ids without a source": ({"logits": TOKENS, "reference": LOGITS, "tokens": True}, "need the source"),
     "no such reference": ({"against": KJV, "logits": [1], "reference": "megatron"}, "unknown reference 'megatron'"),
