@@ -333,7 +333,7 @@ def test_long_texts_are_windows_of_their_own(tmp_path: Path) -> None:
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
     source, out = llama(tmp_path)
     against = ("--against", source)
-    assert "requires --logits" in run("verify", out, *against, "--logits-engine", "llama.cpp", code=2).stderr
+    assert "which text or tokens" in run("verify", out, *against, "--logits-engine", "llama.cpp", code=2).stderr
     assert (
         "expected llama.cpp" in run("verify", out, *against, "--logits", "1,2", "--logits-engine", "x", code=2).stderr
     )

@@ -121,7 +121,7 @@ def test_a_small_tokenizer_that_would_expand_is_refused(tmp_path: Path) -> None:
     def far_id(data: dict[str, Any]) -> None:
         data["added_tokens"].append({"id": 4_000_000, "content": "<far>", "special": True})
 
-    with pytest.raises(InputError, match="holes"):
+    with pytest.raises(InputError, match="far more gaps"):
         read(tokenizer_with(far_id, tmp_path / "far"))
 
 

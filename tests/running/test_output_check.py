@@ -181,7 +181,7 @@ def test_a_link_out_of_the_folder_is_not_followed(copy: Path) -> None:
 
 
 def test_without_output_or_manifest(copy: Path) -> None:
-    with pytest.raises(NotACheckpointError, match="there is no output"):
+    with pytest.raises(NotACheckpointError, match="the output does not exist"):
         crossdock.check(copy / "nothing")
     (copy / "hf.manifest.json").rename(copy / "moved.json")
     with pytest.raises(UsageError, match="no manifest lies beside"):
