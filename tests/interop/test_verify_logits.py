@@ -341,7 +341,7 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
     assert "does not read this output" in wrong.stderr
     assert "token ids out of range" in run("verify", out, *against, "--logits", "1,999", code=2).stderr
     assert "requires a tokenizer" in run("verify", source, *against, "--logits", "hello", code=2).stderr
-    assert "token ids out of range" in run("verify", out, *against, "--logits", f"@{tmp_path}/no.npy", code=2).stderr
+    assert "no token ids can be" in run("verify", out, *against, "--logits", f"@{tmp_path}/no.npy", code=2).stderr
     assert "to do: use --memory" in run("verify", out, *against, "--logits", "1,2", "--memory", "100kB", code=2).stderr
 
 
