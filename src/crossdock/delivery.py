@@ -95,9 +95,19 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
           `overrides` are about it
     """
     if base is not None:
-        from crossdock.planning.merge import merged
+        from crossdock.planning.merge import merged, merged_by_name
 
-        return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+        model = interpret(registry.open_source(base), overrides)
+        if source.adapter is not None:
+            return merged_by_name(model, source, source.adapter)
+        return merged(model, interpret(source, Overrides()))
+    if source.adapter is not None:
+        raise UsageError(
+            "this is an adapter, not a model",
+            where=str(source.root),
+            fix=f"pass its model{f' ({source.adapter.base})' if source.adapter.base else ''} with --base MODEL --merge",
+            check="adapter-unmerged",
+        )
     if source.layout == "hf":
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)

@@ -10,6 +10,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
+from crossdock.planning.pairs import Addition
 from crossdock.planning.tensors.resolve import Resolved
 
 
@@ -17,7 +18,8 @@ from crossdock.planning.tensors.resolve import Resolved
 class Checkpoint:
     """A source with its meaning: family, configuration, where each canonical tensor lies. Only headers were read.
 
-    addition  where an adapter lies whose products are added to the tensors (`planning.merge`)
+    addition  the pairs of an adapter whose products are added to the tensors (`planning.merge`)
+    replaces  whether tensors of that adapter stand in place of the model's own
     """
 
     source: Source
@@ -26,7 +28,8 @@ class Checkpoint:
     variables: Mapping[str, Any]
     rules: Layout
     resolved: Resolved
-    addition: Resolved | None = None
+    addition: Addition | None = None
+    replaces: bool = False
 
     @property
     def config(self) -> ModelConfig:

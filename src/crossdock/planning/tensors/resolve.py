@@ -98,7 +98,7 @@ def resolve(
                 if same.get(lens.tensor):
                     equality_checks.append((provision, same[lens.tensor]))
                     continue
-                key = _key(lens)
+                key = key_of(lens)
                 box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
                 found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
     unread, dropped = unread_tensors(source, rules, read)
@@ -120,7 +120,8 @@ def _more_sizes(chosen: Family, described: ResolvedConfig, axes: set[str]) -> di
     return {axis: chosen.axes[axis].evaluate(values) for axis in axes}
 
 
-def _key(lens: Lens) -> Key:
+def key_of(lens: Lens) -> Key:
+    """The layer and the expert that a lens is about, None for several or none."""
     single = {p.axis: p.low for p in lens.axes if p.axis in ("layer", "expert") and p.high - p.low == 1}
     return single.get("layer"), single.get("expert")
 
