@@ -14,7 +14,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 30, "max_position_embeddings": 64,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1,
+           "norm_topk_prob": True}  # fmt: skip
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 30, "n_positions": 32, "bos_token_id": 1,
         "eos_token_id": 2}  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

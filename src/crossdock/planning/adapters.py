@@ -19,7 +19,7 @@ from crossdock.layout.names import largest_indices, largest_numbers
 from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.family import Family
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.pairs import BATCH, RANK, Pair
+from crossdock.planning.pairs import RANK, Pair
 from crossdock.planning.tensors.resolve import SourceSlice
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -224,8 +224,8 @@ def _axes_of(pair: StoredPair, container: Container, family: Family) -> _Axes | 
 
 def _is_transposed(lens: Lens, lead: int, family: Family) -> bool:
     """Whether the tensor holds what the matrix takes before what it gives: families declare these the other way."""
-    declared = [axis for axis in family.tensors[lens.tensor].axes if axis not in BATCH]
     dims = {p.axis: p.dim for p in lens.axes}
+    declared = family.tensors[lens.tensor].axes
     return next((dims[axis] == lead + 1 for axis in declared if dims.get(axis, -1) >= lead), False)
 
 

@@ -19,6 +19,7 @@ from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, ru
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of
+from crossdock.formats.megatron.lora import adapter_of, is_adapter
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
 from crossdock.formats.stored import Source, StoredTensor
@@ -63,7 +64,8 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
         raise FormatError("the checkpoint has no model weights", where=str(path))
-    refuse_other_models(tensors, str(path))
+    adapter = adapter_of(tensors, path) if is_adapter(tensors) else None
+    refuse_other_models(() if adapter is not None else tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
     keyed = {("", name): tensor for name, tensor in tensors.items()}
@@ -87,6 +89,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes=notes,
         notices=notices,
         aliased=bridge,
+        adapter=adapter,
     )
 
 
