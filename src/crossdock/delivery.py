@@ -49,6 +49,7 @@ def open(
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     base: str | os.PathLike[str] | None = None,
+    merge: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
@@ -58,13 +59,14 @@ def open(
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
     rename     stored names of own making -> those of the format, see `planning.renames`
-    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it,
+               or without `merge` the adapter alone, for targets that hold adapters
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
     overrides = overrides_from(family=family, config=config, set=set, rename=rename)
-    return interpret(source, overrides, None if base is None else Path(base))
+    return interpret(source, overrides, None if base is None else Path(base), merge=merge)
 
 
 def overrides_from(
@@ -88,24 +90,27 @@ def overrides_from(
     return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
 
 
-def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
+def interpret(source: Source, overrides: Overrides, base: Path | None = None, *, merge: bool = True) -> Checkpoint:
     """Give a source its meaning: family, configuration, and where every canonical tensor lies.
 
-    base  the model that `source` is an adapter of: the result is that model with the adapter added;
-          `overrides` are about it
+    base   the model that `source` is an adapter of: the result is that model with the adapter added, or without
+           `merge` the adapter alone; `overrides` are about the model
     """
     if base is not None:
-        from crossdock.planning.merge import merged, merged_by_name
+        from crossdock.planning.merge import kept_apart, merged, merged_by_name
 
         model = interpret(registry.open_source(base), overrides)
         if source.adapter is not None:
-            return merged_by_name(model, source, source.adapter)
+            return (merged_by_name if merge else kept_apart)(model, source, source.adapter)
+        if not merge:
+            raise UsageError("--base MODEL without --merge is for adapters that need their model to be understood")
         return merged(model, interpret(source, Overrides()))
     if source.adapter is not None:
+        named = f" ({source.adapter.base})" if source.adapter.base else ""
         raise UsageError(
             "this is an adapter, not a model",
             where=str(source.root),
-            fix=f"pass its model{f' ({source.adapter.base})' if source.adapter.base else ''} with --base MODEL --merge",
+            fix=f"pass its model{named}: --base MODEL --merge, or --base MODEL with --to gguf-lora or --to peft",
             check="adapter-unmerged",
         )
     if source.layout == "hf":

@@ -92,13 +92,13 @@ class _Finder:
                 self.problems.append(Problem(f"{lens.tensor} is stored as a function, to which no pair is added", at))
                 continue
             a, b = (
-                SourceSlice(_factor(lens, dims, Placement(RANK, *place, 0, pair.rank)), stored, ())
+                SourceSlice(factor_lens(lens, dims, Placement(RANK, *place, 0, pair.rank)), stored, ())
                 for stored, dims, place in ((pair.a, axes.a, axes.rank_in_a), (pair.b, axes.b, axes.rank_in_b))
             )
             left, right = (a, b) if pair.form == "embedding" else (b, a)
             magnitudes = None
             if pair.magnitudes is not None:
-                magnitudes = SourceSlice(_factor(lens, axes.magnitudes, None), pair.magnitudes, ())
+                magnitudes = SourceSlice(factor_lens(lens, axes.magnitudes, None), pair.magnitudes, ())
             yield Pair(lens.tensor, left, right, pair.rank, pair.scale / by, magnitudes)
 
     def replaced(self, name: str, tensor: StoredTensor) -> Iterator[SourceSlice]:
@@ -206,7 +206,7 @@ def _axes_of(pair: StoredPair, container: Container, family: Family) -> _Axes | 
     lead = len(shape) - 2
     if lead < 0 or (pair.form == "experts" and lead > 1):
         return None
-    out, into = (lead + 1, lead) if _is_transposed(container.lenses[0], lead, family) else (lead, lead + 1)
+    out, into = (lead + 1, lead) if is_transposed(container.lenses[0], lead, family) else (lead, lead + 1)
     if pair.form == "experts" and lead == 1:
         experts = shape[0]
         if (a, b) != ((experts * rank, shape[into]), (shape[out], rank * experts)):
@@ -222,14 +222,14 @@ def _axes_of(pair: StoredPair, container: Container, family: Family) -> _Axes | 
     )  # fmt: skip
 
 
-def _is_transposed(lens: Lens, lead: int, family: Family) -> bool:
+def is_transposed(lens: Lens, lead: int, family: Family) -> bool:
     """Whether the tensor holds what the matrix takes before what it gives: families declare these the other way."""
     dims = {p.axis: p.dim for p in lens.axes}
     declared = family.tensors[lens.tensor].axes
     return next((dims[axis] == lead + 1 for axis in declared if dims.get(axis, -1) >= lead), False)
 
 
-def _factor(lens: Lens, dims: Dims, rank: Placement | None) -> Lens:
+def factor_lens(lens: Lens, dims: Dims, rank: Placement | None) -> Lens:
     """The axes of some dimensions of `lens` as they lie in a factor, with the axis of its ranks."""
     axes = [p for p in lens.axes if p.dim < 0]
     size = 1 + max([new for new, _ in dims.values()] + ([rank.dim] if rank else []))

@@ -19,6 +19,7 @@ class Checkpoint:
     """A source with its meaning: family, configuration, where each canonical tensor lies. Only headers were read.
 
     addition  the pairs of an adapter whose products are added to the tensors (`planning.merge`)
+    is_adapter  this is the adapter alone, and family, configuration and rules are those of its model
     replaces  whether tensors of that adapter stand in place of the model's own
     """
 
@@ -30,6 +31,7 @@ class Checkpoint:
     resolved: Resolved
     addition: Addition | None = None
     replaces: bool = False
+    is_adapter: bool = False
 
     @property
     def config(self) -> ModelConfig:

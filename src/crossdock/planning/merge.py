@@ -12,6 +12,7 @@ from dataclasses import replace
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.adapter import Adapter
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.planning.adapter_containers import alone
 from crossdock.planning.adapters import found_in, without
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.pairs import Pair, by_tensor, ranked
@@ -63,6 +64,20 @@ def merged_by_name(base: Checkpoint, source: Source, adapter: Adapter) -> Checkp
         raise PlanError("one adapter at a time", where=str(source.root))
     found = found_in(base, adapter, str(source.root))
     return added(base, source.files, found.pairs, found.replaced, changes=bool(adapter.changed))
+
+
+def kept_apart(base: Checkpoint, source: Source, adapter: Adapter) -> Checkpoint:
+    """The adapter alone, with the meaning that its base gives it. Raises PlanError with all that does not fit."""
+    found = found_in(base, adapter, str(source.root))
+    if adapter.changed:
+        raise PlanError(
+            "the adapter has whole tensors or rows beside its pairs, for which no adapter of a target has a place",
+            where=str(source.root),
+            got=", ".join(sorted(adapter.changed)[:4]),
+            fix="--base MODEL --merge",
+        )
+    addition = by_tensor(found.pairs)
+    return replace(base, source=source, resolved=alone(addition), addition=addition, is_adapter=True)
 
 
 def added(

@@ -67,7 +67,9 @@ def adapter_of(tensors: Mapping[str, StoredTensor], folder: Path) -> Adapter:
             problems.append(Problem("its other half linear_out.weight is missing", where=name))
         elif len(a.shape) < 2 or a.shape[-2] != rank or b.shape[-1:] != (rank,):
             problems.append(
-                Problem("the pair has another rank than the configuration says", name, str(rank), f"{a.shape}, {b.shape}")
+                Problem(
+                    "the pair has another rank than the configuration says", name, str(rank), f"{a.shape}, {b.shape}"
+                )
             )
         else:
             pairs.append(StoredPair((f"{module}.weight",), a, b, "linear", rank, alpha / rank))

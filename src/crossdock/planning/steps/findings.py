@@ -25,6 +25,7 @@ def findings(
         header=_header(sourced, tensors),
         source_dtype=_main_dtype([fill.spec for fill in sourced.fills]),
         fixed=fixed,
+        alphas=sourced.places.alphas,
     )
 
 

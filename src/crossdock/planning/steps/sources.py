@@ -113,7 +113,7 @@ class _Filler:
     def _products(self, container: Container) -> tuple[Product, ...]:
         """What an adapter adds to one container. Raises PlanError where that depends on the values."""
         addition = self.checkpoint.addition
-        if addition is None:
+        if addition is None or self.checkpoint.is_adapter:
             return ()
         factors: dict[Lens, float] = {}
         for lens in container.lenses:
