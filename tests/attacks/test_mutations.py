@@ -26,7 +26,7 @@ from crossdock.formats.gguf.container import read_header as read_gguf
 from crossdock.formats.hf.config import parse
 from crossdock.formats.safetensors import read_header as read_safetensors
 from crossdock.scan import scan
-from crossdock.tokenizers import read as read_tokenizer
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "examples" / "tiny-kjv"

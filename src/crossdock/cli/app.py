@@ -17,6 +17,7 @@ import click
 
 from crossdock.cli import extensions, failures
 from crossdock.cli.sections import WithExamples, examples
+from crossdock.version import VERSION
 from crossdock.wording import nearest
 
 EXAMPLES = examples(
@@ -107,8 +108,6 @@ class Crossdock(WithExamples, click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from crossdock.version import VERSION
-
         click.echo(f"crossdock {VERSION}")
         ctx.exit()
 
