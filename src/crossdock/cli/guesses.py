@@ -1,6 +1,6 @@
 """What people type who come from other tools, in crossdock's words. Nothing of a model is guessed.
 
-Options of llama.cpp's `convert_hf_to_gguf.py` (`--outfile`, `--outtype`), engines in place of the format that they load,
+Options of `convert_hf_to_gguf.py` (`--outfile`, `--outtype`), engines in place of the format that they load,
 and commands that other programs have for the same thing.
 """
 
