@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from crossdock.planning.catalogue import catalogue
 
 from crossdock import delivery
 from crossdock.cli.app import main
 from crossdock.model.families import families
-from crossdock.planning.catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from crossdock.delivery.opening import interpret, open, overrides_from
     from crossdock.delivery.planning import options, plan
     from crossdock.delivery.verifying import verify
-    from crossdock.running.destination import destination, local_path
+    from crossdock.running.destination import default_output, destination, local_path
 
 __all__ = [
-    "check", "destination", "diff", "export", "interpret", "local_path", "open", "options", "overrides_from", "plan",
+    "check", "default_output", "destination", "diff", "export", "interpret", "local_path", "open", "options", "overrides_from", "plan",
     "run", "verify",
 ]  # fmt: skip
 
@@ -26,7 +26,7 @@ __getattr__ = loader(
         {
             **dict.fromkeys(("check", "diff"), "crossdock.delivery.comparing"),
             **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
-            **dict.fromkeys(("destination", "local_path"), "crossdock.running.destination"),
+            **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
             **dict.fromkeys(("interpret", "open", "overrides_from"), "crossdock.delivery.opening"),
             **dict.fromkeys(("options", "plan"), "crossdock.delivery.planning"),
             "verify": "crossdock.delivery.verifying",
