@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from crossdock.running.destination import default_output, destination, local_path
 
 __all__ = [
-    "check", "default_output", "destination", "diff", "export", "interpret", "local_path", "open", "options", "overrides_from", "plan",
-    "run", "verify",
+    "check", "default_output", "destination", "diff", "export", "interpret", "local_path", "open", "options",
+    "overrides_from", "plan", "run", "verify",
 ]  # fmt: skip
 
 __getattr__ = loader(
