@@ -12,7 +12,6 @@ from crossdock.options import made
 from crossdock.planning.plan import Plan
 from crossdock.running.memory import share_of, workers_for
 from crossdock.running.options import RunOptions
-from crossdock.running.run import check_place as check_place
 
 
 def run_needs(options: Mapping[str, Any]) -> tuple[int, int]:
