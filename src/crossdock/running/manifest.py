@@ -1,8 +1,8 @@
 """The manifest beside an output: what was written, from what, with a hash of every file and of every tensor.
 
 `docs/manifest.md` describes its keys. It holds no time, no path of the machine and nothing of the order of work: equal
-runs write equal manifests, on any machine. `read_manifest` also reads version 2, in which every file has a hash and what
-is not proven is only a warning, and version 1, which had no hashes of files.
+runs write equal manifests, on any machine. `read_manifest` also reads version 2, in which every file has a hash and
+what is not proven is only a warning, and version 1, which had no hashes of files.
 """
 
 from __future__ import annotations
