@@ -28,7 +28,7 @@ from crossdock.formats.safetensors import read_header as read_safetensors
 from crossdock.io.yaml import read_section
 from crossdock.running.journal import NAME
 from crossdock.scan import scan
-from crossdock.tokenizers import read as read_tokenizer
+from crossdock.tokenizers.reading import read as read_tokenizer
 from crossdock_powerinfer.statistics import read_statistics
 from support.ggml_training_files import random_file, write
 

@@ -23,10 +23,10 @@ from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
-from crossdock.tokenizers import ends_of
+from crossdock.tokenizers.gguf_metadata import ends_of
 
 if TYPE_CHECKING:  # most outputs of the tests have none
-    from crossdock.tokenizers import Tokenizer
+    from crossdock.tokenizers.tokenizer import Tokenizer
 
 
 class HfTarget(Target[HfOptions]):
