@@ -14,6 +14,7 @@ import numpy as np
 
 from crossdock.errors import UsageError
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.proof import npy
 from crossdock.proof.tokens import ids_by_llama, ids_by_source, tokenizer_of
 from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, find, read_bytes, read_text
 from crossdock.tokenizers.reading import read as read_tokenizer
@@ -83,11 +84,8 @@ def _read(path: Path) -> str:
 
 
 def _load(path: Path) -> list[list[int]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"no token ids can be read: {str(error).splitlines()[0][:200]}", where=str(path)) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+    array = npy.load(path, "token ids")
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise UsageError("no token ids", where=str(path), expected="an array of integers, [n] or [windows, n]")
     return [[int(number) for number in row] for row in np.atleast_2d(array)[:, :MOST][:MOST]]
 

@@ -147,8 +147,7 @@ class HfTarget(Target[HfOptions]):
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"pass {output.parent}")
-        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
-        return found
+        return read_json(output / "config.json")[0]
 
 
 def _size(tensor: TensorSpec) -> int:
