@@ -96,7 +96,9 @@ def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
             return TESTS.parent / "examples" / name
         folder = base / name
         if not folder.exists():
-            kinds = (TESTS / "data" / kind / f"{name}.tar.xz" for kind in ("checkpoints", "families", "megatron"))
+            kinds = (
+                TESTS / "data" / kind / f"{name}.tar.xz" for kind in ("checkpoints", "families", "megatron", "adapters")
+            )
             with tarfile.open(next(file for file in kinds if file.is_file())) as archive:
                 archive.extractall(base, filter="data")
         return folder

@@ -26,6 +26,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def made_model(folder: Path, kind: str, sizes: dict[str, Any]) -> Path:
+    """A model of transformers in `folder`: float32, weights around 0.25."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    for one in model.parameters():
+        torch.nn.init.normal_(one, std=0.25)
+    model.save_pretrained(folder)
+    return folder
+
+
 def adapted(base: Path, output: Path, *, seed: int = 1, touch: bool = True, **options: Any) -> Path:
     """An adapter of peft on `base` at `output`, all that it trains being random."""
     import peft

@@ -22,7 +22,7 @@ from crossdock.planning.adapters import factor_lens, is_transposed, variables_of
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.pairs import RANK, Addition, Pair, meeting
 from crossdock.planning.tensors.containers import wanted_containers
-from crossdock.planning.tensors.resolve import Key, Resolved, SourceSlice, key_of
+from crossdock.planning.tensors.resolved import Key, Resolved, SourceSlice, key_of
 
 A, B = "_lora_a", "_lora_b"
 

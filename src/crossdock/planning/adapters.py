@@ -20,7 +20,7 @@ from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.family import Family
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.pairs import RANK, Pair
-from crossdock.planning.tensors.resolve import SourceSlice
+from crossdock.planning.tensors.resolved import SourceSlice
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _OTHER_BASE = "--base with the model that the adapter was trained on"

@@ -11,7 +11,7 @@ from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
 from crossdock.planning.pairs import Addition
-from crossdock.planning.tensors.resolve import Resolved
+from crossdock.planning.tensors.resolved import Resolved
 
 
 @dataclass(frozen=True)

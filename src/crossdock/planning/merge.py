@@ -16,7 +16,7 @@ from crossdock.planning.adapter_containers import alone
 from crossdock.planning.adapters import found_in, without
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.pairs import Pair, by_tensor, ranked
-from crossdock.planning.tensors.resolve import Key, Resolved, SourceSlice, key_of
+from crossdock.planning.tensors.resolved import Key, Resolved, SourceSlice, key_of
 
 _ALIKE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",

@@ -17,7 +17,7 @@ from crossdock.layout.boxes import steps_of
 from crossdock.layout.lenses import Lens, Placement, Range
 from crossdock.planning.plan import Move, Product
 from crossdock.planning.tensors.extents import Extents, moves_from
-from crossdock.planning.tensors.resolve import Key, SourceSlice, key_of
+from crossdock.planning.tensors.resolved import Key, SourceSlice, key_of
 
 RANK = "rank"
 ONE = "one"  # the axis of a vector, which is a matrix of one row

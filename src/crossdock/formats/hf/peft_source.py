@@ -15,6 +15,7 @@ from crossdock.errors import FormatError, NotACheckpointError, Problem
 from crossdock.formats.adapter import Adapter, Form, StoredPair, StoredRows
 from crossdock.formats.hf.adapter_config import FILE, AdapterConfig, checked
 from crossdock.formats.hf.composite import HEAD, TEXT
+from crossdock.formats.hf.source import read_json
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.weight_file import tensors_in
 
@@ -37,8 +38,6 @@ def sniff(path: Path) -> bool:
 
 def open_source(path: Path, *, iteration: int | None = None) -> Source:
     """Open the folder of an adapter. Raises NotACheckpointError, FormatError, ConfigError, UnsafePickleError."""
-    from crossdock.formats.hf.source import read_json
-
     folder = path if path.is_dir() else path.parent
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:

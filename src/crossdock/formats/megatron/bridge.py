@@ -14,7 +14,6 @@ from typing import Any
 from crossdock.errors import FormatError
 from crossdock.formats.megatron.args import plain
 from crossdock.io.files import read_exact, reading, size_of
-from crossdock.io.yaml import read_section
 
 FILE = "run_config.yaml"
 LARGEST = 1 << 20  # bytes; Bridge writes some ten thousand
@@ -26,6 +25,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
     `model_provider` and `model_builder` name the classes that Bridge would make the model with.
     Raises FormatError when there is no model in it, or YAML that `io.yaml` does not read.
     """
+
     where = str(path)
     model = read_run_config_section(path, "model")
     if not isinstance(model, dict):
@@ -43,6 +43,8 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 def read_run_config_section(path: Path, name: str) -> Any:
     """One section of `path`, None where there is none. Raises FormatError for YAML that `io.yaml` does not read."""
+    from crossdock.io.yaml import read_section  # PyYAML is loaded where there is YAML to read
+
     where = str(path)
     with reading(path) as fd:
         size = size_of(fd)

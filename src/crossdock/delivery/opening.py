@@ -1,0 +1,112 @@
+"""`open`: a path becomes a checkpoint, which is a source with its meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from crossdock.errors import UsageError
+from crossdock.formats import registry
+from crossdock.formats.hf.config import flattened
+from crossdock.formats.hf.source import read_json
+from crossdock.formats.megatron.args import args_of_config
+from crossdock.formats.stored import Source
+from crossdock.io.system import documented_errors
+from crossdock.layout.rules import layout
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides, with_user_config
+from crossdock.planning.config.unproven import unproven
+from crossdock.planning.merge import kept_apart, merged, merged_by_name
+from crossdock.planning.tensors.renames import renamed
+from crossdock.planning.tensors.resolve import resolve
+from crossdock.planning.tensors.wrappers import unwrapped
+
+
+@documented_errors()
+def open(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    iteration: int | None = None,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    merge: bool = True,
+) -> Checkpoint:
+    """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
+
+    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
+               or the path of a family file
+    config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
+               or overrides the configuration
+    set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
+    rename     stored names of own making -> those of the format, see `planning.renames`
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it,
+               or without `merge` the adapter alone, for targets that hold adapters
+
+    Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
+    """
+    source = registry.open_source(Path(path), format=format, iteration=iteration)
+    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
+    return interpret(source, overrides, None if base is None else Path(base), merge=merge)
+
+
+def overrides_from(
+    *,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Overrides:
+    """What the user says about the model, with the `--config` file read."""
+    if config is None:
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
+    keys, where = read_json(Path(config))
+    args = args_of_config(keys)
+    if args is not None:
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
+    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+
+
+def interpret(source: Source, overrides: Overrides, base: Path | None = None, *, merge: bool = True) -> Checkpoint:
+    """Give a source its meaning: family, configuration, and where every canonical tensor lies.
+
+    base   the model that `source` is an adapter of: the result is that model with the adapter added, or without
+           `merge` the adapter alone; `overrides` are about the model
+    """
+    if base is not None:
+        model = interpret(registry.open_source(base), overrides)
+        if source.adapter is not None:
+            return (merged_by_name if merge else kept_apart)(model, source, source.adapter)
+        if not merge:
+            raise UsageError("--base MODEL without --merge is for adapters that need their model to be understood")
+        return merged(model, interpret(source, Overrides()))
+    if source.adapter is not None:
+        named = f" ({source.adapter.base})" if source.adapter.base else ""
+        raise UsageError(
+            "this is an adapter, not a model",
+            where=str(source.root),
+            fix=f"pass its model{named}: --base MODEL --merge, or --base MODEL with --to gguf-lora or --to peft",
+            check="adapter-unmerged",
+        )
+    if source.layout == "hf":
+        source = unwrapped(source, source.layout)
+    source, notices = renamed(source, overrides.renames, source.layout)
+    notices = (*source.notices, *notices)
+    stored, asked = source, overrides
+    source, overrides = with_user_config(source, overrides)
+    reading = describe(source, overrides)
+    described = replace(
+        reading.described,
+        notices=(*notices, *reading.described.notices),
+        unproven=unproven(stored, asked, reading),
+    )
+    reading = replace(reading, described=described)
+    rules = layout(source.layout, reading.family)
+    resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
