@@ -87,7 +87,7 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name in tests/data/checkpoints, families or megatron (or "tiny-kjv") -> the folder, unpacked once a session;
+    """Name in a folder of tests/data (or "tiny-kjv") -> the folder, unpacked once a session;
     never write there."""
     base = tmp_path_factory.mktemp("megatron")
 

@@ -62,7 +62,7 @@ def test_values_that_peft_would_not_write(name: str, adapter: Path, models: Call
 
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "another rank": ({"r": 4}, "another rank than the configuration says"),
+    "another rank": ({"r": 4}, "another rank than the configuration states"),
     "a module that is not named": ({"target_modules": ["q_proj"]}, "PEFT would ignore the pair"),
     "a layer that is not named": ({"layers_to_transform": [0]}, "PEFT would ignore the pair"),
     "DoRA without magnitudes": ({"use_dora": True}, "use_dora and lora_magnitude_vector contradict"),

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from crossdock.delivery.reading import ReadOptions
 from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.hf.config import flattened
@@ -15,6 +17,7 @@ from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
+from crossdock.options import made
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
@@ -26,34 +29,18 @@ from crossdock.planning.tensors.wrappers import unwrapped
 
 
 @documented_errors()
-def open(
-    path: str | os.PathLike[str],
-    *,
-    format: str | None = None,
-    iteration: int | None = None,
-    family: str | None = None,
-    config: str | os.PathLike[str] | None = None,
-    set: Mapping[str, str] | None = None,
-    rename: Mapping[str, str] | None = None,
-    base: str | os.PathLike[str] | None = None,
-    merge: bool = True,
-) -> Checkpoint:
+def open(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
-               or the path of a family file
-    config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
-               or overrides the configuration
-    set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
-    rename     stored names of own making -> those of the format, see `planning.renames`
-    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it,
-               or without `merge` the adapter alone, for targets that hold adapters
+    options  `format`, `iteration`, `family`, `config`, `set`, `rename`, `base`, `merge`, `norm_eps`, `rope_base`: see
+             `ReadOptions`
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
-    source = registry.open_source(Path(path), format=format, iteration=iteration)
-    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
-    return interpret(source, overrides, None if base is None else Path(base), merge=merge)
+    asked = made(ReadOptions, options)
+    source = registry.open_source(Path(path), format=asked.format, iteration=asked.iteration)
+    overrides = overrides_from(family=asked.family, config=asked.config, set=asked.settings, rename=asked.rename)
+    return interpret(source, overrides, None if asked.base is None else Path(asked.base), merge=asked.merge)
 
 
 def overrides_from(

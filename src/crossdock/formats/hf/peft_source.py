@@ -87,7 +87,7 @@ class _Reader:
             if name.endswith(_ROWS):
                 rows |= self._rows(name.removesuffix(_ROWS), tensor)
             elif "lora_" in name or ".token_adapter." in name:
-                self._problem("nothing reads this tensor of the adapter", name)
+                self._problem("the adapter has a tensor that no rule reads", name)
             else:  # modules_to_save, trained biases, and the layers below embeddings' pairs
                 replaced[name.replace(f"{_NESTED}.", ".")] = tensor
         if not pairs and not rows and not replaced:
@@ -120,7 +120,7 @@ class _Reader:
             or (a.shape[0] != rank if form != "experts" else a.shape[0] % rank)
         ):
             self._problem(
-                "the pair has another rank than the configuration says", name, str(rank), f"{a.shape}, {b.shape}"
+                "the pair has another rank than the configuration states", name, str(rank), f"{a.shape}, {b.shape}"
             )
         if not self._config.wraps(module):
             self._problem("the configuration does not name this module, so PEFT would ignore the pair", name)

@@ -55,7 +55,7 @@ def adapter_of(tensors: Mapping[str, StoredTensor], folder: Path) -> Adapter:
     for name, a in tensors.items():
         match = _ANY.match(name)
         if match is None or match["rest"] not in ("linear_in.weight", "linear_out.weight"):
-            problems.append(Problem("nothing reads this tensor of the adapter", where=name))
+            problems.append(Problem("the adapter has a tensor that no rule reads", where=name))
             continue
         module = match["module"]
         if match["rest"] == "linear_out.weight":
@@ -68,7 +68,7 @@ def adapter_of(tensors: Mapping[str, StoredTensor], folder: Path) -> Adapter:
         elif len(a.shape) < 2 or a.shape[-2] != rank or b.shape[-1:] != (rank,):
             problems.append(
                 Problem(
-                    "the pair has another rank than the configuration says", name, str(rank), f"{a.shape}, {b.shape}"
+                    "the pair has another rank than the configuration states", name, str(rank), f"{a.shape}, {b.shape}"
                 )
             )
         else:
