@@ -16,7 +16,7 @@ from crossdock.formats.options import Options
 from crossdock.formats.stored import Source
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
-from crossdock.options import made
+from crossdock.options import made, one_of
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
@@ -24,6 +24,7 @@ from crossdock.planning.config.unproven import unproven
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
+from crossdock.planning.tensors.masters import demand_masters, with_masters
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
@@ -49,6 +50,7 @@ def open(
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     base: str | os.PathLike[str] | None = None,
+    weights: str = "model",
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
@@ -59,11 +61,12 @@ def open(
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
     rename     stored names of own making -> those of the format, see `planning.renames`
     base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+    weights    "master": of a Megatron run the optimizer's float32 weights instead of the model's rounded ones
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
+    overrides = overrides_from(family=family, config=config, set=set, rename=rename, weights=weights)
     return interpret(source, overrides, None if base is None else Path(base))
 
 
@@ -73,10 +76,12 @@ def overrides_from(
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
+    weights: str = "model",
 ) -> Overrides:
     """What the user says about the model, with the `--config` file read."""
+    weights = one_of("model", "master")(weights)
     if config is None:
-        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}), weights=weights)
     from crossdock.formats.hf.config import flattened
     from crossdock.formats.hf.source import read_json
     from crossdock.formats.megatron.args import args_of_config
@@ -84,8 +89,10 @@ def overrides_from(
     keys, where = read_json(Path(config))
     args = args_of_config(keys)
     if args is not None:
-        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
-    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}), weights)
+    return Overrides(
+        family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}), weights=weights
+    )
 
 
 def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
@@ -98,6 +105,8 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
         from crossdock.planning.merge import merged
 
         return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+    if overrides.weights == "master":
+        source = with_masters(source)
     if source.layout == "hf":
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
@@ -113,6 +122,8 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
     reading = replace(reading, described=described)
     rules = layout(source.layout, reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    if overrides.weights == "master":
+        demand_masters(source, resolved)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
 
 

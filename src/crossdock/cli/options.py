@@ -97,6 +97,7 @@ class SourceFlags:
     merge: bool = False
     norm_eps: float | None = None
     rope_base: float | None = None
+    weights: str = "model"
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -115,7 +116,7 @@ class SourceFlags:
         if (self.base is None) == self.merge:
             raise UsageError("--base MODEL and --merge must be used together")
         overrides = delivery.overrides_from(
-            family=self.family, config=self.config, set=self.settings, rename=self.rename
+            family=self.family, config=self.config, set=self.settings, rename=self.rename, weights=self.weights
         )
         return delivery.interpret(source, overrides, self.base)
 
@@ -129,6 +130,7 @@ class SourceFlags:
                  "base": self.base}  # fmt: skip
         words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         words += ["--merge"] if self.merge else []
+        words += ["--weights", self.weights] if self.weights != "model" else []
         pairs = [("--set", key, value) for key, value in self.settings.items()]
         pairs += [("--rename", key, value) for key, value in self.rename.items()]
         return words + [word for option, key, value in pairs for word in (option, f"{key}={value}")]
@@ -199,6 +201,12 @@ _SOURCE = (
     click.option("--base", type=PATH, metavar="MODEL", help="Base model of a source that is an adapter."),
     click.option("--merge", is_flag=True, help="Merge the adapter into --base."),
     click.option("--norm-eps", type=float, metavar="X", help="Epsilon of the norms, if the source lacks it."),
+    click.option(
+        "--weights",
+        type=click.Choice(("model", "master")),
+        default="model",
+        help="Of a Megatron run: the model's, or the optimizer's float32 ones.  [default: model]",
+    ),
     click.option("--rope-base", type=float, metavar="X", help="Base of rope (theta), if the source lacks it."),
 )
 

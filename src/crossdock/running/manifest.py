@@ -46,6 +46,7 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], files: Sequence[
         "source": {
             "format": plan.source_format,
             "iteration": plan.iteration,
+            "weights": plan.weights,
             "files": [{"path": _relative(f.path, base), "bytes": f.size} for f in plan.sources],
         },
         "tokenizer": None
