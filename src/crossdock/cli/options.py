@@ -17,7 +17,7 @@ import click
 from crossdock.cli.guesses import ENGINES
 from crossdock.errors import UsageError
 from crossdock.formats import registry
-from crossdock.options import Option, made, options_of, whole
+from crossdock.options import Option, made, one_of, options_of, whole
 from crossdock.running.options import RunOptions, WriteOptions
 from crossdock.wording import nearest
 
@@ -210,9 +210,10 @@ _SOURCE = (
     click.option("--norm-eps", type=float, metavar="X", help="Epsilon of the norms, if the source lacks it."),
     click.option(
         "--weights",
-        type=click.Choice(("model", "master")),
+        type=Parsed(one_of("model", "master")),
         default="model",
-        help="Of a Megatron run: the model's, or the optimizer's float32 ones.  [default: model]",
+        metavar="KIND",
+        help="model, or the optimizer's: master.  [default: model]",
     ),
     click.option("--rope-base", type=float, metavar="X", help="Base of rope (theta), if the source lacks it."),
 )

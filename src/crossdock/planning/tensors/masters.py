@@ -1,7 +1,7 @@
 """`--weights master`: the optimizer's float32 weights in the place of the model's rounded ones, and how that is proved.
 
-Their shapes are held against the model's when they are put there; that each rounds to what the model has is a comparison
-in the plan, made while others copy. Reads no bytes.
+Their shapes are held against the model's when they are put there; that each rounds to what the model has is a
+comparison in the plan, made while others copy. Reads no bytes.
 """
 
 from __future__ import annotations

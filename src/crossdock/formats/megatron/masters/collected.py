@@ -57,11 +57,11 @@ class Collected:
                 cause="a save of another model, or an order of parameters that crossdock does not know",
                 fix="--weights model takes the model's own",
             )
-        notices = ()
+        notices: tuple[str, ...] = ()
         if self._ambiguous:
             names = sorted(self._ambiguous)
             notices = (
-                f"masters of {len(names)} tensors such as {printable(names[0])} round to the same first values as others;"
-                " the order in which Megatron registers its parameters tells them apart",
+                f"the optimizer's float32 weights of {len(names)} tensors such as {printable(names[0])} begin, rounded,"
+                " with the same values as others; the order in which Megatron registers its parameters tells them apart",
             )
         return Masters(out, files, notices)

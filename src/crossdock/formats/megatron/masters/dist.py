@@ -5,21 +5,21 @@
     optimizer.distributed.dp_group_idx_N....bucket_idx_M.param  flat (dp_reshardable, the default since 0.15)
     optimizer.distributed.dp_group_idx_N.param_state  a pickled dict of flat vectors (dp_zero_gather_scatter)
 
-Facts from Megatron-LM core_v0.13.1 to d98e8a6 (`core/optimizer/distrib_optimizer.py`, `optimizer.py`), run and read back.
+Facts from Megatron-LM core_v0.13.1 to d98e8a6 (`core/optimizer/distrib_optimizer.py`), run and read back.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from crossdock.errors import FormatError
 from crossdock.formats.dcp import metadata as dcp
 from crossdock.formats.megatron.args import is_weight
 from crossdock.formats.megatron.masters.collected import Collected
-from crossdock.formats.megatron.masters.matching import Index, Key, walk, weights_in
+from crossdock.formats.megatron.masters.matching import Index, walk, weights_in
 from crossdock.formats.megatron.masters.samples import Samples, boxes, run_of
 from crossdock.formats.megatron.masters.vectors import flat_vectors
 from crossdock.formats.stored import Extent, Masters, SourceFile, StoredTensor
@@ -34,20 +34,19 @@ _NUMBERED = re.compile(r"(?:chained_\d+\.)?optimizer\.fp32_from_fp16_params\.")
 
 
 def of_dist(path: Path, prefix: str) -> Masters:
-    """The masters in folder `path`, by names without `prefix`. Reads a few values of each weight where vectors are flat.
+    """The masters in folder `path`, by names without `prefix`.
 
+    Reads a few values of each weight where vectors are flat.
     Raises FormatError where there are none, or they do not make up the weights.
     """
     meta = dcp.read_metadata(path, lambda name: is_weight(name) or bool(_STATE.match(name) or _BUCKET.match(name)))
     stored = dcp.stored_tensors(meta, path)
-    weights = {
-        ("", name.removeprefix(prefix)): tensor for name, tensor in stored.tensors.items() if is_weight(name)
-    }
+    weights = {("", name.removeprefix(prefix)): tensor for name, tensor in stored.tensors.items() if is_weight(name)}
     found = Collected(weights)
     for name, tensor in stored.tensors.items():
         if (state := _STATE.match(name)) and (key := ("", state[1].removeprefix(prefix))) in weights:
-            for origin, shape, extents in _of_state(name, tensor, weights[key]):
-                found.add(key, origin, shape, extents)
+            for origin, shape, extent in _of_state(name, tensor, weights[key]):
+                found.add(key, origin, shape, [extent])
     buckets = [
         tensor
         for name, tensor in stored.tensors.items()
@@ -69,13 +68,13 @@ def of_dist(path: Path, prefix: str) -> Masters:
 
 def _of_state(
     name: str, tensor: StoredTensor, weight: StoredTensor
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], list[Extent]]]:
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Extent]]:
     """The boxes that a tensor with the name of a weight holds of it: the same ones, or runs of the weight's chunks."""
     if tensor.dtype != "float32":
         raise FormatError("a master in another type than float32", where=name, got=tensor.dtype)
     if tensor.shape == weight.shape:
         for extent in tensor.extents:
-            yield extent.origin, extent.shape, [extent]
+            yield extent.origin, extent.shape, extent
         return
     *grid, count = tensor.shape
     chunk = tuple(size // cut if cut else 0 for size, cut in zip(weight.shape, grid, strict=False))
@@ -94,7 +93,7 @@ def _of_state(
         start = extent.origin[-1]
         for at, shape, first in boxes(chunk, start, start + extent.shape[-1]):
             origin = tuple(a + b for a, b in zip(corner, at, strict=True))
-            yield origin, shape, [run_of(extent, first - start, origin, shape)]
+            yield origin, shape, run_of(extent, first - start, origin, shape)
 
 
 def _ascending(tensor: StoredTensor) -> tuple[Extent, ...]:

@@ -36,7 +36,10 @@ class RankFile(NamedTuple):
 def of_rank_files(
     tensors: Mapping[Key, StoredTensor], files: Sequence[SourceFile], ranks: Sequence[RankFile], root: Path
 ) -> Masters:
-    """The masters of `tensors`, which index into `files`. Raises FormatError where there are none, or they do not fit."""
+    """The masters of `tensors`, which index into `files`.
+
+    Raises FormatError where there are none, or they do not fit.
+    """
     found, every = Collected(tensors), list(files)
     with Samples(every) as samples:
         weights = weights_in(tensors, samples)

@@ -49,7 +49,9 @@ class Samples:
             if (at, extent.offset) not in self._places:
                 ref = locate_single(fd, extent.offset, extent.nbytes, where)
                 if ref.dtype != dtype or ref.elements != math.prod(extent.shape) or not ref.contiguous:
-                    raise FormatError("the blob is not what the index says", where, got=f"{ref.dtype} {ref.shape}")
+                    raise FormatError(
+                        "the blob is not what the index says", where=where, got=f"{ref.dtype} {list(ref.shape)}"
+                    )
                 self._places[at, extent.offset] = ref.offset
             offset = self._places[at, extent.offset]
         size = codecs.get(dtype).block_bytes
@@ -65,7 +67,7 @@ class Samples:
 
 
 def parts_of(extents: Sequence[Extent], start: int, stop: int) -> Iterator[tuple[Extent, int, int]]:
-    """The extents of a vector, in ascending order, that meet [start, stop), each with the elements that it has of it."""
+    """The extents of a vector, in ascending order, that meet [start, stop), each with its elements in there."""
     low, high = 0, len(extents)
     while low < high:  # the first that ends beyond `start`
         middle = (low + high) // 2
