@@ -19,7 +19,7 @@ from crossdock.planning.steps.containers import TargetContainers
 from crossdock.planning.tensors.equality import equality_checks
 from crossdock.planning.tensors.extents import Extents, moves_for
 from crossdock.planning.tensors.masters import rounding_checks
-from crossdock.planning.tensors.resolve import SourceSlice
+from crossdock.planning.tensors.resolved import SourceSlice
 from crossdock.planning.tensors.training_scales import scales_of
 from crossdock.planning.tensors.training_state import carried_moves, order_checks
 

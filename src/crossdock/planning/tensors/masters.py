@@ -15,7 +15,7 @@ from crossdock.formats.stored import Source, StoredTensor
 from crossdock.layout.boxes import steps_of
 from crossdock.planning.plan import EqualityCheck, Move
 from crossdock.planning.tensors.extents import Extents
-from crossdock.planning.tensors.resolve import Resolved, SourceSlice
+from crossdock.planning.tensors.resolved import Resolved, SourceSlice
 
 _FIX = "--weights model takes the model's own"
 

@@ -59,9 +59,9 @@ class Collected:
             )
         notices: tuple[str, ...] = ()
         if self._ambiguous:
-            names = sorted(self._ambiguous)
+            name = printable(min(self._ambiguous))
             notices = (
-                f"the optimizer's float32 weights of {len(names)} tensors such as {printable(names[0])} begin, rounded,"
-                " with the same values as others; the order in which Megatron registers its parameters tells them apart",
+                f"{len(self._ambiguous)} tensors such as {name} begin, rounded, with the same values as others: of the"
+                " optimizer's float32 weights, the order in which Megatron registers parameters tells them apart",
             )
         return Masters(out, files, notices)
