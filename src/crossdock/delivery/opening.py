@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crossdock.formats import registry
 from crossdock.formats.hf.config import flattened
@@ -32,29 +33,27 @@ def open(
     *,
     format: str | None = None,
     iteration: int | None = None,
-    family: str | None = None,
-    config: str | os.PathLike[str] | None = None,
-    set: Mapping[str, str] | None = None,
-    rename: Mapping[str, str] | None = None,
     base: str | os.PathLike[str] | None = None,
-    weights: str = "model",
+    **overrides: Any,
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
-               or the path of a family file
+    format     force a source format; iteration: of a Megatron run
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+
+    overrides, those of `overrides_from`:
+
+    family     instead of the derived one: a name, or the path of a family file
     config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
     rename     stored names of own making -> those of the format, see `planning.renames`
-    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
     weights    "master": of a Megatron run the optimizer's float32 weights instead of the model's rounded ones
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    overrides = overrides_from(family=family, config=config, set=set, rename=rename, weights=weights)
-    return interpret(source, overrides, None if base is None else Path(base))
+    return interpret(source, overrides_from(**overrides), None if base is None else Path(base))
 
 
 def overrides_from(
