@@ -36,12 +36,12 @@ def gathered(layer: Layer, x: Array, part: str) -> tuple[Array, Shares]:
     count = config.hc_mult
     logits = _logits(layer, x, f"hc_{part}_fn")
     scale, base = layer.tensor(f"hc_{part}_scale"), layer.tensor(f"hc_{part}_base")
-    given = sigmoid(logits[:, :count] * scale[0] + base[:count]) + config.hc_eps
+    offered = sigmoid(logits[:, :count] * scale[0] + base[:count]) + config.hc_eps
     taken = config.hc_magnitude * sigmoid(logits[:, count : 2 * count] * scale[1] + base[count : 2 * count])
     if not config.hc_sinkhorn_iters:
-        return _sum(x, given), Shares(taken + config.hc_eps, None)
+        return _sum(x, offered), Shares(taken + config.hc_eps, None)
     mixed = (logits[:, 2 * count :] * scale[2] + base[2 * count :]).reshape(-1, count, count)
-    return _sum(x, given), Shares(taken, _doubly_stochastic(mixed, config.hc_sinkhorn_iters, config.hc_eps))
+    return _sum(x, offered), Shares(taken, _doubly_stochastic(mixed, config.hc_sinkhorn_iters, config.hc_eps))
 
 
 def spread(x: Array, y: Array, by: Shares) -> Array:
