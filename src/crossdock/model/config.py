@@ -110,6 +110,7 @@ class ModelConfig:
     attention_chunk_size: int | None = None  # chunked layers see their own chunk of this many positions
     layer_types: tuple[str, ...] = ()  # what mixes positions in each layer, see LAYER_TYPES; empty: attention in all
     num_kv_shared_layers: int = 0  # the last layers take keys and values of the last layer of their type before them
+    kv_shared_weights: bool = False  # those layers have matrices for keys and values all the same, which nothing uses
     k_eq_v_layers: tuple[int, ...] = ()  # layers without a matrix for values: they are the keys, before norm and rope
 
     # Positions
