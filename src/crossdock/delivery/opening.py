@@ -17,12 +17,13 @@ from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
-from crossdock.options import made
+from crossdock.options import made, one_of
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
 from crossdock.planning.config.unproven import unproven
 from crossdock.planning.merge import kept_apart, merged, merged_by_name
+from crossdock.planning.tensors.masters import demand_masters, with_masters
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
@@ -32,14 +33,16 @@ from crossdock.planning.tensors.wrappers import unwrapped
 def open(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    options  `format`, `iteration`, `family`, `config`, `set`, `rename`, `base`, `merge`, `norm_eps`, `rope_base`: see
-             `ReadOptions`
+    options  `format`, `iteration`, `family`, `config`, `set`, `rename`, `weights`, `base`, `merge`, `norm_eps`,
+             `rope_base`: see `ReadOptions`
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     asked = made(ReadOptions, options)
     source = registry.open_source(Path(path), format=asked.format, iteration=asked.iteration)
-    overrides = overrides_from(family=asked.family, config=asked.config, set=asked.settings, rename=asked.rename)
+    overrides = overrides_from(
+        family=asked.family, config=asked.config, set=asked.settings, rename=asked.rename, weights=asked.weights
+    )
     return interpret(source, overrides, None if asked.base is None else Path(asked.base), merge=asked.merge)
 
 
@@ -49,15 +52,18 @@ def overrides_from(
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
+    weights: str = "model",
 ) -> Overrides:
     """What the user says about the model, with the `--config` file read."""
+    weights = one_of("model", "master")(weights)
     if config is None:
-        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}), weights=weights)
     keys, where = read_json(Path(config))
     args = args_of_config(keys)
     if args is not None:
-        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
-    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}), weights)
+    flat = flattened(keys, where)
+    return Overrides(family, dict(set or {}), flat, where, renames=dict(rename or {}), weights=weights)
 
 
 def interpret(source: Source, overrides: Overrides, base: Path | None = None, *, merge: bool = True) -> Checkpoint:
@@ -81,6 +87,8 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None, *,
             fix=f"pass its model{named}: --base MODEL --merge, or --base MODEL with --to gguf-lora or --to peft",
             check="adapter-unmerged",
         )
+    if overrides.weights == "master":
+        source = with_masters(source)
     if source.layout == "hf":
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
@@ -96,4 +104,6 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None, *,
     reading = replace(reading, described=described)
     rules = layout(source.layout, reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    if overrides.weights == "master":
+        demand_masters(source, resolved)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)

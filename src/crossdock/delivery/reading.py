@@ -21,6 +21,7 @@ class ReadOptions:
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": 500000}
     rename     custom stored names -> those of the format, see `planning.renames`
+    weights    "master": of a Megatron run the optimizer's float32 weights instead of the model's rounded ones
     base       the model that the source is an adapter of; the source is then that model with the adapter merged into
                it, or without `merge` the adapter alone, for targets that hold adapters
     norm_eps   epsilon of the norms, rope_base: theta of rope, where the source lacks them
@@ -32,6 +33,7 @@ class ReadOptions:
     config: str | os.PathLike[str] | None = None
     set: Mapping[str, Any] = field(default=NOTHING)
     rename: Mapping[str, str] = field(default=NOTHING)
+    weights: str = "model"
     base: str | os.PathLike[str] | None = None
     merge: bool = True
     norm_eps: float | None = None

@@ -144,7 +144,8 @@ class TargetTensor:
 class EqualityCheck:
     """Two stored tensors that must hold the same values (a head that is tied to the embedding and stored all the same).
 
-    `one` and `other` fill the same imaginary tensor of `elements` elements; `on_mismatch` is the problem if not.
+    `one` and `other` fill the same imaginary tensor of `elements` elements in `dtype`, to which both are rounded;
+    `on_mismatch` is the problem if not.
     """
 
     name: str
@@ -153,6 +154,7 @@ class EqualityCheck:
     one: tuple[Move, ...]
     other: tuple[Move, ...]
     on_mismatch: Problem
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Plan:
     fail_on    findings in the values with which the output must not come into being
     replaces   whether tensors of an adapter stand in place of the model's own
     ranks      what each rank file holds, for people; parameters: how many numbers the model has
+    weights    "model", or "master": the optimizer's float32 weights
     """
 
     source_format: str
@@ -186,6 +189,7 @@ class Plan:
     parameters: int = 0
     own_names: tuple[str, ...] = ()
     iteration: int | None = None
+    weights: str = "model"
     tokenizer: tuple[SourceFile, ...] = ()
     tokenizer_from: str = ""
     replaces: bool = False
@@ -208,6 +212,7 @@ class Plan:
             "target_format": self.target_format,
             "config": self.described.config.as_dict(),
             "settings": dict(self.settings),
+            **({} if self.weights == "model" else {"weights": self.weights}),
             "sources": [[_relative(f.path, base), f.size] for f in self.sources],
         }
         for extent in self.extents:
@@ -219,6 +224,7 @@ class Plan:
                 "origin": at.origin,
                 "shape": at.shape,
                 "strides": at.strides,
+                **({} if at.piece is None else {"piece": at.piece}),
                 **({} if extent.scaling is None else {"scaling": _scaling(extent.scaling)}),
             }
         for file in self.files:
@@ -253,6 +259,7 @@ class Plan:
                 "elements": check.elements,
                 "one": [list(_fields(m)) for m in check.one],
                 "other": [list(_fields(m)) for m in check.other],
+                **({} if check.dtype == "float32" else {"dtype": check.dtype}),
             }
 
     def lines(self) -> Iterator[str]:
