@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final
-
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +28,8 @@ class ReadOptions:
     iteration: int | None = None
     family: str | None = None
     config: str | os.PathLike[str] | None = None
-    set: Mapping[str, Any] = field(default=NOTHING)
-    rename: Mapping[str, str] = field(default=NOTHING)
+    set: Mapping[str, Any] | None = None
+    rename: Mapping[str, str] | None = None
     weights: str = "model"
     base: str | os.PathLike[str] | None = None
     merge: bool = True
@@ -43,5 +40,5 @@ class ReadOptions:
     def settings(self) -> dict[str, str]:
         """What is set of the configuration, as the texts of the command line: by `set`, and by single options."""
         single = {"norm_eps": self.norm_eps, "rope_theta": self.rope_base}
-        values = {**self.set, **{name: value for name, value in single.items() if value is not None}}
+        values = {**(self.set or {}), **{name: value for name, value in single.items() if value is not None}}
         return {name: value if isinstance(value, str) else repr(value) for name, value in values.items()}
