@@ -39,7 +39,7 @@ def apply_steps(values: Values, steps: Sequence[tuple[str, float]]) -> None:
 
 
 def mean(values: Values) -> np.float32:
-    """The mean of up to 512 float32 values as PyTorch 2.13 computes it (aten/native/cpu/SumKernel.cpp), of more in float64.
+    """The mean of up to 512 float32 values as PyTorch 2.13 computes it (aten, cpu/SumKernel.cpp), of more in float64.
 
     Sums of every 8th value in 4 rows, the rest behind them; vectors of fewer values than 8 lanes have lanes of one.
     """
