@@ -2,8 +2,9 @@
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
 The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
-differs by layer type, those of full (or indexed) attention, and with sliding_ before them those of sliding layers. A family that
-transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
+differs by layer type, those of full (or indexed) attention, and with sliding_ before them those of sliding layers.
+A family that transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full
+attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
