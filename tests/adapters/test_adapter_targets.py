@@ -31,10 +31,10 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_llama_cpp_with_the_adapter_is_the_merged_model(
-    name: str, models: Callable[[str], Path], tmp_path: Path
+    name: str, adapter_bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, options, alpha = CASES[name]
-    base = models(model)
+    base = adapter_bases(model)
     adapter = adapted(base, tmp_path / "adapter", **options)
     crossdock.export(base, tmp_path / "base.gguf", "gguf")
     crossdock.export(adapter, tmp_path / "merged.gguf", "gguf", base=base)
@@ -51,10 +51,10 @@ def test_llama_cpp_with_the_adapter_is_the_merged_model(
 
 @pytest.mark.parametrize("name", CASES)
 def test_peft_with_the_adapter_written_anew_is_the_same_model(
-    name: str, models: Callable[[str], Path], tmp_path: Path
+    name: str, adapter_bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, options, _ = CASES[name]
-    base = models(model)
+    base = adapter_bases(model)
     adapter = adapted(base, tmp_path / "adapter", **options)
     checkpoint = crossdock.open(adapter, base=base, merge=False)
     crossdock.run(crossdock.plan(checkpoint, "peft"), tmp_path / "again")
@@ -63,14 +63,14 @@ def test_peft_with_the_adapter_written_anew_is_the_same_model(
     assert np.abs(logits_of(base, tmp_path / "again") - wanted).max() < 1e-6 * np.abs(wanted).max()
 
 
-def test_weights_stored_as_in_out(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_weights_stored_as_in_out(adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
     adapter = adapted(
-        models("gpt2"), tmp_path / "adapter", target_modules=["c_attn", "c_proj", "c_fc"], use_rslora=True
+        adapter_bases("gpt2"), tmp_path / "adapter", target_modules=["c_attn", "c_proj", "c_fc"], use_rslora=True
     )
-    checkpoint = crossdock.open(adapter, base=models("gpt2"), merge=False)
+    checkpoint = crossdock.open(adapter, base=adapter_bases("gpt2"), merge=False)
     crossdock.run(crossdock.plan(checkpoint, "peft"), tmp_path / "again")
-    wanted = logits_of(models("gpt2"), adapter)
-    assert np.abs(logits_of(models("gpt2"), tmp_path / "again") - wanted).max() < 1e-6 * np.abs(wanted).max()
+    wanted = logits_of(adapter_bases("gpt2"), adapter)
+    assert np.abs(logits_of(adapter_bases("gpt2"), tmp_path / "again") - wanted).max() < 1e-6 * np.abs(wanted).max()
     config = json.loads((tmp_path / "again/adapter_config.json").read_text())
     assert config["lora_alpha"] == pytest.approx(8 * 3**0.5)
 
@@ -83,17 +83,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_an_adapter_of_llama_cpp_has_no_place_for(
-    name: str, models: Callable[[str], Path], tmp_path: Path
+    name: str, adapter_bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options, sentence = REFUSED[name]
-    adapter = adapted(models("llama"), tmp_path / "adapter", **options)
+    adapter = adapted(adapter_bases("llama"), tmp_path / "adapter", **options)
     with pytest.raises(PlanError, match=sentence):
-        crossdock.plan(crossdock.open(adapter, base=models("llama"), merge=False), "gguf-lora")
+        crossdock.plan(crossdock.open(adapter, base=adapter_bases("llama"), merge=False), "gguf-lora")
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "trtllm"])
-def test_an_adapter_is_not_exported_as_a_model(to: str, models: Callable[[str], Path], tmp_path: Path) -> None:
-    adapter = adapted(models("llama"), tmp_path / "adapter", target_modules=["q_proj"])
+def test_an_adapter_is_not_exported_as_a_model(to: str, adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter = adapted(adapter_bases("llama"), tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(PlanError, match="this is an adapter, not a model") as caught:
-        crossdock.plan(crossdock.open(adapter, base=models("llama"), merge=False), to)
+        crossdock.plan(crossdock.open(adapter, base=adapter_bases("llama"), merge=False), to)
     assert "--merge adds it" in caught.value.problems[0].fix

@@ -45,32 +45,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_merged_model_is_that_of_peft(name: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_merged_model_is_that_of_peft(name: str, adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
     model, options = CASES[name]
-    adapter = adapted(models(model), tmp_path / "adapter", **options)
-    wanted = logits_of(models(model), adapter)
-    assert np.abs(logits_of(models(model)) - wanted).max() > 1e-2 * np.abs(wanted).max()
-    checkpoint = crossdock.open(adapter, base=models(model))
+    adapter = adapted(adapter_bases(model), tmp_path / "adapter", **options)
+    wanted = logits_of(adapter_bases(model), adapter)
+    assert np.abs(logits_of(adapter_bases(model)) - wanted).max() > 1e-2 * np.abs(wanted).max()
+    checkpoint = crossdock.open(adapter, base=adapter_bases(model))
     crossdock.run(crossdock.plan(checkpoint, "hf"), tmp_path / "hf", memory=1 << 20, workers=2)
     assert np.abs(logits_of(tmp_path / "hf") - wanted).max() < 1e-6 * np.abs(wanted).max()
     assert crossdock.verify(tmp_path / "hf", checkpoint).ok
 
 
 @pytest.mark.parametrize("name", ["every matrix of the layers", "a stack of experts", "DoRA"])
-def test_the_merged_model_in_gguf(name: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_merged_model_in_gguf(name: str, adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
     """Through GGUF, which orders rows otherwise and stacks experts, and back: the same model."""
     model, options = CASES[name]
-    adapter = adapted(models(model), tmp_path / "adapter", **options)
-    wanted = logits_of(models(model), adapter)
-    crossdock.export(adapter, tmp_path / "m.gguf", "gguf", base=models(model))
+    adapter = adapted(adapter_bases(model), tmp_path / "adapter", **options)
+    wanted = logits_of(adapter_bases(model), adapter)
+    crossdock.export(adapter, tmp_path / "m.gguf", "gguf", base=adapter_bases(model))
     crossdock.export(tmp_path / "m.gguf", tmp_path / "hf", "hf")
     assert np.abs(logits_of(tmp_path / "hf") - wanted).max() < 1e-6 * np.abs(wanted).max()
 
 
-def test_rank_files_of_tensorrt_are_cut_from_the_merged_model(models: Callable[[str], Path], tmp_path: Path) -> None:
-    adapter = adapted(models("llama"), tmp_path / "adapter", target_modules=INSIDE, use_rslora=True)
-    crossdock.export(adapter, tmp_path / "merged", "hf", base=models("llama"))
+def test_rank_files_are_cut_from_the_merged_model(adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter = adapted(adapter_bases("llama"), tmp_path / "adapter", target_modules=INSIDE, use_rslora=True)
+    crossdock.export(adapter, tmp_path / "merged", "hf", base=adapter_bases("llama"))
     options: dict[str, Any] = {"dtype": "float32", "tp": 2}
-    crossdock.export(adapter, tmp_path / "one", "trtllm", base=models("llama"), **options)
+    crossdock.export(adapter, tmp_path / "one", "trtllm", base=adapter_bases("llama"), **options)
     crossdock.export(tmp_path / "merged", tmp_path / "other", "trtllm", **options)
     assert crossdock.diff(tmp_path / "one", tmp_path / "other").same

@@ -28,15 +28,15 @@ def test_every_option_of_peft_is_judged() -> None:
 
 
 @pytest.fixture
-def adapter(models: Callable[[str], Path], tmp_path: Path) -> Path:
+def adapter(adapter_bases: Callable[[str], Path], tmp_path: Path) -> Path:
     """A plain adapter of the llama."""
-    return adapted(models("llama"), tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    return adapted(adapter_bases("llama"), tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_is_not_obeyed_is_refused_by_name(name: str, adapter: Path, models: Callable[[str], Path]) -> None:
+def test_what_is_not_obeyed_is_refused_by_name(name: str, adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=f"{name}.*is not obeyed"):
-        crossdock.open(edited(adapter, **{name: [1] if name.endswith("s") else {"a": 1}}), base=models("llama"))
+        crossdock.open(edited(adapter, **{name: [1] if name.endswith("s") else {"a": 1}}), base=adapter_bases("llama"))
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -54,10 +54,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_values_that_peft_would_not_write(name: str, adapter: Path, models: Callable[[str], Path]) -> None:
+def test_values_that_peft_would_not_write(name: str, adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     keys, sentence = WRONG[name]
     with pytest.raises(ConfigError) as caught:
-        crossdock.open(edited(adapter, **keys), base=models("llama"))
+        crossdock.open(edited(adapter, **keys), base=adapter_bases("llama"))
     assert sentence in str(caught.value)
 
 
@@ -70,17 +70,17 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_tensors_that_contradict_the_options(name: str, adapter: Path, models: Callable[[str], Path]) -> None:
+def test_tensors_that_contradict_the_options(name: str, adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     keys, sentence = UNFIT[name]
     with pytest.raises(FormatError, match=sentence):
-        crossdock.open(edited(adapter, **keys), base=models("llama"))
+        crossdock.open(edited(adapter, **keys), base=adapter_bases("llama"))
 
 
-def test_an_adapter_of_another_model(adapter: Path, models: Callable[[str], Path], tmp_path: Path) -> None:
-    config = json.loads((models("llama") / "config.json").read_text())
+def test_an_adapter_of_another_model(adapter: Path, adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
+    config = json.loads((adapter_bases("llama") / "config.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
-    (other / "model.safetensors").write_bytes((models("tied") / "model.safetensors").read_bytes())
+    (other / "model.safetensors").write_bytes((adapter_bases("tied") / "model.safetensors").read_bytes())
     (other / "config.json").write_text(json.dumps(config | {"attention_bias": False, "tie_word_embeddings": True}))
     tensors = load_file(adapter / "adapter_model.safetensors")
     name = next(name for name in tensors if "down_proj.lora_A" in name)
@@ -89,7 +89,7 @@ def test_an_adapter_of_another_model(adapter: Path, models: Callable[[str], Path
         crossdock.open(adapter, base=other)
     assert caught.value.problems[0].check == "adapter-base"
     with pytest.raises(PlanError, match=r"the base has no model\.layers\.0\.self_attn\.q_proj\.weight"):
-        crossdock.open(adapter, base=models("gpt2"))
+        crossdock.open(adapter, base=adapter_bases("gpt2"))
 
 
 TIED: dict[str, dict[str, Any]] = {
@@ -100,49 +100,51 @@ TIED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TIED)
-def test_a_tied_matrix_is_not_changed(name: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_tied_matrix_is_not_changed(name: str, adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
     """peft's merge changes the matrix in both of its places, of which one was trained."""
-    adapter = adapted(models("tied"), tmp_path / "adapter", **TIED[name])
+    adapter = adapted(adapter_bases("tied"), tmp_path / "adapter", **TIED[name])
     with pytest.raises(PlanError, match="the embedding of its base is the output matrix too"):
-        crossdock.open(adapter, base=models("tied"))
+        crossdock.open(adapter, base=adapter_bases("tied"))
 
 
-def test_an_adapter_is_not_a_model(adapter: Path, models: Callable[[str], Path]) -> None:
+def test_an_adapter_is_not_a_model(adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="this is an adapter, not a model") as caught:
         crossdock.open(adapter)
-    assert str(models("llama")) in caught.value.problems[0].fix
+    assert str(adapter_bases("llama")) in caught.value.problems[0].fix
     with pytest.raises(NotACheckpointError, match="this is an adapter, not a model"):
         crossdock.open(adapter, format="hf")
     with pytest.raises(PlanError, match="the source is not an adapter"):
-        crossdock.open(models("llama"), base=models("llama"))
+        crossdock.open(adapter_bases("llama"), base=adapter_bases("llama"))
 
 
-def test_an_adapter_without_its_weights(adapter: Path, models: Callable[[str], Path]) -> None:
+def test_an_adapter_without_its_weights(adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(NotACheckpointError, match=r"adapter_config\.json without adapter_model\.safetensors"):
-        crossdock.open(adapter, base=models("llama"))
+        crossdock.open(adapter, base=adapter_bases("llama"))
 
 
-def test_half_a_pair(adapter: Path, models: Callable[[str], Path]) -> None:
+def test_half_a_pair(adapter: Path, adapter_bases: Callable[[str], Path]) -> None:
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     gone = next(name for name in tensors if "lora_B" in name)
     save_file({name: values for name, values in tensors.items() if name != gone}, file)
     with pytest.raises(InputError, match=r"its other half lora_B\.weight is missing"):
-        crossdock.open(adapter, base=models("llama"))
+        crossdock.open(adapter, base=adapter_bases("llama"))
 
 
-def test_an_adapter_that_was_not_trained(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_adapter_that_was_not_trained(adapter_bases: Callable[[str], Path], tmp_path: Path) -> None:
     """B is zero before the first step: the output would be the base under another name."""
-    adapter = adapted(models("llama"), tmp_path / "adapter", touch=False, target_modules=["q_proj", "v_proj"])
+    adapter = adapted(adapter_bases("llama"), tmp_path / "adapter", touch=False, target_modules=["q_proj", "v_proj"])
     with pytest.raises(PlanError, match="adds only zeros") as caught:
-        crossdock.export(adapter, tmp_path / "hf", "hf", base=models("llama"))
+        crossdock.export(adapter, tmp_path / "hf", "hf", base=adapter_bases("llama"))
     assert caught.value.problems[0].check == "lora-noop"
     assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_pairs_in_half_precision(dtype: str, adapter: Path, models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_pairs_in_half_precision(
+    dtype: str, adapter: Path, adapter_bases: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Read as they are stored; .bin as well as safetensors."""
     import torch
     from safetensors.torch import load_file as load_torch
@@ -150,6 +152,6 @@ def test_pairs_in_half_precision(dtype: str, adapter: Path, models: Callable[[st
     tensors = load_torch(adapter / "adapter_model.safetensors")
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({name: one.to(getattr(torch, dtype)) for name, one in tensors.items()}, adapter / "adapter_model.bin")
-    crossdock.export(adapter, tmp_path / "hf", "hf", base=models("llama"))
-    wanted = logits_of(models("llama"), adapter)
+    crossdock.export(adapter, tmp_path / "hf", "hf", base=adapter_bases("llama"))
+    wanted = logits_of(adapter_bases("llama"), adapter)
     assert np.abs(logits_of(tmp_path / "hf") - wanted).max() < 1e-6 * np.abs(wanted).max()
