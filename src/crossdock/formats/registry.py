@@ -56,6 +56,7 @@ _TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "gguf": ("gguf.options:GgufOptions", "gguf.target:GgufTarget"),
         "hf": ("hf.options:HfOptions", "hf.target:HfTarget"),
+        "onnx": ("onnx.options:OnnxOptions", "onnx.target:OnnxTarget"),
         "trtllm": ("trtllm.options:TrtllmOptions", "trtllm.target:TrtllmTarget"),
         "gguf-lora": ("options:Options", "gguf.adapter:GgufLoraTarget"),
         "peft": ("options:Options", "hf.peft:PeftTarget"),
