@@ -123,7 +123,7 @@ def test_the_demo_and_the_python_example_run(tmp_path: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "crossdock", *words], cwd=tmp_path, env=environment, check=True, timeout=120
         )
-    for body in fenced(ROOT / "README.md", "python"):
+    for body in fenced(ROOT / "docs/api.md", "python"):
         out = subprocess.run(
             [sys.executable, "-c", body],
             cwd=tmp_path,
