@@ -280,6 +280,12 @@ class Target(ABC, Generic[OptionsT]):
         return {}
 
     @classmethod
+    def differences(cls, name: str, wanted: bytes, found: bytes, where: str) -> Sequence[Problem] | None:
+        """Where the small file `name` of an output, at `where`, differs from what the plan writes, in the format's own
+        terms; none where it says the same in other bytes. None: bytes are all that it is."""
+        return None
+
+    @classmethod
     @abstractmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
         """What an output of this format says about itself, in the terms of `Assembled.facts`."""

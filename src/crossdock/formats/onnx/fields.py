@@ -4,11 +4,12 @@ its default, or the model is refused with what ONNX lacks for it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
-from crossdock.model.config import ATTENTION, DEFAULTS, FIELDS, ModelConfig
+from crossdock.model.config import ATTENTION, ModelConfig
 
 # fields that the layers read, whatever their value
 OBEYED = frozenset((
@@ -82,30 +83,31 @@ LACKING = {
 }
 
 
-def demand_expressible(config: ModelConfig, ops: str) -> None:
-    """Raises PlanError with every field that a graph with the operators `ops` does not obey."""
-    problems = list(_problems(config, ops))
+def demand_expressible(config: ModelConfig) -> None:
+    """Raises PlanError with every field that the graph does not obey."""
+    problems = list(_problems(config))
     if problems:
         raise PlanError(problems)
 
 
-def _problems(config: ModelConfig, ops: str) -> Iterator[Problem]:
-    for name in vars(config):
-        value = getattr(config, name)
+def _problems(config: ModelConfig) -> Iterator[Problem]:
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        rest = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if name in OBEYED or name in WITHOUT_EFFECT:
             continue
         if name in VALUES:
             strange = [one for one in _each(value) if one not in VALUES[name]]
             for one in dict.fromkeys(strange):
                 yield _lacking(name, one, " or ".join(map(repr, VALUES[name])), LACKING.get(str(one), ""))
-        elif name not in FIELDS or value != DEFAULTS.get(name):
-            yield _lacking(name, value, repr(DEFAULTS.get(name)), LACKING.get(name, ""))
+        elif value != rest:
+            yield _lacking(name, value, repr(rest), LACKING.get(name, ""))
     if config.qk_norm_after_rope and config.rope_interleaved and config.qk_norm_type != "unit":
         cause = "RotaryEmbedding leaves neighbours where they are, and the norm behind it counts in halves"
         yield _lacking("qk_norm_after_rope", True, "False", cause)
     if config.attn_sink_layers and config.position_embedding == "alibi":
         yield _lacking("attn_sink_layers", config.attn_sink_layers, "()", "no operator has sinks and ALiBi")
-    if config.num_kv_shared_layers == 0 and config.kv_lora_rank and config.attn_sink_layers:
+    if config.kv_lora_rank and config.attn_sink_layers:
         yield _lacking("attn_sink_layers", config.attn_sink_layers, "()", "latent attention is written without sinks")
 
 
@@ -116,5 +118,5 @@ def _each(value: Any) -> tuple[Any, ...]:
 def _lacking(name: str, value: Any, expected: str, cause: str) -> Problem:
     return Problem(
         "the ONNX graph cannot express this model", where=name, expected=expected, got=repr(value)[:120],
-        cause=cause or "no operator of the graph obeys this field",
+        cause=cause or "the layers of the graph do not obey this field",
     )  # fmt: skip

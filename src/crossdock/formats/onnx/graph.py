@@ -7,7 +7,7 @@ Facts: onnx 1.23 (onnx.proto, operators of opset 23), ONNX Runtime 1.32 (com.mic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -74,7 +74,9 @@ class Graph:
     ) -> list[Value]:  # fmt: skip
         """All outputs of a node with several. outputs: their names, or how many."""
         name = self._unique(kind)
-        names = [name if outputs == 1 else f"{name}.{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        names = (
+            [name if outputs == 1 else f"{name}.{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        )
         first = next((value for value in inputs if value is not None), None)
         own = dtype or (first.dtype if first else "")
         wide = width if width is not None else first.width if first else 0
@@ -114,13 +116,14 @@ class Graph:
         yield self._nodes
         self._nodes = outer
 
-    def model(self, name: str) -> bytes:
-        """The whole, serialised: the same bytes for the same graph."""
+    def model(self, name: str, notes: Mapping[str, str]) -> bytes:
+        """The whole, serialised: the same bytes for the same graph. notes: metadata for programs that run it."""
         made = helper.make_graph(self._nodes, name, self.inputs, self.outputs, list(self._initializers.values()))
         imports = [helper.make_opsetid("", OPSET)]
         if any(node.domain == CONTRIB for node in self._nodes):
             imports.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(made, producer_name=PRODUCER, opset_imports=imports, ir_version=IR)
+        helper.set_model_props(model, dict(notes))
         serialised: bytes = model.SerializeToString(deterministic=True)
         return serialised
 

@@ -14,11 +14,14 @@ OPS = ("gqa", "standard")
 def _ops(text: str) -> str:
     if text in OPS:
         return text
-    raise UsageError(f"unknown set of operators {text!r}", expected=" or ".join(OPS))
+    raise UsageError(f"unknown set of operators {text!r}, expected {' or '.join(OPS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions(FolderOptions):
-    """ops: "gqa" (GroupQueryAttention of ONNX Runtime, whose cache stays in place) or "standard" (ONNX opset 23 alone)."""
+    """What can be asked of the graph.
 
-    ops: str = option("gqa", _ops, "Attention of the graph: gqa (GroupQueryAttention), standard (opset 23).", "NAME")
+    ops  "gqa" (GroupQueryAttention of ONNX Runtime, whose cache stays in place) or "standard" (ONNX opset 23 alone)
+    """
+
+    ops: str = option("gqa", _ops, "Operators of attention: gqa, standard.", "NAME")

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdock.codecs import registry as codecs
-from crossdock.errors import EnvironmentProblem, NotACheckpointError
+from crossdock.errors import EnvironmentProblem, NotACheckpointError, Problem
 from crossdock.formats.companions import NAMES
 from crossdock.formats.hf.folder import settings_of, text_file, weight_files
 from crossdock.formats.onnx import genai
@@ -26,6 +25,7 @@ from crossdock.model.config import ModelConfig
 
 GRAPH = "model.onnx"
 PLAIN = ("float32", "float16")
+LIMIT = "max_shard_size"
 INSTALL = 'pip install "crossdock[onnx]"'
 
 
@@ -52,12 +52,12 @@ class OnnxTarget(Target[OnnxOptions]):
 
     def check(self) -> None:
         """The graph is written with the package `onnx`."""
-        if importlib.util.find_spec("onnx") is None:
+        if not installed():
             raise EnvironmentProblem("the Python package onnx is needed and not installed", fix=INSTALL)
 
     def ranks(self, config: ModelConfig) -> Ranks:
         """None; what the graph cannot express is refused before anything is planned."""
-        demand_expressible(config, self.options.ops)
+        demand_expressible(config)
         return Ranks()
 
     def encoding(self, tensor: TensorSpec, found: Findings) -> Encoding:
@@ -87,7 +87,8 @@ class OnnxTarget(Target[OnnxOptions]):
             name: Home(weights.files[number].name, offset, dtypes[name])
             for name, (number, offset) in weights.places.items()
         }
-        written = write_graph(found.config, regions(placed, homes), _main_dtype(tensors), self.options.ops)
+        ops, notes = self.options.ops, {LIMIT: str(self.options.max_shard_size)}
+        written = write_graph(found.config, regions(placed, homes), _main_dtype(tensors), ops, notes)
         files = [*weights.files, *settings.files(settings.keys), text_file(GRAPH, written.content)]
         warnings = settings.warnings
         genai_config = genai.config_bytes(settings.ends, written.caches, self.options.ops)
@@ -97,6 +98,21 @@ class OnnxTarget(Target[OnnxOptions]):
             warnings += (f"no {genai.FILE}: onnxruntime-genai has one size for the caches of all layers",)
         places = tuple(weights.places[tensor.name] for tensor in tensors)
         return Assembled(tuple(files), places, warnings, settings.facts(settings.keys))
+
+    @classmethod
+    def recorded(cls, output: Source) -> Mapping[str, Any]:
+        """The options that the graph's metadata names."""
+        named = {"ops": output.notes.get("operators"), LIMIT: output.notes.get("largest shard")}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @classmethod
+    def differences(cls, name: str, wanted: bytes, found: bytes, where: str) -> Sequence[Problem] | None:
+        """Of graphs, node by node."""
+        if name != GRAPH:
+            return None
+        from crossdock.formats.onnx.reading import differences
+
+        return differences(wanted, found, where)
 
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
@@ -113,14 +129,17 @@ class OnnxTarget(Target[OnnxOptions]):
         return (f"{shlex.join(words)} onnxruntime",)
 
 
+def installed() -> bool:
+    """Whether the package `onnx` can be imported."""
+    return importlib.util.find_spec("onnx") is not None
+
+
 def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
     """What the graph computes in: float16 where a matrix is float16."""
     return "float16" if any(t.dtype == "float16" and len(t.shape) > 1 for t in tensors) else "float32"
 
 
-def _grouped(
-    tensors: Sequence[TensorSpec], stacks: Mapping[str, tuple[str, int | None]]
-) -> list[list[TensorSpec]]:
+def _grouped(tensors: Sequence[TensorSpec], stacks: Mapping[str, tuple[str, int | None]]) -> list[list[TensorSpec]]:
     """Tensors one by one; those of a stack of experts, which the graph reads as one, together."""
     groups: list[list[TensorSpec]] = []
     before: object = None

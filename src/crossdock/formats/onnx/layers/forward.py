@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from onnx import helper
 
@@ -14,6 +15,9 @@ from crossdock.formats.onnx.layers.layer import Inputs, Layer
 from crossdock.formats.onnx.layers.mlp import mlp
 from crossdock.formats.onnx.weights import Region, Weights
 from crossdock.model.config import ModelConfig
+
+# where sequences of a batch may be padded
+PADDING = MappingProxyType({"gqa": "behind", "standard": "anywhere"})
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,26 @@ class Written:
 
 
 def write_graph(
-    config: ModelConfig, regions: Mapping[tuple[str, int | None], Region], dtype: str, ops: str
+    config: ModelConfig,
+    regions: Mapping[tuple[str, int | None], Region],
+    dtype: str,
+    ops: str,
+    notes: Mapping[str, str],
 ) -> Written:
-    """The graph of `config` over the weights at `regions`, in `dtype`, with the operators `ops`."""
+    """The graph of `config` over the weights at `regions`, in `dtype`, with the operators `ops`. notes: more of them."""
     graph = Graph(dtype)
     inputs = Inputs(*(_input(graph, name, length) for name, length in (
         ("input_ids", "sequence"), ("attention_mask", "total"), ("position_ids", "sequence")
     )))  # fmt: skip
     model = Layer(config, graph, Weights(graph, regions), inputs, ops)
-    graph.outputs.append(helper.make_tensor_value_info("logits", TYPES["float32"], ("batch", "sequence", config.vocab_size)))
+    graph.outputs.append(
+        helper.make_tensor_value_info("logits", TYPES["float32"], ("batch", "sequence", config.vocab_size))
+    )
     _logits(model, _hidden(model))
-    return Written(graph.model(config.family), tuple(model.shared.get("caches", ())))
+    return Written(
+        graph.model(config.family, {"ops": ops, "padding": PADDING[ops], **notes}),
+        tuple(model.shared.get("caches", ())),
+    )
 
 
 def _input(graph: Graph, name: str, length: str) -> Value:

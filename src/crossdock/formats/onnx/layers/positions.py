@@ -47,20 +47,22 @@ def rotate(layer: Layer, x: Value, dim: int) -> Value:
 def _angles(layer: Layer) -> tuple[Value, Value]:
     """Cosines and sines [batch, sequence, rotary_dim / 2], once for all layers of the same frequencies."""
     config, graph = layer.config, layer.graph
-    context = config.rope_scaling.get("original_max_position_embeddings")
+    context = int(config.rope_scaling.get("original_max_position_embeddings") or 0)
     short = frequencies(config, layer.index, 1)
-    beyond = frequencies(config, layer.index, int(context) + 1) if context else short
-    assert short is not None and beyond is not None
+    beyond = frequencies(config, layer.index, context + 1) if context else short
+    assert short is not None
+    assert beyond is not None
     key = tuple(np.float32(one.radians).tobytes() for one in (short, beyond))
     if key not in layer.shared:
         radians = graph.constant(np.float32(short.radians), "float32")
         if key[0] != key[1]:  # longrope
-            longer = graph.op("Greater", total(layer), graph.ints(int(context)), dtype="bool")
+            longer = graph.op("Greater", total(layer), graph.ints(context), dtype="bool")
             other = graph.constant(np.float32(beyond.radians), "float32")
             radians = graph.op("Where", longer, other, radians, dtype="float32", width=radians.width)
         angles = graph.mul(graph.op("Unsqueeze", positions(layer), graph.ints(-1)), radians)
         layer.shared[key] = tuple(
-            graph.cast(graph.mul(graph.op(kind, angles), float(short.magnitude)), graph.dtype) for kind in ("Cos", "Sin")
+            graph.cast(graph.mul(graph.op(kind, angles), float(short.magnitude)), graph.dtype)
+            for kind in ("Cos", "Sin")
         )
     found: tuple[Value, Value] = layer.shared[key]
     return found

@@ -51,6 +51,8 @@ def _in_best_groups(layer: Layer, choice: Value) -> Value:
     out = graph.mul(graph.op("OneHot", kept, graph.ints(config.n_group), graph.constant([0.0, 1.0], "float32"),
                              dtype="float32", width=config.n_group), 1.0)  # fmt: skip
     inside = graph.op("ReduceSum", out, graph.ints(1), keepdims=0, width=config.n_group)
-    shown = graph.op("Greater", graph.reshape(inside, -1, config.n_group, 1), graph.constant(0.0, "float32"), dtype="bool")
+    shown = graph.op(
+        "Greater", graph.reshape(inside, -1, config.n_group, 1), graph.constant(0.0, "float32"), dtype="bool"
+    )
     hidden = graph.constant(-np.inf, "float32")
     return graph.reshape(graph.op("Where", shown, grouped, hidden, dtype="float32"), -1, config.num_experts)

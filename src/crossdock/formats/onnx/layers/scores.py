@@ -41,7 +41,9 @@ def attend(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: floa
     wide, narrow = k.width // heads.key, v.width // heads.key
     if layer.ops == "gqa":  # one width for keys and values, a multiple of 8: zeros behind them change no score
         width = -(-max(wide, narrow) // 8) * 8
-        q, k, v = (_padded(layer, one, count, width) for one, count in ((q, heads.query), (k, heads.key), (v, heads.key)))
+        q, k, v = (
+            _padded(layer, one, count, width) for one, count in ((q, heads.query), (k, heads.key), (v, heads.key))
+        )
         y = _group_query(layer, q, k, v, heads, scale, _cache(layer, heads.key, width, width))
         if width != narrow:
             y = layer.graph.slice(layer.graph.reshape(y, -1, heads.query, width), -1, 0, narrow)
@@ -100,7 +102,10 @@ def _standard(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: f
 def _written_out(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: float, cache: Cache) -> Value:
     """Scores one operator at a time, with a sink behind the keys that has no value."""
     graph, groups = layer.graph, heads.key
-    split = [graph.transpose(_four(layer, one, count), 0, 2, 1, 3) for one, count in ((q, heads.query), (k, groups), (v, groups))]
+    split = [
+        graph.transpose(_four(layer, one, count), 0, 2, 1, 3)
+        for one, count in ((q, heads.query), (k, groups), (v, groups))
+    ]
     keys, values = (
         graph.ops("Concat", past, new, outputs=[name], axis=2)[0]
         for past, new, name in zip(cache[:2], split[1:], cache.present, strict=True)
@@ -149,12 +154,16 @@ def _lengths(layer: Layer) -> tuple[Value, Value]:
 
 
 def _places(layer: Layer) -> tuple[Value, Value]:
-    """Positions of queries, int64 [batch, 1, sequence, 1], and of keys, [batch, 1, 1, total]; padding counts for none."""
+    """Positions of queries, int64 [batch, 1, sequence, 1], and of keys, [batch, 1, 1, total], padding not counted."""
     graph = layer.graph
     if "places" not in layer.shared:
         queries = graph.op("Unsqueeze", layer.inputs.position_ids, graph.ints(1, 3))
-        counted = graph.op("CumSum", layer.inputs.attention_mask, graph.constant(1, "int64"))
-        keys = graph.op("Sub", counted, graph.constant(1, "int64"))
+        zero, one = graph.constant(0, "int64"), graph.constant(1, "int64")
+        if layer.ops == "gqa":  # every sequence of the cache begins at index 0
+            keys = graph.op("Range", zero, graph.op("Squeeze", total(layer), graph.ints(0)), one)
+            keys = graph.op("Unsqueeze", keys, graph.ints(0))
+        else:
+            keys = graph.op("Sub", graph.op("CumSum", layer.inputs.attention_mask, one), one)
         layer.shared["places"] = queries, graph.op("Unsqueeze", keys, graph.ints(1, 2))
     found: tuple[Value, Value] = layer.shared["places"]
     return found
