@@ -17,13 +17,14 @@ RUNNING = {"--memory", "--workers", "--engine"}
 SURFACE = {
     "inspect": (["path"], SOURCE | {"--tensors", "--json"}),
     "scan": (["path"], {"--json"}),
-    "plan": (["src"], TARGET | SOURCE | RUNNING | {"--save", "--json"}),
+    "plan": (["src"], TARGET | SOURCE | RUNNING | {"-o", "--output", "--save", "--json"}),
     "export": (
         ["src"],
         TARGET
         | SOURCE
         | RUNNING
-        | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
+        | {"-o", "--output", "-f", "--force", "--hash", "--file-hashes", "--fail-on"}
+        | {"--dry-run", "--json", "--no-progress"},
     ),
     "verify": (
         ["out"],

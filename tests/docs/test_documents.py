@@ -91,6 +91,7 @@ def test_messages_name_options_that_exist() -> None:
     unknown = {
         f"{name_of(path)}: {flag}"
         for path in (ROOT / "src").rglob("*.py")
+        if path.name != "guesses.py"  # it holds the words of others
         for line in path.read_text().splitlines()
         for flag in FLAG.findall(line)
         if flag not in known | OF_OTHERS

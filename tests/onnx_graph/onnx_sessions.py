@@ -50,7 +50,10 @@ class Session:
         return np.concatenate(parts)
 
     def left_padded(self, tokens: Any) -> tuple[Logits, Logits]:
-        """Of a batch: the whole sequence, and one that lacks its last tokens and is padded before; last tokens alone."""
+        """Of a batch: the whole sequence, and one that lacks its last tokens and is padded before.
+
+        The last tokens are asked for one by one.
+        """
         n = len(tokens)
         ids = np.array([tokens, [0] * LACKING + list(tokens[: n - LACKING])])
         mask = np.ones((2, n), np.int64)

@@ -16,7 +16,9 @@ from typing import Any
 import click
 
 from crossdock.cli import extensions, failures
+from crossdock.cli.guesses import rewritten
 from crossdock.cli.sections import WithExamples, examples
+from crossdock.version import VERSION
 from crossdock.wording import nearest
 
 EXAMPLES = examples(
@@ -75,7 +77,7 @@ class Crossdock(WithExamples, click.Group):
 
         stdout_closed  the process began without a standard output
         """
-        arguments = list(sys.argv[1:] if args is None else args)
+        arguments = rewritten(sys.argv[1:] if args is None else args)
         extra.setdefault("color", failures.colour())
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):  # a terminal that cannot show an arrow gets a question mark
@@ -107,8 +109,6 @@ class Crossdock(WithExamples, click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from crossdock.version import VERSION
-
         click.echo(f"crossdock {VERSION}")
         ctx.exit()
 
@@ -126,6 +126,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     },
 )
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     is_eager=True,

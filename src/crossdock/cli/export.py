@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import crossdock
+from crossdock import delivery
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 
 
 def _local(text: str) -> str:
-    from crossdock.delivery import local_path  # lazy: only an export needs what it imports
-
-    return local_path(text)
+    return delivery.local_path(text)
 
 
 MOST = 10  # tensors listed for what was found in them
@@ -51,7 +51,13 @@ MOST = 10  # tensors listed for what was found in them
 )
 @click.argument("src", type=PATH)
 @target_options
-@click.option("-o", "--output", type=Parsed(_local), metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=Parsed(_local),
+    metavar="OUT",
+    help="File (gguf) or folder to write.  [default: SRC-TYPE]",
+)
 @source_options
 @writing_options
 @click.option("--dry-run", is_flag=True, help="Only plan, as `crossdock plan` does.")
@@ -73,16 +79,11 @@ def export(
     DCP folder. OUT appears only when it is whole; an interrupted run goes on when the same command is given
     again. A manifest with the hash of every tensor is written beside OUT.
     """
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
     plan = target.plan(source.open(src))
-    if dry_run or output is None:
+    if dry_run:
         show_plan(plan, running, as_json=as_json)
         return
-    import crossdock
-    from crossdock.delivery import destination
-
-    out = destination(plan, output)
+    out = delivery.destination(plan, output) if output is not None else delivery.default_output(plan, target.label())
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,

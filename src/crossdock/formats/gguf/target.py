@@ -6,12 +6,12 @@ Rules: llama.cpp at 0c1e57098, `conversion/base.py` (what stays float32, file_ty
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossdock import tokenizers
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
 from crossdock.formats.companions import tokenizer_at
@@ -21,6 +21,8 @@ from crossdock.formats.gguf.options import GgufOptions
 from crossdock.formats.gguf.rope_factors import factors
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, too_few
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 _QUANTISATION_VERSION = 2
 
@@ -79,6 +81,16 @@ class GgufTarget(Target[GgufOptions]):
         header, offsets, total = header_bytes([*metadata, *tokens], [(t.name, t.shape, t.dtype) for t in tensors])
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("model.gguf", total, header),), places, warnings, facts)
+
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
+        """How Ollama and llama.cpp take it."""
+        metadata = read_header(output).metadata
+        if "tokenizer.ggml.model" not in metadata:
+            return ()
+        file, name = shlex.quote(str(output)), shlex.quote(output.stem.lower())
+        line = shlex.quote(f"FROM {output.resolve()}")
+        return (f"echo {line} > Modelfile && ollama create {name} -f Modelfile", f"llama-server -m {file}")
 
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
@@ -145,18 +157,18 @@ def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, s
     if is_gguf(path):
         return vocabulary_of(path, found.config.vocab_size, found.vocab_from), ()
 
-    tokenizer = tokenizers.read(path)
+    tokenizer = read_tokenizer(path)
     try:
-        metadata = tokenizers.gguf_metadata(
+        metadata = gguf_metadata(
             tokenizer, vocab_size=found.config.vocab_size, pre=options.pre_tokenizer, vocab_from=found.vocab_from
         )
     except TokenizerError as error:
         if options.tokenizer is None:  # the source brought it along: say how to do without
             raise TokenizerError([*error.problems[:-1], _with_hint(error.problems[-1])]) from None
         raise
-    differences = tokenizers.gguf_differences(tokenizer, pre=options.pre_tokenizer)
+    differences = gguf_differences(tokenizer, pre=options.pre_tokenizer)
     warnings = tuple("; ".join(problem.lines()) for problem in differences)
-    return _typed(metadata), (*tokenizers.too_few(tokenizer, found.config.vocab_size), *warnings)
+    return _typed(metadata), (*too_few(tokenizer, found.config.vocab_size), *warnings)
 
 
 def _with_hint(problem: Any) -> Any:

@@ -19,10 +19,10 @@ from crossdock.formats.hf.config import config_json, generation_config_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.target import Findings, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
-from crossdock.tokenizers import ends_of
+from crossdock.tokenizers.gguf_metadata import ends_of
 
 if TYPE_CHECKING:  # most outputs of the tests have none
-    from crossdock.tokenizers import Tokenizer
+    from crossdock.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

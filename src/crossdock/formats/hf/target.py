@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,9 +63,10 @@ class HfTarget(Target[HfOptions]):
 
     @classmethod
     def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """What serves an FP8 folder; a plain one is everybody's."""
+        """What serves the folder. An FP8 folder is for some engines only."""
         if not (output / fp8.FILE).is_file():
-            return ()
+            complete = any((output / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+            return (f"vllm serve {shlex.quote(str(output))}",) if complete else ()
         quantization = read_json(output / fp8.FILE)[0].get("quantization") or {}
         return (fp8.served_by(quantization.get("quant_algo"), shlex.quote(str(output))),)
 
@@ -114,5 +114,4 @@ class HfTarget(Target[HfOptions]):
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"pass {output.parent}")
-        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
-        return found
+        return read_json(output / "config.json")[0]

@@ -7,7 +7,6 @@ Facts: onnx 1.23 (external data), ONNX Runtime 1.32, which reads external data o
 from __future__ import annotations
 
 import importlib.util
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from crossdock.errors import EnvironmentProblem, NotACheckpointError, Problem
 from crossdock.formats.companions import NAMES
 from crossdock.formats.hf.folder import settings_of, text_file, weight_files
+from crossdock.formats.hf.source import read_json
 from crossdock.formats.onnx import genai
 from crossdock.formats.onnx.fields import demand_expressible
 from crossdock.formats.onnx.options import OnnxOptions
@@ -119,8 +119,7 @@ class OnnxTarget(Target[OnnxOptions]):
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"pass {output.parent}")
-        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
-        return found
+        return read_json(output / "config.json")[0]
 
     @classmethod
     def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:

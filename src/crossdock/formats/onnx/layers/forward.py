@@ -35,7 +35,10 @@ def write_graph(
     ops: str,
     notes: Mapping[str, str],
 ) -> Written:
-    """The graph of `config` over the weights at `regions`, in `dtype`, with the operators `ops`. notes: more of them."""
+    """The graph of `config` over the weights at `regions`, in `dtype`.
+
+    ops    the operators of attention; notes: metadata besides
+    """
     graph = Graph(dtype)
     inputs = Inputs(*(_input(graph, name, length) for name, length in (
         ("input_ids", "sequence"), ("attention_mask", "total"), ("position_ids", "sequence")
