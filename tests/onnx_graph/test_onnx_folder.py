@@ -16,9 +16,8 @@ from onnx_sessions import Session
 import crossdock
 from conftest import Answer
 from crossdock.errors import FormatError, PlanError
-from crossdock.formats.onnx import fields
-from crossdock.formats.onnx.fields import demand_expressible
-from crossdock.model.config import FIELDS, ModelConfig
+from crossdock.formats.onnx.fields import demand_expressible, known_fields
+from crossdock.model.config import FIELDS, LAYER_TYPES, ModelConfig
 
 TOKENS = [3, 14, 15, 9, 2, 6, 5, 35, 8, 9, 7, 9]
 Made = Callable[[str], Path]
@@ -126,14 +125,12 @@ def test_a_field_that_the_graph_does_not_obey_is_refused(hf_model: Made) -> None
     demand_expressible(replace(wider, attention_of_the_future=False))
 
 
-def test_every_field_is_obeyed_refused_or_without_effect() -> None:
-    named = [*fields.OBEYED, *fields.VALUES, *fields.WITHOUT_EFFECT]
+def test_every_field_is_named_once_and_exists() -> None:
+    known = known_fields()
+    named = [*known.obeyed, *known.values, *known.without_effect]
     assert sorted(named) == sorted(set(named))
     assert set(named) <= set(FIELDS)
-    assert set(fields.LACKING) - set(FIELDS) <= {
-        *("dynamic", "gated_delta_net", "kimi_delta_attention", "mamba", "mamba2", "mamba2_and_attention"),
-        "short_convolution",
-    }
+    assert set(known.lacking) <= {*FIELDS, *LAYER_TYPES, "dynamic"} - known.obeyed - known.without_effect
 
 
 def test_every_field_that_is_obeyed_is_read_by_the_layers() -> None:
@@ -149,7 +146,7 @@ def test_every_field_that_is_obeyed_is_read_by_the_layers() -> None:
         "num_experts_per_tok", "max_position_embeddings", "moe_intermediate_size", "v_head_dim", "q_lora_rank",
         "num_key_value_heads", "intermediate_size", "num_attention_heads", "num_attention_heads_per_layer",
     }  # fmt: skip
-    assert [name for name in {*fields.OBEYED, *fields.VALUES} - sizes if f".{name}" not in code] == []
+    assert [name for name in {*known_fields().obeyed, *known_fields().values} - sizes if f".{name}" not in code] == []
 
 
 # What is broken.

@@ -24,4 +24,4 @@ class OnnxOptions(FolderOptions):
     ops  "gqa" (GroupQueryAttention of ONNX Runtime, whose cache stays in place) or "standard" (ONNX opset 23 alone)
     """
 
-    ops: str = option("gqa", _ops, "Operators of attention: gqa, standard.", "NAME")
+    ops: str = option("gqa", _ops, "Attention: gqa or standard.", "NAME")

@@ -1,6 +1,6 @@
 """Graphs that lie beside weights: whether one is ours and sound, and where it differs from another.
 
-Everything wrong is said with the node that it is about. Reads the graph and no weight.
+Everything wrong is metadata with the node that it is about. Reads the graph and no weight.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def read_graph(path: Path, weights: Source) -> ReadGraph:
     caches = sum(1 for one in model.graph.input if one.name.endswith(".key"))
     text = f"opset {opset}, {len(nodes):,} nodes, {referring:,} tensors by reference, {caches} caches"
     notes = {"graph": f"{text}, {attention}" if attention else text}
-    said = {entry.key: entry.value[:40] for entry in model.metadata_props}
-    if said.get("ops") in OPS:
-        notes["operators"] = said["ops"]
-    if said.get("max_shard_size", "").isdecimal():
-        notes["largest shard"] = said["max_shard_size"]
+    metadata = {entry.key: entry.value[:40] for entry in model.metadata_props}
+    if metadata.get("ops") in OPS:
+        notes["operators"] = metadata["ops"]
+    if metadata.get("max_shard_size", "").isdecimal():
+        notes["largest shard"] = metadata["max_shard_size"]
     return ReadGraph(notes)
 
 
@@ -193,18 +193,18 @@ def _covered(spans: list[tuple[int, int, str]], start: int, end: int, dtype: str
 
 def _dangling(model: Any, where: str) -> Iterator[Problem]:
     """Inputs of nodes that nothing gives."""
-    given = {one.name for one in (*model.graph.input, *model.graph.initializer)} | {""}
+    produced = {one.name for one in (*model.graph.input, *model.graph.initializer)} | {""}
     for graph in _bodies(model.graph):
-        given |= {one.name for one in (*graph.input, *graph.initializer)}
+        produced |= {one.name for one in (*graph.input, *graph.initializer)}
     found = 0
     for node in _nodes(model.graph, within_first=True):
         for name in node.input:
-            if name not in given and found < MOST:
+            if name not in produced and found < MOST:
                 found += 1
                 yield Problem(
                     "an input that nothing gives", f"{where}: node {node.name or node.op_type}", got=name[:120]
                 )
-        given |= set(node.output)
+        produced |= set(node.output)
 
 
 def _nodes(graph: Any, *, within_first: bool = False) -> Iterator[Any]:

@@ -45,13 +45,13 @@ class Graph:
 
     def call(self, ids: Any, mask: Any, positions: Any, past: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Logits of `ids` [batch, tokens] as float32, and the cache behind them."""
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        known = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         feeds: dict[str, Any] = {}
         for node in self.inputs:
             if node.type not in TYPES:
                 raise SystemExit(f"the graph's input {node.name} is of type {node.type}")
-            if node.name in given:
-                feeds[node.name] = np.asarray(given[node.name], TYPES[node.type])
+            if node.name in known:
+                feeds[node.name] = np.asarray(known[node.name], TYPES[node.type])
             elif node.name in self.past:
                 sizes = [size if isinstance(size, int) else 0 for size in node.shape]
                 feeds[node.name] = past.get(node.name, np.zeros([len(ids), *sizes[1:]], TYPES[node.type]))

@@ -67,11 +67,11 @@ def _loop(layer: Layer, x: Value, chosen: Value, share: Value, used: Value, coun
         weight = graph.op("Unsqueeze", weight, graph.ints(1), width=1)
         mine = graph.op("Gather", x, token, width=x.width)
         if config.router_scales_input:
-            given = _one(layer, graph.cast(graph.mul(mine, weight), graph.dtype), "exp", expert)
+            computed = _one(layer, graph.cast(graph.mul(mine, weight), graph.dtype), "exp", expert)
         else:
-            given = graph.mul(_one(layer, mine, "exp", expert), weight)
+            computed = graph.mul(_one(layer, mine, "exp", expert), weight)
         rows = graph.op("Unsqueeze", token, graph.ints(1))
-        added = graph.op("ScatterND", y, rows, graph.cast(given, "float32"), reduction="add")
+        added = graph.op("ScatterND", y, rows, graph.cast(computed, "float32"), reduction="add")
         again = graph.op("Identity", going)
     body = helper.make_graph(
         nodes, names[2],

@@ -115,10 +115,7 @@ def _written_out(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale
     scores = graph.op("MatMul", q5, graph.transpose(graph.op("Unsqueeze", keys, graph.ints(2)), 0, 1, 2, 4, 3))
     scores = graph.capped(graph.mul(graph.cast(scores, "float32"), scale), layer.config.attn_logit_softcapping)
     mask = graph.op("Unsqueeze", _mask(layer, heads.query), graph.ints(1))
-    if mask.dtype == "bool":
-        scores = graph.op("Where", mask, scores, graph.constant(MASKED["float32"], "float32"), dtype="float32")
-    else:
-        raise AssertionError("no model has sinks and ALiBi")
+    scores = graph.op("Where", mask, scores, graph.constant(MASKED["float32"], "float32"), dtype="float32")
     sinks = graph.reshape(layer.vector("attn_sinks"), 1, groups, each, 1, 1)
     shape = graph.concat(0, graph.dims(scores, 0, 4), graph.ints(1))
     scores = graph.op("Concat", scores, graph.op("Expand", sinks, shape), axis=-1)
