@@ -101,7 +101,7 @@ def _one(layer: Layer, x: Value, kind: str, expert: Value | None = None) -> Valu
         gate = graph.mul(layer.linear(x, f"{kind}_gate", bias=bias, expert=expert), before)
         if config.activation_sparsity_pattern:
             gate = _sparse(layer, gate, config.activation_sparsity_pattern[layer.index])
-        if config.swiglu_limit is not None:
+        if config.swiglu_limit is not None and (config.swiglu_limit_shared or expert is not None):
             gate = graph.clip(gate, None, config.swiglu_limit)
             up = graph.clip(up, -config.swiglu_limit, config.swiglu_limit)
         up = graph.add(up, config.swiglu_offset) if config.swiglu_offset else up
