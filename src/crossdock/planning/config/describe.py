@@ -17,7 +17,7 @@ from crossdock.layout.rules import Layout, family_stated, layout, unheld
 from crossdock.layout.values import FACTS
 from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
-from crossdock.model.families import family
+from crossdock.model.families import family, files
 from crossdock.model.family import Family
 from crossdock.planning.config.kinds import flag_problems
 from crossdock.planning.config.overrides import Overrides
