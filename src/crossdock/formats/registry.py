@@ -47,6 +47,7 @@ _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
         "trtllm": ("both", "crossdock.formats.trtllm.source"),
         "megatron_state": ("file", "crossdock.formats.megatron.state"),
         "peft": ("both", "crossdock.formats.hf.peft_source"),
+        "onnx": ("folder", "crossdock.formats.onnx.source"),
         "hf": ("both", "crossdock.formats.hf.source"),
         "megatron": ("folder", "crossdock.formats.megatron"),
         "dcp": ("folder", "crossdock.formats.dcp.source"),
@@ -57,6 +58,7 @@ _TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "gguf": ("gguf.options:GgufOptions", "gguf.target:GgufTarget"),
         "hf": ("hf.options:HfOptions", "hf.target:HfTarget"),
+        "onnx": ("onnx.options:OnnxOptions", "onnx.target:OnnxTarget"),
         "trtllm": ("trtllm.options:TrtllmOptions", "trtllm.target:TrtllmTarget"),
         "gguf-lora": ("options:Options", "gguf.adapter:GgufLoraTarget"),
         "peft": ("options:Options", "hf.peft:PeftTarget"),
