@@ -145,6 +145,13 @@ def local_path(text: str | os.PathLike[str]) -> str:
     return checked(text)
 
 
+def default_output(plan: Plan, label: str) -> Path:
+    """Where an export goes that names no output; see `running.destination`."""
+    from crossdock.running.destination import default_output as place
+
+    return place(plan, label)
+
+
 def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
     """Where `run(plan, output)` writes: a single file gets a name in a folder. Raises UsageError."""
     from crossdock.running.destination import destination as place

@@ -23,6 +23,7 @@ from crossdock.planning.estimate import target_sizes as target_sizes
 from crossdock.planning.plan import Plan
 from crossdock.running.memory import share_of, workers_for
 from crossdock.running.options import RunOptions
+from crossdock.running.run import check_place as check_place
 
 
 def stored_bytes(tensor: StoredTensor) -> int:

@@ -119,10 +119,6 @@ def test_plan_that_cannot_be_saved(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_export_needs_an_output() -> None:
-    assert "Missing option '-o' / '--output'" in run("export", CHECKPOINT, "--to", "gguf", code=2).stderr
-
-
 def test_export_says_what_it_did(tmp_path: Path) -> None:
     out = tmp_path / "with space.gguf"
     result = run("export", CHECKPOINT, "--to", "gguf", "--dtype", "f16", "-o", out, "--no-progress")
@@ -137,7 +133,7 @@ def test_the_suggested_command_verifies(tmp_path: Path) -> None:
     source = ("--iteration", "1600", "--family", "llama", "--set", "rope_theta=5000.0")
     out = tmp_path / "x.gguf"
     text = run("export", CHECKPOINT, "--to", "gguf", *source, "--tokenizer", TOKENIZER, "-o", out).stdout
-    command = shlex.split(text.split("next: ")[1])
+    command = shlex.split(text.split("next: ")[1].splitlines()[0])
     assert command[0] == "crossdock"
     assert "verified" in run(*command[1:]).stdout
     run("verify", out, "--against", CHECKPOINT, "--tokenizer", TOKENIZER, code=1)  # rope_theta differs

@@ -43,8 +43,8 @@ def usage(*args: str) -> str:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["scan", "x", "--jsno"], "Did you mean '--json'?"),
-        (["export", "x", "--max_shard_sise", "1GB"], "Did you mean '--max-shard-size'?"),
+        (["scan", "x", "--jsno"], "did you mean --json?"),
+        (["export", "x", "--max_shard_sise", "1GB"], "did you mean --max-shard-size?"),
         (["plan", "x", "--workers", "0"], "at least 1"),
         (["plan", "x", "--workers", "-3"], "-3 is too small"),
         (["plan", "x", "--memory", "lots"], "'lots' is not a size; write it like 5GB, 500MB or 2GiB"),

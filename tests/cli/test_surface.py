@@ -17,7 +17,7 @@ RUNNING = {"--memory", "--workers", "--engine"}
 SURFACE = {
     "inspect": (["path"], SOURCE | {"--tensors", "--json"}),
     "scan": (["path"], {"--json"}),
-    "plan": (["src"], TARGET | SOURCE | RUNNING | {"--save", "--json"}),
+    "plan": (["src"], TARGET | SOURCE | RUNNING | {"-o", "--output", "--save", "--json"}),
     "export": (
         ["src"],
         TARGET

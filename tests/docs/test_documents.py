@@ -91,6 +91,7 @@ def test_messages_name_options_that_exist() -> None:
     unknown = {
         f"{name_of(path)}: {flag}"
         for path in (ROOT / "src").rglob("*.py")
+        if path.name != "guesses.py"  # it holds the words of others
         for line in path.read_text().splitlines()
         for flag in FLAG.findall(line)
         if flag not in known | OF_OTHERS
@@ -123,7 +124,7 @@ def test_the_demo_and_the_python_example_run(tmp_path: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "crossdock", *words], cwd=tmp_path, env=environment, check=True, timeout=120
         )
-    for body in fenced(ROOT / "README.md", "python"):
+    for body in fenced(ROOT / "docs/api.md", "python"):
         out = subprocess.run(
             [sys.executable, "-c", body],
             cwd=tmp_path,

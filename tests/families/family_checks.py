@@ -35,7 +35,7 @@ FORWARD = 2e-6  # of the largest logit: PyTorch adds up in another order in anot
 # where ours are 1e-6
 FORWARD_OF: Mapping[str, float] = (
     dict.fromkeys(
-        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "bailing_hybrid"),
         2e-5,  # 1.8e-5: the delta rule
     )
     | dict.fromkeys(("mamba", "mamba2", "jamba", "falcon_h1", "bamba", "granitemoehybrid", "nemotron_h"), 1.5e-5)

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from crossdock.cli import extensions, failures
+from crossdock.cli.guesses import rewritten
 from crossdock.cli.sections import WithExamples, examples
 from crossdock.wording import nearest
 
@@ -75,7 +76,7 @@ class Crossdock(WithExamples, click.Group):
 
         stdout_closed  the process began without a standard output
         """
-        arguments = list(sys.argv[1:] if args is None else args)
+        arguments = rewritten(sys.argv[1:] if args is None else args)
         extra.setdefault("color", failures.colour())
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):  # a terminal that cannot show an arrow gets a question mark
@@ -126,6 +127,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     },
 )
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     is_eager=True,

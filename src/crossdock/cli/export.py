@@ -51,7 +51,13 @@ MOST = 10  # tensors listed for what was found in them
 )
 @click.argument("src", type=PATH)
 @target_options
-@click.option("-o", "--output", type=Parsed(_local), metavar="OUT", help="File (gguf) or folder (hf, trtllm) to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=Parsed(_local),
+    metavar="OUT",
+    help="File (gguf) or folder to write.  [default: SRC-TYPE]",
+)
 @source_options
 @writing_options
 @click.option("--dry-run", is_flag=True, help="Only plan, as `crossdock plan` does.")
@@ -73,16 +79,14 @@ def export(
     DCP folder. OUT appears only when it is whole; an interrupted run goes on when the same command is given
     again. A manifest with the hash of every tensor is written beside OUT.
     """
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
     plan = target.plan(source.open(src))
-    if dry_run or output is None:
+    if dry_run:
         show_plan(plan, running, as_json=as_json)
         return
     import crossdock
-    from crossdock.delivery import destination
+    from crossdock.delivery import default_output, destination
 
-    out = destination(plan, output)
+    out = default_output(plan, target.label()) if output is None else destination(plan, output)
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from crossdock.cli.guesses import no_such_option
 from crossdock.errors import CrossdockError, EnvironmentProblem, Problem
 from crossdock.wording import INTERRUPTED
 
@@ -107,7 +108,10 @@ def _describe(error: Exception) -> tuple[str, Sequence[Problem], int]:
         return type(error).__name__, error.problems, error.exit_code
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "crossdock"
-        return "UsageError", [Problem(error.format_message(), fix=f"see '{path} --help'")], 2
+        what = error.format_message()
+        if isinstance(error, click.NoSuchOption):
+            what = no_such_option(error.option_name, error.possibilities or ())
+        return "UsageError", [Problem(what, fix=f"see '{path} --help'")], 2
     if isinstance(error, click.Abort) or isinstance(error.__cause__, KeyboardInterrupt):  # while a class was made
         return "Interrupted", [Problem(INTERRUPTED)], EnvironmentProblem.exit_code
     if isinstance(error, (MemoryError, OSError)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from crossdock.cli.guesses import ENGINES
 from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.options import Option, made, options_of, whole
@@ -71,7 +72,7 @@ def source_format(text: str) -> str:
 
 def target_format(text: str) -> str:
     """A format that is written."""
-    return _one_of(text, registry.targets(), "target")
+    return _one_of(ENGINES.get(text.lower(), text), registry.targets(), "target")
 
 
 def _one_of(text: str, known: Sequence[str], role: str) -> str:
@@ -151,6 +152,12 @@ class TargetFlags:
         """The options that an output does not show, for a command to be shown that reads it."""
         again = {name: value for name, value in self.options.items() if name in replayed()}
         return [word for n, v in again.items() for word in (replayed()[n].flag, *([] if v is True else [str(v)]))]
+
+    def label(self) -> str:
+        """What distinguishes the output from others of the same source: type and format."""
+        kind = self.options.get("quantize") or self.options.get("dtype", "auto")
+        words = ([] if kind == "auto" else [str(kind)]) + ([] if self.to == "gguf" else [self.to])
+        return "-".join(words) or self.to
 
     def next_steps(self, output: Path, source: Sequence[str]) -> Sequence[str]:
         """What follows an export to `output`."""

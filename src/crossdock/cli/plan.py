@@ -13,6 +13,7 @@ from crossdock import summary
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
+    Parsed,
     SourceFlags,
     TargetFlags,
     json_option,
@@ -41,6 +42,7 @@ FILES = 12  # target files listed before the rest is only counted
 @target_options
 @source_options
 @running_options
+@click.option("-o", "--output", type=Parsed(str), metavar="OUT", help="Also check that OUT can be written.")
 @click.option("--save", type=PATH, metavar="FILE", help="Write the whole plan as JSON lines.")
 @json_option
 def plan(
@@ -48,6 +50,7 @@ def plan(
     target: TargetFlags,
     source: SourceFlags,
     running: Mapping[str, Any],
+    output: str | None,
     save: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +59,8 @@ def plan(
     Every error that can be known before copying is found here.
     """
     planned = target.plan(source.open(src))
+    if output is not None:
+        summary.check_place(planned, output)
     if save is not None:
         summary.save_plan(planned, save)
     show_plan(planned, running, as_json=as_json)

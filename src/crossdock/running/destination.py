@@ -51,13 +51,26 @@ def destination(plan: Plan, output: str | os.PathLike[str]) -> Path:
     text = local_path(output)
     path = Path(text)
     if plan.single_file and (os.path.isdir(path) or text.endswith(os.sep)):
-        root = Path(os.path.abspath(plan.source_root))
-        named = root.parent if _ITERATION.fullmatch(root.name) and root.is_dir() else root
-        stem = named.stem if root.is_file() else named.name
-        return path / f"{stem or 'model'}{PurePosixPath(plan.files[0].name).suffix}"
+        return path / f"{_source_name(plan)}{PurePosixPath(plan.files[0].name).suffix}"
     if text.endswith(os.sep) and os.path.isfile(path):
         raise UsageError("this is a file, not a folder", where=text, fix=_OTHER)
     return path
+
+
+def default_output(plan: Plan, label: str) -> Path:
+    """Where the output goes if nothing is said: the working folder, named after the source.
+
+    label  what distinguishes it from other outputs of the source, such as its type ("q8_0")
+    """
+    suffix = PurePosixPath(plan.files[0].name).suffix if plan.single_file else ""
+    return Path(f"{_source_name(plan)}-{label}{suffix}")
+
+
+def _source_name(plan: Plan) -> str:
+    """What people call the source: its file or folder, or the run's folder of an iteration."""
+    root = Path(os.path.abspath(plan.source_root))
+    named = root.parent if _ITERATION.fullmatch(root.name) and root.is_dir() else root
+    return (named.stem if root.is_file() else named.name) or "model"
 
 
 def check_destination(plan: Plan, output: Path, *, force: bool) -> tuple[str, ...]:

@@ -71,6 +71,15 @@ def run(
         raise _disk_problem(error, place if os.path.exists(place) else output) from error
 
 
+def check_place(plan: Plan, output: str | os.PathLike[str]) -> Path:
+    """Where `run` would write, after what it checks of the place before it writes. Raises what `run` raises of it."""
+    place = Path(os.path.abspath(destination(plan, output)))
+    check_name(place)
+    check_destination(plan, place, force=False)
+    _check_disk(plan, place, place.with_name(place.name + ".partial"))
+    return place
+
+
 def _run(plan: Plan, output: Path, journal: Journal, options: WriteOptions, started: float) -> RunReport:
     partial = journal.folder
     intact_tensors, rewritten = intact(plan, partial, journal.finished, options.hash)

@@ -6,6 +6,7 @@ Rules: llama.cpp at 0c1e57098, `conversion/base.py` (what stays float32, file_ty
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,16 @@ class GgufTarget(Target[GgufOptions]):
         header, offsets, total = header_bytes([*metadata, *tokens], [(t.name, t.shape, t.dtype) for t in tensors])
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("model.gguf", total, header),), places, warnings, facts)
+
+    @classmethod
+    def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
+        """How Ollama and llama.cpp take it."""
+        metadata = read_header(output).metadata
+        if "tokenizer.ggml.model" not in metadata:
+            return ()
+        file, name = shlex.quote(str(output)), shlex.quote(output.stem.lower())
+        line = shlex.quote(f"FROM {output.resolve()}")
+        return (f"echo {line} > Modelfile && ollama create {name} -f Modelfile", f"llama-server -m {file}")
 
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:

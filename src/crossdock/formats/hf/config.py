@@ -21,6 +21,8 @@ from crossdock.model.config import ModelConfig
 LARGEST = 16 << 20
 # what is beside the numbers of the formula of rope
 BESIDE = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+# rope_theta's defaults in classes of transformers 5 that keep the old field (bailing_hybrid's is the second)
+UNUSED_BASES = (10000.0, 6000000.0)
 # where rope differs by layer type: the type -> what its flat keys begin with
 PREFIXES: Mapping[str, str] = {"full_attention": "", "sliding_attention": "sliding_"}
 
@@ -110,7 +112,8 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
 
 def _left_over(config: Mapping[str, Any], key: str) -> bool:
     """Whether this is the default of a class of transformers 5 that keeps the old field, and does not use it."""
-    return key == "rope_theta" and config[key] == 10000.0 and str(config.get("transformers_version")).startswith("5.")
+    by_5 = str(config.get("transformers_version")).startswith("5.")
+    return key == "rope_theta" and config[key] in UNUSED_BASES and by_5
 
 
 def _numbers(rope: Mapping[str, Any]) -> dict[str, Any]:

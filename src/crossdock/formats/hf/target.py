@@ -74,9 +74,10 @@ class HfTarget(Target[HfOptions]):
 
     @classmethod
     def next_steps(cls, output: Path, source: Sequence[str]) -> Sequence[str]:
-        """What serves an FP8 folder; a plain one is everybody's."""
+        """What serves the folder. An FP8 folder is for some engines only."""
         if not (output / fp8.FILE).is_file():
-            return ()
+            complete = any((output / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+            return (f"vllm serve {shlex.quote(str(output))}",) if complete else ()
         quantization = read_json(output / fp8.FILE)[0].get("quantization") or {}
         return (fp8.served_by(quantization.get("quant_algo"), shlex.quote(str(output))),)
 
