@@ -76,7 +76,7 @@ def fused_names(state: State) -> dict[str, Array]:
         if mla:
             key = key.replace(".q_layernorm.", ".linear_q_up_proj.layer_norm_")
             key = key.replace(".kv_layernorm.", ".linear_kv_up_proj.layer_norm_")
-        else:
+        elif ".self_attention.input_layernorm." not in key:  # slime's own layer
             key = key.replace(".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
         if key.replace("pre_mlp_layernorm", "mlp.router") not in state:
             key = key.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
