@@ -16,7 +16,7 @@ import pytest
 
 import crossdock
 from oracles.llama_engine import llama_logits
-from oracles.megatron_of_hf import megatron_of_hf, slime_of_hf
+from oracles.megatron_of_hf import hybrid_of_hf, megatron_of_hf, slime_of_hf
 from oracles.transformers_engine import transformers_logits
 from support.megatron_writers import Ranks, write_ranks, write_torch_dist
 
@@ -61,6 +61,8 @@ MODELS = {
     "qwen3_next": Model("qwen3_next", stages=HALVES),
     "qwen3_next-mtp": Model("qwen3_next-mtp", stages=HALVES),
     "qwen3_5_text-mtp": Model("qwen3_5_text-mtp", stages=HALVES),
+    # MambaMixer's norm has the epsilon 1e-5, whatever args say
+    "nemotron_h": Model("nemotron_h", {"layer_norm_epsilon": 1e-5}, stages=HALVES),
     "qwen3_5_moe_text": Model("qwen3_5_moe_text", stages=HALVES, args={"position_embedding_type": "mrope"}),
 }
 
@@ -87,7 +89,8 @@ def saved(name: str, form: str, hf: Path, root: Path) -> Path:
     """`hf` as a run in Megatron would have saved it."""
     model = MODELS[name]
     config = json.loads((hf / "config.json").read_text())
-    state, args = megatron_of_hf(stored(hf), config, **model.args)
+    made = hybrid_of_hf if "layers_block_type" in config else megatron_of_hf
+    state, args = made(stored(hf), config, **model.args)
     if form == "slime":
         state, args = slime_of_hf(state, stored(hf), config, args)
         return write_torch_dist(root, state, args, stacked=False)

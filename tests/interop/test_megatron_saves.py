@@ -33,6 +33,7 @@ SAVES = {
     "glm45-v019-dist-ep2pp2-mtp-bf16": (1e-4, 1e-4),
     "gptoss-v019-dist-tp2etp1-bf16": (1e-4, None),
     "qwen3next-v019-dist-tp2-bf16": (2e-4, 2e-4),
+    "nemotronh-v019-dist-tp2-bf16": (1e-4, 1e-4),
 }
 LLAMA, MIXTRAL, DEEPSEEK = (
     "llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "deepseek-v019-dist-tp2pp2-fp32",

@@ -210,6 +210,63 @@ def delta_net(hf: State, config: Config) -> Iterator[tuple[str, Array]]:
     yield "out_proj.weight", hf["out_proj.weight"]
 
 
+HYBRID = {"linear_attention": "M", "full_attention": "*", "moe": "E", "mlp": "-"}
+
+
+def hybrid_of_hf(hf: Mapping[str, Array], config: Config, **more_args: Any) -> tuple[State, Namespace]:
+    """A NemotronH as HybridModel: `nemotron_h_bridge.py`, and MambaMixer's split keys of torch_dist."""
+    state: State = {
+        "embedding.word_embeddings.weight": hf["backbone.embeddings.weight"],
+        "decoder.final_norm.weight": hf["backbone.norm_f.weight"],
+        "output_layer.weight": hf["lm_head.weight"],
+    }
+    letters = [HYBRID[block] for block in config["layers_block_type"]]
+    for number, letter in enumerate(letters):
+        inner = _under(hf, f"backbone.layers.{number}.")
+        state |= {f"decoder.layers.{number}.{name}": tensor for name, tensor in _hybrid_layer(letter, inner, config)}
+    args = args_of({**config, "num_hidden_layers": len(letters), "rms_norm_eps": config["layer_norm_epsilon"]})
+    args |= {
+        "hybrid_layer_pattern": "".join(letters), "is_hybrid_model": True, "position_embedding_type": "none",
+        "spec": ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec"], "swiglu": False,
+        "squared_relu": True, "mamba_num_heads": config["mamba_num_heads"], "mamba_head_dim": config["mamba_head_dim"],
+        "mamba_state_dim": config["ssm_state_size"], "mamba_num_groups": config["n_groups"], "moe_layer_freq": 1,
+        "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True,
+        "moe_shared_expert_intermediate_size": config["moe_shared_expert_intermediate_size"],
+    }  # fmt: skip
+    return state, Namespace(**args | more_args)
+
+
+def _hybrid_layer(letter: str, hf: State, config: Config) -> Iterator[tuple[str, Array]]:
+    norm, mixer = hf["norm.weight"], _under(hf, "mixer.")
+    if letter == "*":
+        yield "self_attention.linear_qkv.layer_norm_weight", norm
+        yield from ((f"self_attention.{name}", tensor) for name, tensor in _attention(mixer, config))
+    elif letter == "-":
+        yield "mlp.linear_fc1.layer_norm_weight", norm
+        yield "mlp.linear_fc1.weight", mixer["up_proj.weight"]
+        yield "mlp.linear_fc2.weight", mixer["down_proj.weight"]
+    elif letter == "E":
+        yield "pre_mlp_layernorm.weight", norm
+        yield "mlp.router.weight", mixer["gate.weight"]
+        yield "mlp.router.expert_bias", mixer["gate.e_score_correction_bias"]
+        for expert in range(config["n_routed_experts"]):
+            yield f"mlp.experts.{expert}.linear_fc1.weight", mixer[f"experts.{expert}.up_proj.weight"]
+            yield f"mlp.experts.{expert}.linear_fc2.weight", mixer[f"experts.{expert}.down_proj.weight"]
+        yield "mlp.shared_experts.linear_fc1.weight", mixer["shared_experts.up_proj.weight"]
+        yield "mlp.shared_experts.linear_fc2.weight", mixer["shared_experts.down_proj.weight"]
+    else:
+        inner = config["mamba_num_heads"] * config["mamba_head_dim"]
+        states = config["n_groups"] * config["ssm_state_size"]
+        yield "mixer.in_proj.layer_norm_weight", norm
+        parts = np.split(mixer["in_proj.weight"], np.cumsum([inner, inner, states, states]))
+        yield from ((f"mixer.in_proj.weight.{n}", part) for n, part in zip(("z", "x", "B", "C", "dt"), parts, strict=True))
+        for kind in ("weight", "bias"):
+            parts = np.split(mixer[f"conv1d.{kind}"], np.cumsum([inner, states]))
+            yield from ((f"mixer.conv1d.{kind}.{n}", part) for n, part in zip("xBC", parts, strict=True))
+        for name in ("dt_bias", "A_log", "D", "norm.weight", "out_proj.weight"):
+            yield f"mixer.{name}", mixer[name]
+
+
 def slime_of_hf(
     state: State, hf: Mapping[str, Array], config: Config, args: Namespace
 ) -> tuple[State, Namespace]:
