@@ -34,6 +34,7 @@ SAVES = {
     "gptoss-v019-dist-tp2etp1-bf16": (1e-4, None),
     "qwen3next-v019-dist-tp2-bf16": (2e-4, 2e-4),
     "nemotronh-v019-dist-tp2-bf16": (1e-4, 1e-4),
+    "gemma3-bridge062-dist-bf16": (1e-3, 5e-3),
 }
 LLAMA, MIXTRAL, DEEPSEEK = (
     "llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "deepseek-v019-dist-tp2pp2-fp32",
