@@ -11,9 +11,10 @@ Names are loaded when they are first used, so importing the package costs nothin
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from crossdock.lazy import loader
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -31,13 +32,20 @@ __all__ = [
     "check", "diff", "export", "open", "options", "plan", "run", "verify",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    homes = {
-        "Checkpoint": "planning.checkpoint", "CrossdockError": "errors", "Plan": "planning.plan",
-        "CheckReport": "running.check", "DiffReport": "running.diff", "RunReport": "running.results",
-        "VerifyReport": "running.verify",
-    }  # fmt: skip
-    if name not in __all__:
-        raise AttributeError(f"module 'crossdock' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"crossdock.{homes.get(name, 'delivery')}"), name)
+_VERBS = ("check", "diff", "export", "open", "options", "plan", "run", "verify")
+if not TYPE_CHECKING:  # so that type checkers see no name but those above
+    __getattr__ = loader(
+        __name__,
+        MappingProxyType(
+            {
+                **dict.fromkeys(_VERBS, "crossdock.delivery"),
+                "CheckReport": "crossdock.running.check",
+                "Checkpoint": "crossdock.planning.checkpoint",
+                "CrossdockError": "crossdock.errors",
+                "DiffReport": "crossdock.running.diff",
+                "Plan": "crossdock.planning.plan",
+                "RunReport": "crossdock.running.results",
+                "VerifyReport": "crossdock.running.verify",
+            }
+        ),
+    )

@@ -97,6 +97,13 @@ def made(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**read)
 
 
+def split(kind: type[T], values: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
+    """The dataclass `kind` from those of `values` that it has fields for, and the other values. Raises UsageError."""
+    own = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    rest = {name: value for name, value in values.items() if name not in own}
+    return made(kind, {name: value for name, value in values.items() if name in own}), rest
+
+
 def size(value: str | int) -> int:
     """Bytes: "5GB" is 5 * 10**9, "256MiB" is 256 * 2**20."""
     text = str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 INTERRUPTED = "interrupted: run the same command again to go on"
@@ -23,8 +24,6 @@ def short(value: object, most: int = 80) -> str:
 
 def nearest(text: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """Those of `known` that `text` may be meant for, the likeliest first."""
-    import difflib  # only who mistypes waits for it
-
     return difflib.get_close_matches(text, list(known), count, cutoff)
 
 

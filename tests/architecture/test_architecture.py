@@ -14,7 +14,7 @@ from source_tree import ROOT, SRC, Import, folder, folders, imports, modules, st
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 # from the lowest layer to the highest; a module may import from its own layer's folder and from layers below
 LAYERS = (
-    ("errors", "version", "wording", "plugins"),
+    ("errors", "version", "wording", "plugins", "lazy"),
     ("options",),
     ("io", "model"),
     ("layout", "codecs", "unpickle"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("planning",),
     ("running",),
     ("proof",),
-    ("delivery", "scan", "summary"),
+    ("delivery", "scan", "summary", "catalogue"),
     ("crossdock",),
     ("cli",),
     ("__main__", "crossdock_powerinfer"),
@@ -31,7 +31,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # what the commands may use: the library's verbs, what may be asked of them, and what puts errors and numbers into words
 VERBS = re.compile(
-    r"crossdock(\.(delivery|scan|summary|options|running\.options|formats\.registry|errors|wording|version|cli(\.\w+)?))?\Z"
+    r"crossdock(\.(delivery|scan|summary|catalogue|options|running\.options|formats\.registry|errors|wording|version|cli(\.\w+)?))?\Z"
 )
 FAMILIES = {path.stem for path in (SRC / "crossdock/data/families").glob("*.toml")}
 LONGEST = 400

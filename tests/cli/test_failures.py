@@ -22,7 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str, color
     def fail(_: Path) -> None:
         raise error
 
-    monkeypatch.setattr("crossdock.scan.scan", fail)
+    monkeypatch.setattr("crossdock.cli.scan.find", fail)
     return CliRunner().invoke(main, ["scan", "x", *args], color=color)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from crossdock import delivery, summary
+from crossdock import catalogue, delivery
 from crossdock.cli import main
 from crossdock.formats import registry
 from crossdock.model.families import families
@@ -26,7 +26,7 @@ def test_every_family_is_listed_once() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 def test_a_model_can_be_planned_for_every_target_of_its_family(family: str, tmp_path: Path) -> None:
-    entry = summary.family_entry(family)
+    entry = catalogue.family_entry(family)
     checkpoint = delivery.open(hf_models.make_hf(family, tmp_path / family))
     assert "hf" in entry.sources
     for target in set(entry.targets) & {"gguf", "hf", "trtllm"}:
@@ -34,14 +34,14 @@ def test_a_model_can_be_planned_for_every_target_of_its_family(family: str, tmp_
 
 
 def test_a_family_without_a_model_in_a_format_says_why() -> None:
-    entry = summary.family_entry("gptnext")
+    entry = catalogue.family_entry("gptnext")
     assert {"hf", "gguf"}.isdisjoint(entry.targets)
     assert "LayerNorm, rope and this MLP" in entry.limits["gguf"][0]
     assert "LayerNorm, rope and this MLP" in run("gptnext")
 
 
 def test_targets_and_sources_are_formats_that_are_registered() -> None:
-    for entry in summary.catalogue():
+    for entry in catalogue.known_families():
         assert set(entry.sources) <= set(registry.names())
         assert set(entry.targets) | set(entry.limits) <= set(registry.targets())
 
@@ -60,7 +60,7 @@ def test_the_names_of_two_formats_stand_side_by_side() -> None:
 def test_the_names_are_those_that_an_export_writes(tmp_path: Path) -> None:
     checkpoint = delivery.open(hf_models.make_hf("llama", tmp_path / "llama"))
     written = {tensor.name for tensor in delivery.plan(checkpoint, "gguf").tensors}
-    listed = summary.tensor_names("llama", ["gguf"])
+    listed = catalogue.tensor_names("llama", ["gguf"])
     known = {one.name.format(layer=0) for by_format in listed.values() for one in by_format["gguf"]}
     assert {name for name in written if not name.startswith("blk.") or name.startswith("blk.0.")} <= known
 

@@ -23,7 +23,8 @@ SURFACE = {
         TARGET
         | SOURCE
         | RUNNING
-        | {"-o", "--output", "-f", "--force", "--hash", "--fail-on", "--dry-run", "--json", "--no-progress"},
+        | {"-o", "--output", "-f", "--force", "--hash", "--file-hashes", "--fail-on"}
+        | {"--dry-run", "--json", "--no-progress"},
     ),
     "verify": (
         ["out"],

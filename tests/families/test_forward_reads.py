@@ -24,7 +24,7 @@ from support.canonical_models import FAMILIES, config_of
 # fields that say how a model is stored or used, not what it computes; text has the same position in every section
 NOT_COMPUTED = {
     "family", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "lora_ranks", "tie_word_embeddings",
-    "mrope_section", "mrope_interleaved", "num_nextn_predict_layers", "nextn_embed", "nextn_head",
+    "kv_shared_weights", "mrope_section", "mrope_interleaved", "num_nextn_predict_layers", "nextn_embed", "nextn_head",
 }  # fmt: skip
 # sizes that the forward takes from the tensors themselves
 FROM_TENSORS = {

@@ -141,7 +141,7 @@ LAYOUTS = [
     ("[read]\nnorm = { value = 'a', colour = 'b' }", "beside `value` there may be `when`, not colour"),
     ("[read]\nnorm = ['a', 1]", "1 is not an expression in quotes, nor a table"),
     ("[write]\na = { for = 'i of n', b = 'i' }", "for = 'i of n'"),
-    ("[write]\na = ['UINT32 : 1 @ norm', 'STRING : 2']", "alternatives of different types"),
+    ("[write]\na = ['UINT32 : 1 @ norm', '2']", "alternatives with and without a type"),
     ("[refused]\na = { say = 'b' }", "[refused] a: has say"),
     ("[needs]\na = { say = 'b', must = 'colour == 1' }", "[needs] a: colour: not a field of the configuration"),
     ("[tensors]\nnorm = 'a.{layer@colour} : embed'", "[numbers] does not define colour"),
@@ -172,7 +172,8 @@ def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
     if name == "llama_lora":  # an adapter, which formats of models do not hold
         assert not placed
         return
-    assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")}
+    shared = {"nextn_embed", "nextn_head"} if format_name.startswith("megatron") else set()  # it has the model's own
+    assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")} - shared
 
 
 def test_a_removal_that_removes_nothing_names_section_and_family(add: Add) -> None:
@@ -183,9 +184,9 @@ def test_a_removal_that_removes_nothing_names_section_and_family(add: Add) -> No
 
 
 def test_a_section_that_is_like_anothers_is_like_its_ranks_too(add: Add) -> None:
-    add("families/odd", "extends = 'gemma2'\n[megatron]\nlike = 'gemma2'")
+    add("families/odd", "extends = 'deepseek_v3'\n[megatron]\nlike = 'deepseek_v3'")
     layout("megatron", families.family("odd"))
-    with pytest.raises(ConfigError, match=r"that of gemma2, which has a section \[megatron_rank\] besides"):
+    with pytest.raises(ConfigError, match=r"that of deepseek_v3, which has a section \[megatron_rank\] besides"):
         layout("megatron_rank", families.family("odd"))
 
 

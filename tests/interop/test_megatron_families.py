@@ -49,12 +49,15 @@ class Model:
 TWO_OF_A_GROUP = {"num_experts_per_tok": 2, "topk_group": 1}
 HALVES = (((0, 1),), ((2, 3),))
 UNEVEN = {"decoder_first_pipeline_num_layers": 2}
+INTERLEAVED = {"dsa_indexer_rope_interleaved": True}
 MODELS = {
     "glm4_moe": Model("glm4_moe", TWO_OF_A_GROUP, stages=HALVES),
     "glm4_moe-mtp": Model("glm4_moe-mtp", TWO_OF_A_GROUP, args=UNEVEN),
     "hy_v3-mtp": Model("hy_v3-mtp", family="hy_v3", args=UNEVEN),
     "glm4_moe_lite-mtp": Model("glm4_moe_lite-mtp", TWO_OF_A_GROUP, family="glm4_moe_lite", args=UNEVEN, tp=1),
     "deepseek_v3-kimi": Model("deepseek_v3-kimi", stages=HALVES, tp=1),
+    "deepseek_v32": Model("deepseek_v32", TWO_OF_A_GROUP, args=UNEVEN, tp=1),
+    "glm_moe_dsa-mtp": Model("glm_moe_dsa-mtp", TWO_OF_A_GROUP, args=UNEVEN | INTERLEAVED, tp=1),
     "minimax_m2": Model("minimax_m2", args=UNEVEN, stacked=True),
     "olmoe": Model("olmoe", args=UNEVEN, stacked=True, tp=1),
     "gpt_oss": Model("gpt_oss", args=UNEVEN, stacked=True),

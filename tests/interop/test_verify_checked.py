@@ -41,7 +41,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ABSENT = "neither side has one"
 CHECKED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gguf without its tokenizer": ("k.gguf", {}, {"tokenizer": False, "token_ids": False, "logits": False}),
+    "gguf whose tokenizer the manifest tells": ("k.gguf", {}, {"tokenizer": "sha256 of its keys in the manifest",
+                                                               "token_ids": False, "logits": False}),
     "gguf with its tokenizer": ("k.gguf", {"tokenizer": TOKENIZER}, {"tokenizer": "vocabulary", "token_ids": False}),
     "gguf's token ids": ("k.gguf", {"tokenizer": TOKENIZER, "tokens": True}, {"token_ids": "llama.cpp"}),
     "gguf that has no tokenizer": ("mute.gguf", {}, {"tokenizer": ABSENT, "token_ids": ABSENT}),
@@ -91,6 +92,26 @@ def test_the_manifest_s_tokenizer_is_what_a_folder_is_held_against(tmp_path: Pat
     assert [Path(problem.where).name for problem in found.problems] == ["tokenizer.json"]
     (tmp_path / "hf.manifest.json").unlink()
     assert crossdock.verify(out, KJV).checked.tokenizer is False
+
+
+TOKENIZER_KEYS: dict[str, Callable[[Any], Any]] = {
+    "a token": lambda m: m.keys["tokenizer.ggml.tokens"][2].__setitem__(300, "gni"),
+    "a merge": lambda m: m.keys["tokenizer.ggml.merges"][2].reverse(),
+    "the end of text": lambda m: m.keys["tokenizer.ggml.eos_token_id"].__setitem__(2, 7),
+    "a key that is new": lambda m: m.keys.update({"tokenizer.chat_template": [8, None, "{{ 1 }}"]}),
+}
+
+
+@pytest.mark.parametrize("case", TOKENIZER_KEYS)
+def test_the_manifest_s_tokenizer_is_what_a_gguf_is_held_against(case: str, outputs: Path, tmp_path: Path) -> None:
+    """As for folders: every key of the vocabulary, without --tokenizer; without a manifest it is named."""
+    out = tmp_path / "k.gguf"
+    rewrite_gguf(outputs / "k.gguf", out, TOKENIZER_KEYS[case])
+    assert crossdock.verify(out, KJV).checked.tokenizer is False
+    (tmp_path / "k.gguf.manifest.json").write_bytes((outputs / "k.gguf.manifest.json").read_bytes())
+    found = crossdock.verify(out, KJV)
+    assert not found.ok
+    assert [problem.what for problem in found.problems] == ["the tokenizer's keys are not those that were exported"]
 
 
 def test_strict_passes_where_everything_was_compared(outputs: Path) -> None:
@@ -203,7 +224,7 @@ def test_a_silenced_key_is_not_proven_in_export_manifest_and_verify(tmp_path: Pa
     text = run("export", source, "--to", "gguf", "--set", "no_rope_layers=None", "-o", out).stdout
     assert f"not proven: {said}" in text
     manifest = json.loads((tmp_path / "m.gguf.manifest.json").read_text())
-    assert any(warning.startswith(f"not proven: {said}") for warning in manifest["warnings"])
+    assert [sentence.startswith(said) for sentence in manifest["unproven"]] == [True]
     words = ("verify", out, "--against", source, "--set", "no_rope_layers=None", "--logits", "1,2,3,4,5")
     assert said in run(*words).stdout
     run(*words, "--strict", code=1)

@@ -15,7 +15,7 @@ import pytest
 import crossdock
 from crossdock.errors import InputError
 from crossdock.io.json import CONFIGURATION, TOKENIZER, JsonLimits, measured, parse_json
-from crossdock.tokenizers import read
+from crossdock.tokenizers.reading import read
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "examples" / "tiny-kjv"

@@ -39,7 +39,7 @@ def test_an_output_as_it_was_written(copy: Path, name: str) -> None:
         report = crossdock.check(path)
         assert report.ok
         assert {file.status for file in report.files} == {"equal"}
-        assert report.version == 2
+        assert report.version == 3
 
 
 def test_every_hash_is_that_of_a_file(copy: Path) -> None:
@@ -139,14 +139,57 @@ def test_a_manifest_of_version_1(copy: Path, name: str) -> None:
     assert [one.tensors for one in wrong] == [(offset["name"],)]
 
 
+def test_a_manifest_of_version_2(copy: Path) -> None:
+    path = copy / "model.gguf.manifest.json"
+    document = json.loads(path.read_bytes()) | {"manifest": 2}
+    del document["unproven"], document["target"]["file_hashes"]
+    path.write_text(json.dumps(document))
+    report = crossdock.check(copy / "model.gguf")
+    assert (report.ok, report.version, report.checked) == (True, 2, ("the size and the sha256 of every file",))
+    flip(copy / "model.gguf", 40)
+    assert not crossdock.check(copy / "model.gguf").ok
+
+
+@pytest.mark.parametrize(("to", "name"), [("hf", "hf"), ("gguf", "model.gguf")])
+def test_an_output_without_hashes_of_its_files(to: str, name: str, tmp_path: Path) -> None:
+    """Tensors and small files are proven; what is not is said; everything else of the manifest is the same."""
+    checkpoint = crossdock.open(write_llama(tmp_path / "source"))
+    for folder, file_hashes in (("with", "sha256"), ("without", "none")):
+        crossdock.run(crossdock.plan(checkpoint, to), tmp_path / folder / name, file_hashes=file_hashes)
+    known, bare = (
+        json.loads((tmp_path / folder / f"{name}.manifest.json").read_bytes()) for folder in ("with", "without")
+    )
+    hashed = {file["name"]: file["sha256"] for file in bare["target"]["files"]}
+    assert hashed == {
+        file["name"]: None if file["name"].endswith((".safetensors", ".gguf")) else file["sha256"]
+        for file in known["target"]["files"]
+    }
+    assert (known["target"].pop("file_hashes"), bare["target"].pop("file_hashes")) == ("sha256", "none")
+    assert known | {"target": None} == bare | {"target": None}
+
+    output = tmp_path / "without" / name
+    report = crossdock.check(output)
+    assert report.ok
+    assert any("--file-hashes none" in sentence for sentence in report.not_checked)
+    weights = output / "model.safetensors" if to == "hf" else output
+    tensor = bare["tensors"][2]
+    flip(weights, tensor["offset"])
+    assert [file.tensors for file in crossdock.check(output).files if file.status != "equal"] == [(tensor["name"],)]
+    flip(weights, tensor["offset"])
+    if to == "hf":
+        flip(output / "config.json", 5)
+        assert [file.name for file in crossdock.check(output).files if file.status != "equal"] == ["config.json"]
+
+
 EVIL: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a name outside": lambda m: m["target"]["files"][0].update(name="../../etc/passwd"),
     "an absolute name": lambda m: m["target"]["files"][0].update(name="/etc/passwd"),
     "no hash": lambda m: m["target"]["files"][0].update(sha256="0"),
+    "a hash that is left out": lambda m: m["target"]["files"][0].update(sha256=None),
     "no files": lambda m: m["target"].update(files=[]),
     "files that are a number": lambda m: m["target"].update(files=3),
     "a size that is text": lambda m: m["target"]["files"][0].update(bytes="3"),
-    "another version": lambda m: m.update(manifest=3),
+    "another version": lambda m: m.update(manifest=4),
     "a version that is text": lambda m: m.update(manifest="2"),
     "another hash": lambda m: m.update(hash="md5"),
     "a tensor elsewhere": lambda m: m["tensors"][0].update(file="other"),

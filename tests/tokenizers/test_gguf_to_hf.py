@@ -16,11 +16,14 @@ from tokenizer_samples import CORPUS, HARD_TEXTS, byte_level, component, hard_te
 from transformers import AutoTokenizer
 
 import tokenizers as hf
-from crossdock import tokenizers
 from crossdock.errors import CrossdockError, FormatError, TokenizerError
 from crossdock.formats.gguf.container import read_header
 from crossdock.formats.gguf.vocabulary import tokenizer_of
+from crossdock.tokenizers.from_gguf import from_gguf
+from crossdock.tokenizers.gguf_metadata import gguf_metadata
+from crossdock.tokenizers.hf_files import hf_differences, hf_files
 from crossdock.tokenizers.pre_tokenizers import table
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 Keys = list[tuple[str, str, Any]]
 
@@ -39,7 +42,7 @@ def written(folder: Path, keys: Keys) -> Path:
     """The files that are made from a GGUF file with these keys, in a folder of their own."""
     path = llama_vocab.write_vocab(folder / "vocab.gguf", keys)
     size = len(next(value for key, _, value in keys if key == "tokenizer.ggml.tokens"))
-    for name, content in tokenizers.hf_files(tokenizer_of(path, size)).items():
+    for name, content in hf_files(tokenizer_of(path, size)).items():
         (folder / "hf").mkdir(exist_ok=True)
         (folder / "hf" / name).write_bytes(content)
     return path
@@ -60,7 +63,7 @@ def test_sentencepiece(tmp_path: Path, dummy_prefix: bool) -> None:
     symbols = {"user_defined_symbols": ["<|tool|>", "▁▁▁▁"], "control_symbols": ["<|end|>"]}
     model = trained_spm(split_digits=True, add_dummy_prefix=dummy_prefix, **symbols)
     save(tmp_path, tokenizer_model=model)
-    path = written(tmp_path, tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=960))
+    path = written(tmp_path, gguf_metadata(read_tokenizer(tmp_path), vocab_size=960))
     texts = hard_texts(("<|tool|>", "<|end|>", "</s>"))
     for flag in (False, True):
         answer = llama_vocab.ask(path, texts, add_special=flag)
@@ -69,7 +72,7 @@ def test_sentencepiece(tmp_path: Path, dummy_prefix: bool) -> None:
     plain = [text for text in HARD_TEXTS if "\0" not in text and "   " not in text]
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "hf" / "tokenizer.model"))
     assert differing(plain, llama_vocab.ask(path, plain).ids, [processor.encode(text) for text in plain]) == []
-    again, first = tokenizers.read(tmp_path / "hf"), tokenizers.read(tmp_path)
+    again, first = read_tokenizer(tmp_path / "hf"), read_tokenizer(tmp_path)
     assert (again.tokens, again.end_tokens) == (first.tokens, first.end_tokens)
     assert again.add_space_prefix == dummy_prefix
 
@@ -97,7 +100,7 @@ def test_each_pre_tokenizer(tmp_path: Path) -> None:
             *(component(stage) for stage in row.stages[0]), byte_level()]}}  # fmt: skip
         one["model"]["ignore_merges"] = row.ignore_merges
         folder = save(tmp_path / row.name, tokenizer_json=one)
-        keys = tokenizers.gguf_metadata(tokenizers.read(folder), vocab_size=1000, pre=row.name)
+        keys = gguf_metadata(read_tokenizer(folder), vocab_size=1000, pre=row.name)
         jobs.append((written(folder, [entry for entry in keys if "add_" not in entry[0]]), texts))
         folders.append((row, folder / "hf"))
     for (row, folder), answer in zip(folders, llama_vocab.ask_many(jobs), strict=True):
@@ -113,7 +116,7 @@ def test_byte_level_in_transformers(tmp_path: Path) -> None:
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "add_bos_token": True, "chat_template": template}
     save(tmp_path, tokenizer_json=train_bpe([byte_level(True)], special=special), tokenizer_config_json=config)
-    path = written(tmp_path, tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=1024))
+    path = written(tmp_path, gguf_metadata(read_tokenizer(tmp_path), vocab_size=1024))
     texts = hard_texts(special)
     answer = llama_vocab.ask(path, texts, add_special=True)
     assert differing(texts, answer.ids, by_transformers(tmp_path / "hf", texts, True)) == []
@@ -124,25 +127,25 @@ def test_byte_level_in_transformers(tmp_path: Path) -> None:
 
 def test_scores_that_do_not_order_the_merges(tmp_path: Path) -> None:
     save(tmp_path, tokenizer_model=trained_spm())
-    keys = {key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=900)}
-    assert tokenizers.hf_differences(tokenizers.from_gguf(keys, "")) == ()
+    keys = {key: value for key, _, value in gguf_metadata(read_tokenizer(tmp_path), vocab_size=900)}
+    assert hf_differences(from_gguf(keys, "")) == ()
     keys["tokenizer.ggml.scores"] = np.full(900, -1000, np.float32)
-    (said,) = tokenizers.hf_differences(tokenizers.from_gguf(keys, ""))
+    (said,) = hf_differences(from_gguf(keys, ""))
     assert "have the score of another one" in said
 
 
 def test_what_cannot_be_said_outside_of_gguf(tmp_path: Path) -> None:
     save(tmp_path, tokenizer_json=train_bpe([byte_level(True)]))
-    keys = {key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=702)}
+    keys = {key: value for key, _, value in gguf_metadata(read_tokenizer(tmp_path), vocab_size=702)}
     with pytest.raises(TokenizerError, match="no known pattern"):
-        tokenizers.from_gguf(keys | {"tokenizer.ggml.pre": "refact"}, "x")
+        from_gguf(keys | {"tokenizer.ggml.pre": "refact"}, "x")
     with pytest.raises(TokenizerError, match="of the kind 't5'"):
-        tokenizers.from_gguf(keys | {"tokenizer.ggml.model": "t5"}, "x")
+        from_gguf(keys | {"tokenizer.ggml.model": "t5"}, "x")
     wrong: list[dict[str, Any]] = [
         {"tokenizer.ggml.token_type": [1]}, {"tokenizer.ggml.tokens": "a"}, {"tokenizer.ggml.eos_token_id": 9999},
         {"tokenizer.ggml.merges": None}, {"tokenizer.ggml.token_type": [9] * 702},
     ]  # fmt: skip
     for change in wrong:
         with pytest.raises(FormatError) as caught:
-            tokenizers.from_gguf(keys | change, "x")
+            from_gguf(keys | change, "x")
         assert isinstance(caught.value, CrossdockError)

@@ -17,9 +17,13 @@ from tokenizer_samples import CORPUS, HARD_TEXTS, byte_level, hard_texts, save, 
 from transformers import AutoTokenizer
 
 import tokenizers as hf
-from crossdock import tokenizers
 from crossdock.errors import FormatError, TokenizerError
+from crossdock.tokenizers.files import find
+from crossdock.tokenizers.folder import hf_folder
+from crossdock.tokenizers.from_gguf import from_gguf
+from crossdock.tokenizers.gguf_metadata import ends_of, gguf_metadata
 from crossdock.tokenizers.pre_tokenizers import table
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 RANKS = CORPUS.parent / "tiktoken" / "ranks.txt"  # 900 ranks, and what tiktoken 0.12 reads HARD_TEXTS as with them
 IDS: dict[str, list[list[int]]] = json.loads((RANKS.parent / "ids.json").read_text())
@@ -34,7 +38,7 @@ def trained(**options: Any) -> bytes:
 
 def folder_of(path: Path, out: Path) -> tuple[Path, tuple[str, ...]]:
     """The tokenizer at `path` as a Hugging Face folder gets it, and what was said."""
-    copied, made, sentences = tokenizers.hf_folder(tokenizers.find(path), tokenizers.read(path))
+    copied, made, sentences = hf_folder(find(path), read_tokenizer(path))
     out.mkdir()
     for name, source in copied.items():
         (out / name).parent.mkdir(exist_ok=True)
@@ -90,8 +94,8 @@ def test_tiktoken_reads_the_same(tmp_path: Path, name: str, split: str, first: i
     assert sorted(path.name for path in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     assert by_transformers(folder, HARD_TEXTS) == IDS[split]
     assert "does not say" in sentences[0] or "says nothing" in sentences[0]
-    assert len(tokenizers.read(folder).tokens) == 900 + first
-    assert tokenizers.read(tmp_path / "a").special == ({"bos": 1, "eos": 2} if first else {})
+    assert len(read_tokenizer(folder).tokens) == 900 + first
+    assert read_tokenizer(tmp_path / "a").special == ({"bos": 1, "eos": 2} if first else {})
 
 
 @pytest.mark.parametrize(
@@ -117,13 +121,13 @@ def test_several_vocabularies_are_not_chosen_among(tmp_path: Path) -> None:
     for name in ("a.model", "b.model"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(TokenizerError, match="several vocabularies") as caught:
-        tokenizers.find(tmp_path)
+        find(tmp_path)
     assert caught.value.problems[0].got == "a.model, b.model"
 
 
 def test_a_hub_id_is_not_a_path() -> None:
     with pytest.raises(TokenizerError) as caught:
-        tokenizers.find(Path("meta-llama/Llama-3.1-8B"))
+        find(Path("meta-llama/Llama-3.1-8B"))
     assert "hf download meta-llama/Llama-3.1-8B" in caught.value.problems[0].fix
 
 
@@ -145,8 +149,8 @@ def test_what_the_template_adds_is_what_gguf_says(tmp_path: Path, template: str,
     }  # fmt: skip
     config = {"bos_token": "<other>", "eos_token": "<|im_end|>", **flags}
     save(tmp_path, tokenizer_json=data, tokenizer_config_json=config)
-    read = tokenizers.read(tmp_path)
-    keys = {key.rpartition(".")[2]: value for key, _, value in tokenizers.gguf_metadata(read, vocab_size=448)}
+    read = read_tokenizer(tmp_path)
+    keys = {key.rpartition(".")[2]: value for key, _, value in gguf_metadata(read, vocab_size=448)}
     around = hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a").tokens
     first, last = around[0] == "<b>", around[-1] == "<e>"
     assert (keys["add_bos_token"], keys["add_eos_token"]) == (first, last)
@@ -160,7 +164,7 @@ def test_every_end_that_a_configuration_names(tmp_path: Path) -> None:
     data = train_bpe([byte_level(True)], size=400, special=("<a>", "<b>", "<c>", "<d>"))
     save(tmp_path, tokenizer_json=data, tokenizer_config_json={"eos_token": "<c>"})
     save(tmp_path, generation_config_json={"eos_token_id": [401, 402]}, config_json={"eos_token_id": 400})
-    assert tokenizers.read(tmp_path).end_tokens == (402, 401, 400)
+    assert read_tokenizer(tmp_path).end_tokens == (402, 401, 400)
 
 
 def test_ends_come_back_from_a_gguf_file(tmp_path: Path) -> None:
@@ -170,9 +174,9 @@ def test_ends_come_back_from_a_gguf_file(tmp_path: Path) -> None:
     template = "{{ messages }}<|im_end|>"
     save(tmp_path, tokenizer_config_json={"eos_token": "<e>", "chat_template": template})
     save(tmp_path, generation_config_json={"eos_token_id": [400, 401, 402]})
-    entries = tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=405)
-    read = tokenizers.from_gguf({key: value for key, _, value in entries}, "x")
-    assert tokenizers.ends_of(read) == (400, 401, 402, 403)
+    entries = gguf_metadata(read_tokenizer(tmp_path), vocab_size=405)
+    read = from_gguf({key: value for key, _, value in entries}, "x")
+    assert ends_of(read) == (400, 401, 402, 403)
 
 
 @pytest.mark.parametrize(
@@ -193,13 +197,13 @@ def test_an_end_that_its_text_tells_takes_a_free_place(
     save(tmp_path, tokenizer_json=train_bpe([byte_level(True)], size=400, special=special))
     save(tmp_path, tokenizer_config_json={"eos_token": own})
     save(tmp_path, generation_config_json={"eos_token_id": [ids[text] for text in named]})
-    entries = tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=406)
+    entries = gguf_metadata(read_tokenizer(tmp_path), vocab_size=406)
     keys = {key.rpartition(".")[2]: value for key, _, value in entries}
     assert tuple(keys.get(f"{role}_token_id") for role in ("eos", "eot", "eom")) == tuple(
         None if text is None else ids[text] for text in places
     )
-    read = tokenizers.from_gguf({key: value for key, _, value in entries}, "x")
-    assert set(tokenizers.ends_of(read)) == {ids[text] for text in places if text is not None}
+    read = from_gguf({key: value for key, _, value in entries}, "x")
+    assert set(ends_of(read)) == {ids[text] for text in places if text is not None}
 
 
 @pytest.mark.parametrize("form", ["text", "names"])
@@ -209,7 +213,7 @@ def test_a_chat_template_of_a_processor(tmp_path: Path, form: str) -> None:
     save(tmp_path / "a", tokenizer_json=data, chat_template_json={"chat_template": template})
     folder, _ = folder_of(tmp_path / "a", tmp_path / "b")
     assert AutoTokenizer.from_pretrained(folder).chat_template == template
-    assert tokenizers.read(tmp_path / "a").chat_templates["default"] == "hello"
+    assert read_tokenizer(tmp_path / "a").chat_templates["default"] == "hello"
     assert not (folder / "chat_template.json").exists()
 
 
@@ -246,7 +250,7 @@ def test_what_sentencepiece_refuses_is_refused(tmp_path: Path, change: str) -> N
     with pytest.raises(RuntimeError):
         sentencepiece.SentencePieceProcessor(model_proto=model)
     with pytest.raises(FormatError):
-        tokenizers.read(save(tmp_path, tokenizer_model=model))
+        read_tokenizer(save(tmp_path, tokenizer_model=model))
 
 
 def test_a_model_cut_between_two_pieces_is_refused(tmp_path: Path) -> None:
@@ -256,7 +260,7 @@ def test_a_model_cut_between_two_pieces_is_refused(tmp_path: Path) -> None:
     proto.ClearField("trainer_spec")
     proto.ClearField("normalizer_spec")
     with pytest.raises(FormatError, match="section is missing"):
-        tokenizers.read(save(tmp_path, tokenizer_model=proto.SerializeToString()))
+        read_tokenizer(save(tmp_path, tokenizer_model=proto.SerializeToString()))
 
 
 @pytest.mark.parametrize("name", sorted({row.name for row in table().rows} & {"llama-bpe", "qwen2", "gpt-2"}))
@@ -273,6 +277,6 @@ def test_published_rank_files_have_their_own_special_tokens(tmp_path: Path, name
     ]
     lines = b"".join(base64.b64encode(text) + b" %d\n" % rank for rank, text in enumerate(texts))
     (tmp_path / file).write_bytes(lines)
-    read = tokenizers.read(tmp_path / file)
+    read = read_tokenizer(tmp_path / file)
     assert (len(read.tokens), read.tokens[read.end_tokens[0]], read.assumed) == (size, end, ())
     assert read.splits == next(row for row in table().rows if row.name == name).stages[0]

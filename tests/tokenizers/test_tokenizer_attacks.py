@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_samples import byte_level, save, train_bpe
 
-from crossdock import tokenizers
 from crossdock.errors import FormatError, TokenizerError
 from crossdock.tokenizers.files import MAX_FILE_SIZE
+from crossdock.tokenizers.gguf_metadata import gguf_metadata
 from crossdock.tokenizers.merging import unreached
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 VOCAB = {"a": 0, "b": 1, "ab": 2}
 
@@ -99,7 +100,7 @@ MODEL = piece(b"<unk>", kind=2) + piece(b"a") + field(2, varint(3 << 3) + varint
 def test_tokenizer_json(tmp_path: Path, content: Any, said: str) -> None:
     path = save(tmp_path, tokenizer_json=content) / "tokenizer.json"
     with pytest.raises(FormatError, match=said) as caught:
-        tokenizers.read(tmp_path)
+        read_tokenizer(tmp_path)
     assert caught.value.problems[0].where == str(path)
 
 
@@ -125,19 +126,19 @@ def test_tokenizer_json(tmp_path: Path, content: Any, said: str) -> None:
 def test_tokenizer_model(tmp_path: Path, content: bytes, said: str) -> None:
     path = save(tmp_path, tokenizer_model=content) / "tokenizer.model"
     with pytest.raises(FormatError, match=said) as caught:
-        tokenizers.read(tmp_path)
+        read_tokenizer(tmp_path)
     assert caught.value.problems[0].where == str(path)
 
 
 def test_the_model_that_is_broken_above_is_sound(tmp_path: Path) -> None:
-    assert tokenizers.read(save(tmp_path, tokenizer_model=MODEL)).tokens == ("<unk>", "a")
+    assert read_tokenizer(save(tmp_path, tokenizer_model=MODEL)).tokens == ("<unk>", "a")
 
 
 @pytest.mark.parametrize("kind", [3, 4, 77])
 def test_model_kinds_that_no_engine_has(tmp_path: Path, kind: int) -> None:
     model = piece(b"<unk>", kind=2) + field(2, varint(3 << 3) + varint(kind)) + NORMALIZER
     with pytest.raises(TokenizerError, match="GGUF engines do not support this kind"):
-        tokenizers.read(save(tmp_path, tokenizer_model=model))
+        read_tokenizer(save(tmp_path, tokenizer_model=model))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_model_kinds_that_no_engine_has(tmp_path: Path, kind: int) -> None:
 def test_configuration_files(tmp_path: Path, name: str, content: Any, said: str) -> None:
     save(tmp_path, tokenizer_json=bpe(), **{name: content})
     with pytest.raises(FormatError, match=said):
-        tokenizers.read(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(MAX_FILE_SIZE + 1)
     with pytest.raises(FormatError, match="too large"):
-        tokenizers.read(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_merging_that_takes_too_long_is_given_up() -> None:
@@ -187,7 +188,7 @@ def test_merging_that_takes_too_long_is_given_up() -> None:
 def test_disagreeing_files(tmp_path: Path) -> None:
     data = {"model": {"type": "BPE", "vocab": {"<unk>": 0, "b": 1}, "merges": []}}
     with pytest.raises(FormatError, match="two files disagree on 1 tokens"):
-        tokenizers.read(save(tmp_path, tokenizer_model=MODEL, tokenizer_json=data))
+        read_tokenizer(save(tmp_path, tokenizer_model=MODEL, tokenizer_json=data))
 
 
 TRAINED = json.dumps(train_bpe([byte_level(use_regex=True)], size=270)).encode()
@@ -203,7 +204,7 @@ def test_any_bytes_as_a_model(tmp_path: Path, noise: bytes | tuple[int, int]) ->
     content = noise if isinstance(noise, bytes) else MODEL[: noise[0]] + bytes([noise[1]]) + MODEL[noise[0] + 1 :]
     save(tmp_path, tokenizer_model=content)
     try:
-        tokenizers.read(tmp_path)
+        read_tokenizer(tmp_path)
     except (FormatError, TokenizerError):
         return
 
@@ -245,12 +246,12 @@ def test_any_value_anywhere(tmp_path: Path, name: str, data: st.DataObject) -> N
     target[last] = data.draw(JSON_VALUES)
     save(tmp_path, **{"tokenizer_json": TRAINED, **CONFIGURATION, name: json.dumps(changed)})
     try:
-        tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=512)
+        gguf_metadata(read_tokenizer(tmp_path), vocab_size=512)
     except (FormatError, TokenizerError):
         return
 
 
 def test_the_files_that_are_changed_above_are_sound(tmp_path: Path) -> None:
-    read = tokenizers.read(save(tmp_path, tokenizer_json=TRAINED, **CONFIGURATION))
+    read = read_tokenizer(save(tmp_path, tokenizer_json=TRAINED, **CONFIGURATION))
     assert read.end_tokens == (270, 3)
-    assert len(tokenizers.gguf_metadata(read, vocab_size=512)) > 10
+    assert len(gguf_metadata(read, vocab_size=512)) > 10

@@ -22,8 +22,9 @@ from tokenizer_samples import (
 )
 
 import tokenizers as hf
-from crossdock import tokenizers
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata
 from crossdock.tokenizers.pre_tokenizers import table
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 KJV = CORPUS.parent / "tiny-kjv"
 LLAMA3 = {row.name: row for row in table().rows}["llama-bpe"].stages[0][0]
@@ -32,9 +33,9 @@ QWEN2 = {row.name: row for row in table().rows}["qwen2"].stages[0][0]
 
 def in_llama(folder: Path, texts: list[str], vocab_size: int | None = None, **flags: bool) -> llama_vocab.Vocab:
     """Our keys for the tokenizer in `folder`, loaded by llama.cpp, with `texts` tokenized."""
-    read = tokenizers.read(folder)
+    read = read_tokenizer(folder)
     size = vocab_size or len(read.tokens)
-    path = llama_vocab.write_vocab(folder / "vocab.gguf", tokenizers.gguf_metadata(read, vocab_size=size))
+    path = llama_vocab.write_vocab(folder / "vocab.gguf", gguf_metadata(read, vocab_size=size))
     answer = llama_vocab.ask(path, texts, **flags)
     assert not answer.error, answer.error
     return answer
@@ -67,7 +68,7 @@ def test_byte_level_bpe(tmp_path: Path, stages: list[dict[str, Any]], ignore_mer
     assert differing(texts, answer.ids, by_hf(tmp_path, texts)) == []
     pieces = [b"".join(answer.pieces[token] for token in ids).decode() for ids in answer.ids]
     assert pieces == texts
-    keys = {key: value for key, _, value in tokenizers.gguf_metadata(tokenizers.read(tmp_path), vocab_size=1024)}
+    keys = {key: value for key, _, value in gguf_metadata(read_tokenizer(tmp_path), vocab_size=1024)}
     assert keys["tokenizer.ggml.pre"] == name
     assert len(answer.pieces) == 1024
     assert answer.special["eos"] == 702
@@ -86,9 +87,9 @@ def test_each_row_of_the_table(tmp_path: Path) -> None:
             one["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
             one["model"]["ignore_merges"] = row.ignore_merges
             folder = save(tmp_path / f"{row.name}-{index}", tokenizer_json=one)
-            read = tokenizers.read(folder)
+            read = read_tokenizer(folder)
             assert read.splits == stages
-            metadata = tokenizers.gguf_metadata(read, vocab_size=1000, pre=row.name)
+            metadata = gguf_metadata(read, vocab_size=1000, pre=row.name)
             jobs.append((llama_vocab.write_vocab(folder / "vocab.gguf", metadata), texts))
             expected.append(by_hf(folder, texts))
             labels.append((row, folder.name))
@@ -107,9 +108,9 @@ def test_each_row_of_the_table(tmp_path: Path) -> None:
 
 def test_demo_tokenizer() -> None:
     """The demonstration model's; ignore_merges is off, and merging shows that it does not matter."""
-    read = tokenizers.read(KJV)
+    read = read_tokenizer(KJV)
     assert (read.kind, read.end_tokens, read.special) == ("bpe", (1,), {"bos": 0, "eos": 1})
-    keys = {key: value for key, _, value in tokenizers.gguf_metadata(read, vocab_size=1000)}
+    keys = {key: value for key, _, value in gguf_metadata(read, vocab_size=1000)}
     assert keys["tokenizer.ggml.pre"] == "llama-bpe"
 
 
@@ -163,7 +164,7 @@ def test_sentencepiece_bpe(tmp_path: Path, dummy_prefix: bool) -> None:
     texts += [] if dummy_prefix else ["one<|tool|>two <|tool|> three"]
     answer = in_llama(tmp_path, texts, vocab_size=960, parse_special=False)
     assert differing(texts, answer.ids, by_sentencepiece(model, texts)) == []
-    assert tokenizers.read(tmp_path).differences == ()
+    assert read_tokenizer(tmp_path).differences == ()
     assert (answer.special["bos"], answer.special["eos"], answer.special["add_bos"]) == (1, 2, 1)
 
 
@@ -183,7 +184,7 @@ def test_unigram(tmp_path: Path) -> None:
     found = differing(texts, answer.ids, by_sentencepiece(model, texts))
     assert [text for text, ours, theirs in found if not equal_scores(model, ours, theirs)] == []
     assert len(found) <= 2
-    assert tokenizers.read(tmp_path).differences == ()
+    assert read_tokenizer(tmp_path).differences == ()
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -199,7 +200,7 @@ def test_user_defined_tokens(tmp_path: Path, kind: str) -> None:
     save(tmp_path, tokenizer_model=model)
     texts = ["one<|tool|>two"]
     assert in_llama(tmp_path, texts, parse_special=False).ids != by_sentencepiece(model, texts)
-    assert "user-defined tokens" in tokenizers.gguf_differences(tokenizers.read(tmp_path))[0].what
+    assert "user-defined tokens" in gguf_differences(read_tokenizer(tmp_path))[0].what
 
 
 def test_unigram_that_keeps_spaces(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_unigram_without_leading_space(tmp_path: Path) -> None:
     answer = in_llama(tmp_path, texts, parse_special=False)
     found = differing(texts, answer.ids, by_sentencepiece(model, texts))
     assert [text for text, ours, theirs in found if not equal_scores(model, ours, theirs)] == []
-    said = tokenizers.gguf_differences(tokenizers.read(tmp_path))
+    said = gguf_differences(read_tokenizer(tmp_path))
     assert [problem.what for problem in said] == [
         "llama.cpp cannot collapse runs of spaces without a space before the text: runs are kept"
     ]
@@ -291,8 +292,8 @@ def test_sentencepiece_bpe_in_tokenizer_json(tmp_path: Path, llama2: bytes) -> N
 
 def test_both_files_of_llama2(tmp_path: Path, llama2: bytes) -> None:
     save(tmp_path, tokenizer_json=as_llama2_json(llama2), tokenizer_model=llama2)
-    read = tokenizers.read(tmp_path)
-    alone = tokenizers.read(tmp_path / "tokenizer.model")
+    read = read_tokenizer(tmp_path)
+    alone = read_tokenizer(tmp_path / "tokenizer.model")
     assert (read.tokens, read.scores[3:]) == (alone.tokens, alone.scores[3:])
     assert read.types[:4] == (2, 3, 3, 6)
     assert (read.add_bos, read.add_eos, alone.add_bos) == (True, False, None)
@@ -328,7 +329,7 @@ def test_unigram_tokenizer_json(tmp_path: Path) -> None:
     """As T5's: Metaspace, a precompiled charsmap, spaces split away."""
     model = train_sentencepiece(model_type="unigram")
     save(tmp_path / "model", tokenizer_model=model)
-    read = tokenizers.read(tmp_path / "model")
+    read = read_tokenizer(tmp_path / "model")
     charsmap = base64.b64encode(read.charsmap).decode()
     special = [
         {"id": number, "content": read.tokens[number], "special": True, "normalized": False}
@@ -366,7 +367,7 @@ def test_unigram_tokenizer_json(tmp_path: Path) -> None:
     # U+0085; llama.cpp does as sentencepiece does.
     assert [text for text in wrong if "\u0301\u0301" not in text and "\u0085" not in text] == []
     assert differing(texts, answer.ids, in_llama(tmp_path / "model", texts, parse_special=False).ids) == []
-    alone = tokenizers.read(tmp_path)
+    alone = read_tokenizer(tmp_path)
     assert (alone.kind, alone.charsmap, alone.special["unk"]) == ("unigram", read.charsmap, 0)
 
 
@@ -381,8 +382,8 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
 def test_sentencepiece_bpe_without_byte_tokens(tmp_path: Path) -> None:
     """llama.cpp ends its process at a character outside such a vocabulary; we say so."""
     model = train_sentencepiece(model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False)
-    read = tokenizers.read(save(tmp_path, tokenizer_model=model))
-    path = llama_vocab.write_vocab(tmp_path / "v.gguf", tokenizers.gguf_metadata(read, vocab_size=960))
+    read = read_tokenizer(save(tmp_path, tokenizer_model=model))
+    path = llama_vocab.write_vocab(tmp_path / "v.gguf", gguf_metadata(read, vocab_size=960))
     assert llama_vocab.ask(path, ["light"]).ids == by_sentencepiece(model, ["light"])
     assert "out_of_range" in llama_vocab.ask(path, ["\U00013000"]).error
-    assert "aborts on characters" in tokenizers.gguf_differences(read)[0].what
+    assert "aborts on characters" in gguf_differences(read)[0].what

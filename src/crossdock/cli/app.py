@@ -18,6 +18,7 @@ import click
 from crossdock.cli import extensions, failures
 from crossdock.cli.guesses import rewritten
 from crossdock.cli.sections import WithExamples, examples
+from crossdock.version import VERSION
 from crossdock.wording import nearest
 
 EXAMPLES = examples(
@@ -108,8 +109,6 @@ class Crossdock(WithExamples, click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from crossdock.version import VERSION
-
         click.echo(f"crossdock {VERSION}")
         ctx.exit()
 

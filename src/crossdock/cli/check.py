@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import crossdock
 from crossdock.cli import show
 from crossdock.cli.options import PATH, json_option, progress_option
 from crossdock.cli.progress import watching
@@ -36,8 +37,6 @@ def check(out: Path, manifest: Path | None, as_json: bool, no_progress: bool) ->
     Every file must exist with the size and the sha256 of the manifest, and nothing else; tensors of a damaged
     file are named. Exit code 1 if anything differs.
     """
-    import crossdock
-
     with watching("check", off=no_progress) as progress:
         report = crossdock.check(out, manifest=manifest, progress=progress)
     if as_json:

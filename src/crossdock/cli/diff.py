@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import crossdock
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
@@ -77,8 +78,6 @@ def diff(
     bit for bit, and equal after cast when either side, encoded as the other is stored, becomes the other.
     Exit code 1 if anything else is found, or a configuration value that the model computes with differs.
     """
-    import crossdock
-
     one = SourceFlags(None, None, model.family, model.config, model.set, {}).open(a)
     other = SourceFlags(None, None, model.family, model.config_b or model.config, model.set, {}).open(b)
     with watching("diff", off=no_progress) as progress:

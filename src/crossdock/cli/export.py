@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import crossdock
+from crossdock import delivery
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 
 
 def _local(text: str) -> str:
-    from crossdock.delivery import local_path  # lazy: only an export needs what it imports
-
-    return local_path(text)
+    return delivery.local_path(text)
 
 
 MOST = 10  # tensors listed for what was found in them
@@ -83,10 +83,7 @@ def export(
     if dry_run:
         show_plan(plan, running, as_json=as_json)
         return
-    import crossdock
-    from crossdock.delivery import default_output, destination
-
-    out = default_output(plan, target.label()) if output is None else destination(plan, output)
+    out = delivery.destination(plan, output) if output is not None else delivery.default_output(plan, target.label())
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,

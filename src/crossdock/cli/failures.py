@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from crossdock.cli.guesses import no_such_option
+from crossdock.cli.show import clean, print_json
 from crossdock.errors import CrossdockError, EnvironmentProblem, Problem
 from crossdock.wording import INTERRUPTED
 
@@ -63,10 +65,10 @@ def guarded(command: Callable[[], Any], *, as_json: bool, closed: bool = False) 
 
 def _of_printing(error: OSError) -> bool:
     """Whether click raised it while it wrote to a stream, and no file operation did."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("click.")
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("click.")
 
 
 def _discard_stdout() -> None:
@@ -78,13 +80,9 @@ def _discard_stdout() -> None:
 def report(error: Exception, *, as_json: bool) -> int:
     """Print `error` and return the exit code."""
     if os.environ.get("CROSSDOCK_TRACEBACK") and not isinstance(error, click.ClickException):
-        import traceback
-
         traceback.print_exception(error)
     name, problems, code = _describe(error)
     if as_json:
-        from crossdock.cli.show import print_json
-
         print_json({"error": name, "problems": [problem.as_dict() for problem in problems]})
     else:
         print_problems(problems)
@@ -93,8 +91,6 @@ def report(error: Exception, *, as_json: bool) -> int:
 
 def print_problems(problems: Sequence[Problem]) -> None:
     """All problems on stderr, the word "error" in red where colours are wanted."""
-    from crossdock.cli.show import clean
-
     word = click.style("error:", fg="red", bold=True)
     lines = [clean(line) for problem in problems for line in problem.lines()]
     if len(problems) > 1:

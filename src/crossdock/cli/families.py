@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from crossdock import summary
+from crossdock import catalogue
 from crossdock.cli import show
 from crossdock.cli.options import json_option
 from crossdock.cli.sections import Sectioned, examples
@@ -34,7 +34,7 @@ def families(name: str | None, formats: tuple[str, str] | None, as_json: bool) -
             raise UsageError("--show requires the name of a family", fix="crossdock families NAME --show A B")
         _show_names(name, formats, as_json=as_json)
         return
-    entries = summary.catalogue() if name is None else (summary.family_entry(name),)
+    entries = catalogue.known_families() if name is None else (catalogue.family_entry(name),)
     if as_json:
         show.print_json(entries)
         return
@@ -48,7 +48,7 @@ def families(name: str | None, formats: tuple[str, str] | None, as_json: bool) -
 
 
 def _show_names(name: str, formats: tuple[str, str], *, as_json: bool) -> None:
-    names = summary.tensor_names(name, formats)
+    names = catalogue.tensor_names(name, formats)
     if as_json:
         show.print_json(names)
         return
@@ -61,7 +61,7 @@ def _show_names(name: str, formats: tuple[str, str], *, as_json: bool) -> None:
     show.table(("tensor", *formats), rows, "<<<")
 
 
-def _line(one: summary.StoredName) -> str:
+def _line(one: catalogue.StoredName) -> str:
     return f"{one.name}  if {one.when}" if one.when else one.name
 
 

@@ -12,6 +12,7 @@ import click
 from crossdock import summary
 from crossdock.cli import show, tree
 from crossdock.cli.extensions import foreign_file
+from crossdock.cli.failures import print_problems
 from crossdock.cli.options import PATH, SourceFlags, json_option, source_options
 from crossdock.cli.plan import show_left_out
 from crossdock.cli.sections import Sectioned, examples
@@ -71,8 +72,6 @@ def inspect(path: Path, source: SourceFlags, tensors: bool, as_json: bool) -> in
     if not as_json:
         show.say()
         show.flush()
-        from crossdock.cli.failures import print_problems
-
         print_problems(error.problems)
     return error.exit_code
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import crossdock
+from crossdock import delivery
 from crossdock.cli.guesses import ENGINES
 from crossdock.errors import UsageError
 from crossdock.formats import registry
@@ -111,8 +113,6 @@ class SourceFlags:
 
     def interpret(self, source: Source) -> Checkpoint:
         """Its meaning: family, configuration, canonical tensors."""
-        from crossdock import delivery
-
         if (self.base is None) == self.merge:
             raise UsageError("--base MODEL and --merge must be used together")
         overrides = delivery.overrides_from(
@@ -144,8 +144,6 @@ class TargetFlags:
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """Plan the conversion: no tensor data is read."""
-        import crossdock
-
         return crossdock.plan(checkpoint, self.to, **self.options)
 
     def words(self) -> list[str]:

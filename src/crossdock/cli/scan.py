@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from crossdock.cli import show
 from crossdock.cli.options import PATH, json_option
 from crossdock.cli.sections import Sectioned, examples
-
-if TYPE_CHECKING:
-    from crossdock.scan import Finding, Report
+from crossdock.scan import Finding, Report
+from crossdock.scan import scan as find
 
 WORST_FIRST = ("call", "import", "refused", "broken")
 COLOURS = {"call": "red", "import": "red", "refused": "yellow", "broken": "yellow"}
@@ -38,8 +36,6 @@ def scan(path: Path, as_json: bool) -> int:
     that are known to do nothing. 1: a loader would run or import something else. 3: something could not be read to its
     end; what was read holds nothing of the kind.
     """
-    from crossdock.scan import scan as find
-
     report = find(path)
     if as_json:
         show.print_json({"path": path, "files": report.files, "findings": report.findings})

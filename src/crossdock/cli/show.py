@@ -5,8 +5,11 @@ No column is ever cut; only the last one of a table is wrapped, and only on a te
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -49,8 +52,6 @@ def heading(text: str) -> None:
 
 def _columns() -> int:
     """The width of the terminal in columns."""
-    import shutil  # lazy: pulls in archive modules
-
     return shutil.get_terminal_size().columns
 
 
@@ -66,8 +67,6 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], align: str, ind
     for row in every:
         cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
         if 0 < room < len(row[-1]) and align[-1] == "<":
-            import textwrap
-
             lines = textwrap.wrap(row[-1], max(room, NARROWEST), break_long_words=False) or [""]
             cells[-1] = ("\n" + " " * left).join(lines)
         line = (" " * indent + "  ".join(cells)).rstrip()
@@ -93,8 +92,6 @@ def reasons(items: Mapping[str, str], *, most: int = 6) -> list[tuple[str, str]]
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    import json
-
     click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import crossdock
 from crossdock.cli import show
 from crossdock.cli.extensions import foreign_file
 from crossdock.cli.logits import show_logits
@@ -118,8 +119,6 @@ def verify(
         if against is None:
             raise UsageError("an index is held against its statistics", fix="--against ACTIVATIONS")
         return foreign.verify(out, against, checks.model, as_json=as_json)
-    import crossdock
-
     checkpoint = None if against is None else source.open(against)
     with watching("verify", off=no_progress) as progress:
         found = crossdock.verify(

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from crossdock.errors import InputError, TokenizerError
 from crossdock.formats.gguf.vocabulary import is_gguf, tokenizer_of, vocabulary_in
 from crossdock.formats.stored import SourceFile
 from crossdock.formats.target import Findings, TargetFile
-from crossdock.tokenizers.files import CHAT_TEMPLATES_FOLDER, TRAVELLING
-
-if TYPE_CHECKING:  # most sources bring none along
-    from crossdock.tokenizers import Tokenizer
+from crossdock.tokenizers.files import CHAT_TEMPLATES_FOLDER, TRAVELLING, find, read_json
+from crossdock.tokenizers.folder import hf_folder
+from crossdock.tokenizers.gguf_metadata import no_end, too_few
+from crossdock.tokenizers.hf_files import hf_differences, hf_files
+from crossdock.tokenizers.reading import read
+from crossdock.tokenizers.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
 _FOLDERS = ("additional_chat_templates", "chat_templates")
@@ -32,8 +33,6 @@ def found_in(folder: Path) -> Iterator[Path]:
 
     Raises FormatError for a broken generation_config.json: transformers loads no model beside one.
     """
-    from crossdock.tokenizers.files import find, read_json
-
     try:
         for _, file in find(folder).companion_files:
             yield file
@@ -76,8 +75,6 @@ def companion_files_for(chosen: Path | None, findings: Findings) -> CompanionFil
     home = tokenizer_at(chosen, findings)
     if home is None:
         return CompanionFiles(generation, None, (NO_TOKENIZER,))
-    from crossdock.tokenizers import find, hf_folder, no_end, read, too_few
-
     files = find(home)
     try:
         tokenizer = read(home)
@@ -106,8 +103,6 @@ def _made(vocabulary: Path, files: tuple[TargetFile, ...], chosen: Path | None, 
         if chosen is not None:
             raise
         return CompanionFiles(files, None, (f"no tokenizer in the folder: {error.problems[0].what}",))
-    from crossdock.tokenizers import hf_differences, hf_files, no_end
-
     made = [TargetFile(name, len(content), content) for name, content in hf_files(tokenizer).items()]
     return CompanionFiles((*files, *made), tokenizer, (*hf_differences(tokenizer), *no_end(tokenizer)))
 

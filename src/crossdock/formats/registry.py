@@ -204,9 +204,8 @@ def _plugins(group: str) -> Mapping[str, Any]:
 
 def _contents(path: Path) -> str:
     if path.is_file():
-        from crossdock.io.files import head_of
-
-        return f"a file of {path.stat().st_size:,} bytes that begins with {head_of(path, 8)!r}"
+        with path.open("rb") as file:
+            return f"a file of {path.stat().st_size:,} bytes that begins with {file.read(8)!r}"
     found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     if not found:
         return "an empty folder"

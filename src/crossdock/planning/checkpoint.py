@@ -10,7 +10,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
-from crossdock.planning.tensors.resolve import Resolved
+from crossdock.planning.tensors.resolved import Resolved
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Move, Product
 from crossdock.planning.tensors.extents import Extents, moves_for
-from crossdock.planning.tensors.resolve import Resolved, SourceSlice
+from crossdock.planning.tensors.resolved import Resolved, SourceSlice
 
 _ALIKE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",

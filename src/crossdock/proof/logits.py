@@ -310,7 +310,8 @@ def _report(
 
     def perplexity(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
-        return None if not known else float(np.exp(mean(known)))
+        with np.errstate(over="ignore"):  # of a diverged model it is infinite
+            return None if not known else float(np.exp(mean(known)))
 
     largest = float(np.max([one.max_abs for one in positions])) if positions else math.nan  # NaN stays NaN
     distance = _ratio(sums[0], sums[1])

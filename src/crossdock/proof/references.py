@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from crossdock.errors import UsageError
 from crossdock.model.layers.layer import Array
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.proof import npy
 from crossdock.proof.engines import registry
 from crossdock.proof.engines.registry import Engine
 from crossdock.proof.logit_files import LogitFiles, Rows, logits_by
@@ -110,16 +111,13 @@ def reference_for(name_or_file: str | Path, source: Checkpoint) -> Reference:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"no logits can be read: {str(error).splitlines()[0][:200]}", where=str(path)) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim not in (2, 3):
+    array = npy.load(path, "logits")
+    if array.dtype.kind != "f" or array.ndim not in (2, 3):
         raise UsageError(
             "not logits",
             where=str(path),
             expected="an array of floats, [tokens, vocab_size] or [windows, tokens, vocab_size]",
-            got=f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive",
+            got=f"{array.dtype} {list(array.shape)}",
         )
     return array if array.ndim == 3 else array[None]
 

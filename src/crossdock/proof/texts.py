@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdock import tokenizers
 from crossdock.errors import UsageError
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.proof import npy
 from crossdock.proof.tokens import ids_by_llama, ids_by_source, tokenizer_of
-from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, read_bytes, read_text
+from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, find, read_bytes, read_text
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 WINDOW = 512  # tokens that are read at once, each window on its own from position 0
 MOST = 4096  # tokens; a text may be longer, and is read this far
@@ -83,11 +84,8 @@ def _read(path: Path) -> str:
 
 
 def _load(path: Path) -> list[list[int]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"no token ids can be read: {str(error).splitlines()[0][:200]}", where=str(path)) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+    array = npy.load(path, "token ids")
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise UsageError("no token ids", where=str(path), expected="an array of integers, [n] or [windows, n]")
     return [[int(number) for number in row] for row in np.atleast_2d(array)[:, :MOST][:MOST]]
 
@@ -98,7 +96,7 @@ def _tokenize(text: str, checkpoint: Checkpoint, output: Path, tokenizer: Path |
     if where is None and output.is_dir() and any((output / name).is_file() for name in vocabularies):
         where = output
     if where is not None:
-        reader, ids, _ = ids_by_source(tokenizers.find(where), tokenizers.read(where), [text], add_special=True)
+        reader, ids, _ = ids_by_source(find(where), read_tokenizer(where), [text], add_special=True)
         return reader, ids[0]
     if output.is_file() and output.suffix == ".gguf":
         return f"llama.cpp, {output}", ids_by_llama(output, [text], add_special=True, parse_special=True)[0]

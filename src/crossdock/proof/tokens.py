@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdock import tokenizers
 from crossdock.errors import EnvironmentProblem, TokenizerError, UsageError
 from crossdock.formats.gguf.container import read_header
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.proof.engines.ask import ask
 from crossdock.proof.engines.registry import engine
 from crossdock.running.comparisons import TokenDifference, TokensReport
-from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, TokenizerFiles
+from crossdock.tokenizers.files import TOKENIZER_JSON, TOKENIZER_MODEL, TokenizerFiles, find
 from crossdock.tokenizers.hard_texts import HARD_TEXTS, around
+from crossdock.tokenizers.reading import read as read_tokenizer
 from crossdock.tokenizers.tokenizer import Tokenizer, TokenType
 
 EXTRA = 'pip install "crossdock[tokens]"'
@@ -50,7 +50,7 @@ def check_tokens(
         raise UsageError("--tokens requires a GGUF output: llama.cpp reads nothing else", where=str(output))
     if tokenizer is None:
         raise UsageError("the source has no tokenizer to compare with", fix="pass it with --tokenizer")
-    files, read = tokenizers.find(tokenizer), tokenizers.read(tokenizer)
+    files, read = find(tokenizer), read_tokenizer(tokenizer)
     special = read.kind == "bpe"  # SentencePiece has no special tokens in text, and its JSON other spaces around them
     asked = [*texts, *_special_texts(read)] if special else list(texts)
     if not _by_json(files, special):

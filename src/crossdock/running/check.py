@@ -29,6 +29,7 @@ from crossdock.running.manifest import (
     read_manifest,
 )
 from crossdock.running.output import WrittenFile
+from crossdock.wording import counted
 
 _PIECE: Final = 1 << 20
 
@@ -132,8 +133,17 @@ def _sentences(wanted: Manifest, output: Path) -> tuple[tuple[str, ...], tuple[s
         left = ["headers, configuration and tokenizer beyond their sizes: a manifest of version 1 has no hash of files"]
     else:
         checked, left = ["the size and the sha256 of every file"], []
+        if without := [file for file in wanted.files if not file.sha256]:
+            checked = [
+                f"the size of every file, the {wanted.hash} of every tensor, the sha256 of files without tensors"
+            ]
+            left = [
+                f"the headers of {counted(len(without), 'file')} beyond their sizes: the manifest was written with "
+                "--file-hashes none"
+            ]
     if output.is_dir():
         checked.append("that nothing else is in the folder")
+    left += [f"not proven when it was written: {sentence}" for sentence in wanted.unproven]
     left += [
         "whether this is what was trained: `crossdock verify OUT --against SRC` holds it against the source",
         "who wrote the manifest: it is not signed",

@@ -12,10 +12,11 @@ from crossdock.errors import CrossdockError, Problem
 from crossdock.formats.companions import GENERATION
 from crossdock.formats.stored import Source
 from crossdock.planning.plan import Plan
-from crossdock.running.manifest import manifest_path, read_manifest
+from crossdock.running.manifest import Manifest, manifest_path, read_manifest, vocabulary_hash
 
 Done = str | Literal[False]  # how a part was compared; False: it was not
 MANIFEST = "sha256 in the manifest"
+KEYS = "sha256 of its keys in the manifest"
 ABSENT = "neither side has one"
 
 
@@ -25,7 +26,8 @@ class Checked:
 
     tensors        "bytes": against what the source gives
     configuration  "keys": of the output's headers and small files, but for information (`general.*` of GGUF)
-    tokenizer      "bytes" of its files; "vocabulary": every tokenizer key of a GGUF; "sha256 in the manifest"
+    tokenizer      "bytes" of its files; "vocabulary": every tokenizer key of a GGUF; "sha256 in the manifest" or,
+                   of a GGUF, "sha256 of its keys in the manifest"
     token_ids      "llama.cpp"; "the same files" where the tokenizer's bytes were compared
     logits         who computed the output's, and who the source's
     """
@@ -63,8 +65,9 @@ def tokenizer_files(output: Source) -> set[str]:
     }
 
 
-def tokenizer_by_manifest(output: Path, stored: Source) -> tuple[Done, tuple[Problem, ...]]:
-    """Hold the tokenizer of a folder against the manifest beside it: the sha256 of every file of it, and what differs.
+def tokenizer_by_manifest(output: Path, stored: Source, facts: Mapping[str, Any]) -> tuple[Done, tuple[Problem, ...]]:
+    """Hold the tokenizer of an output against the manifest beside it, and what differs: the sha256 of every file of it,
+    or of the tokenizer keys of a GGUF. facts: what the output's header says.
 
     False where there is no manifest, it tells of no tokenizer, or the folder has files of one that it does not name.
     """
@@ -72,9 +75,11 @@ def tokenizer_by_manifest(output: Path, stored: Source) -> tuple[Done, tuple[Pro
         manifest = read_manifest(manifest_path(output.absolute()))
     except (CrossdockError, OSError, ValueError):
         return False, ()
+    if manifest.single_file:
+        return _vocabulary_by_manifest(output, manifest, facts)
     known = {file.name: file.sha256 for file in manifest.files if file.sha256}
     names = tokenizer_files(stored)
-    if manifest.single_file or not manifest.tokenizer or not names or not names <= known.keys():
+    if not manifest.tokenizer or not names or not names <= known.keys():
         return False, ()
     wrong = tuple(
         Problem("is not the tokenizer's file that was exported", where=str(output / name),
@@ -83,3 +88,19 @@ def tokenizer_by_manifest(output: Path, stored: Source) -> tuple[Done, tuple[Pro
         if hashlib.sha256((output / name).read_bytes()).hexdigest() != known[name]
     )  # fmt: skip
     return MANIFEST, wrong
+
+
+def _vocabulary_by_manifest(
+    output: Path, manifest: Manifest, facts: Mapping[str, Any]
+) -> tuple[Done, tuple[Problem, ...]]:
+    if not manifest.vocabulary:
+        return False, ()
+    found = vocabulary_hash(facts)
+    if found == manifest.vocabulary:
+        return KEYS, ()
+    wrong = Problem(
+        "the tokenizer's keys are not those that were exported", where=str(output),
+        expected=f"sha256 {manifest.vocabulary[:16]}… in the manifest",
+        got="no vocabulary" if found is None else f"{found[:16]}…", fix="pass the tokenizer with --tokenizer",
+    )  # fmt: skip
+    return KEYS, (wrong,)

@@ -18,7 +18,7 @@ from crossdock.planning.plan import Plan, TargetTensor
 from crossdock.running import equality, hashing
 from crossdock.running.blocks import Block, WorkerBuffers, blocks, shareable
 from crossdock.running.engines.engine import Watch
-from crossdock.running.file_hashes import FileHashes, LazyFile
+from crossdock.running.file_hashes import FileHash, FileHashes, LazyFile
 from crossdock.running.journal import Done
 from crossdock.running.output import OutputFile
 from crossdock.running.reader import Reader
@@ -43,6 +43,10 @@ class CopyJob:
     compiled: bool | None
     hash: str
     file_hashes: FileHashes | None = None
+
+    def hash_of(self, tensor: TargetTensor) -> FileHash | None:
+        """What takes the bytes of the tensor's file; None where nobody wants that file's hash in this process."""
+        return None if self.file_hashes is None else self.file_hashes.files.get(tensor.file)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Copying]:
@@ -82,7 +86,8 @@ class Copying:
 
     def begin(self, task: int, share: WorkerBuffers) -> _Begun:
         """Note that a worker makes tensor `task`."""
-        begun = _Begun(task, self.job.plan.tensors[task], self.job.hash, share)
+        tensor = self.job.plan.tensors[task]
+        begun = _Begun(task, tensor, self.job.hash, shareable(tensor, share) and self.job.hash_of(tensor) is not None)
         with self._lock:
             self._begun[task] = begun
         return begun
@@ -102,9 +107,9 @@ class Copying:
 class _Begun:
     """A tensor at work: what is gathered about it, block after block in order, whichever worker made the block."""
 
-    def __init__(self, task: int, tensor: TargetTensor, hash_name: str, share: WorkerBuffers) -> None:
+    def __init__(self, task: int, tensor: TargetTensor, hash_name: str, shared: bool) -> None:
         self.task, self.tensor = task, tensor
-        self.shared = shareable(tensor, share)
+        self.shared = shared
         self.claimed = False  # all of its strips
         self.position = 0  # bytes that have passed
         self.digest = hashing.new(hash_name)
@@ -161,8 +166,8 @@ class Copier:
     def __call__(self, task: int, watch: Watch) -> Done | None:
         """Copy tensor `task`, or compare what is stored twice.
 
-        Workers share the first tensor that is not finished, so that the bytes of a file come nearly in order and are
-        hashed from memory; what cannot be shared is made by its own worker alone.
+        Where files are hashed, workers share the first tensor that is not finished, so that the bytes of a file come
+        nearly in order and are hashed from memory; what cannot be shared is made by its own worker alone.
         """
         job = self._copying.job
         if task == EQUALITY:
@@ -189,7 +194,7 @@ class Copier:
         """Make strips of a tensor until all are claimed; returns the bytes that were made."""
         job, share, tensor = self._copying.job, self._share, begun.tensor
         out, target, made = self._copying.files[tensor.file], codecs.get(tensor.dtype), 0
-        hashes = None if job.file_hashes is None else job.file_hashes.files[tensor.file]
+        hashes = job.hash_of(tensor)
         claim = begun.claim if begun.shared else None
         with contextlib.closing(LazyFile(job.folder / job.plan.files[tensor.file].name)) as written:
             strips = blocks(job.plan, tensor, self._copying.reader, share, job.compiled, counting=True, claim=claim)

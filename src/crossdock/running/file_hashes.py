@@ -128,22 +128,25 @@ class FileHash:
 
 
 class FileHashes:
-    """sha256 of all files of a plan that hold tensors. In another process, where nobody would ask for them, `None`."""
+    """sha256 of the files of a plan. In another process, where nobody would ask for them, `None`.
 
-    def __init__(self, plan: Plan) -> None:
-        tensors: dict[int, list[tuple[int, int]]] = {i: [] for i in range(len(plan.files))}
+    tensors  whether files that hold tensors get one: all others are in memory, and cost nothing
+    """
+
+    def __init__(self, plan: Plan, *, tensors: bool = True) -> None:
+        places: dict[int, list[tuple[int, int]]] = {i: [] for i in range(len(plan.files))}
         for tensor in plan.tensors:
             if tensor.nbytes:
-                tensors[tensor.file].append((tensor.offset, tensor.offset + tensor.nbytes))
+                places[tensor.file].append((tensor.offset, tensor.offset + tensor.nbytes))
         self.files = {
-            i: FileHash(file.size, file.header, sorted(tensors[i]))
+            i: FileHash(file.size, file.header, sorted(places[i]))
             for i, file in enumerate(plan.files)
-            if file.copy_of is None
+            if file.copy_of is None and (tensors or not places[i])
         }
 
     def leave(self, tensor: TargetTensor) -> None:
         """Note that a tensor is in its file already."""
-        if tensor.nbytes:
+        if tensor.nbytes and tensor.file in self.files:
             self.files[tensor.file].leave(tensor.offset, tensor.offset + tensor.nbytes)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:

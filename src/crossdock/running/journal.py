@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from crossdock.codecs.error_stats import ErrorStats
 from crossdock.codecs.value_counts import ValueCounts
 from crossdock.errors import EnvironmentProblem, Problem, UsageError
@@ -22,6 +24,7 @@ from crossdock.planning.plan import Plan
 from crossdock.running.partial import check_own, make_folder, open_own
 
 NAME = ".crossdock-journal"
+_LARGEST = 1 << 30
 MANIFEST = NAME + "-manifest"  # the manifest of an output that is whole, until it is in its place
 
 
@@ -85,7 +88,7 @@ class Journal:
             if len(there) != len(finished):
                 # a file that is gone will be made anew, full of zeros: what was journaled of it must go before
                 os.ftruncate(fd, 0)
-                _append(fd, [wanted, *map(asdict, there.values())])
+                _append(fd, [wanted, *map(_record, there.values())])
                 finished = there
             return cls(folder, fd, finished)
         except BaseException:
@@ -111,7 +114,7 @@ class Journal:
 
     def add(self, done: Iterable[Done]) -> None:
         """Record finished tensors whose bytes are already flushed."""
-        _append(self._fd, [asdict(one) for one in done])
+        _append(self._fd, map(_record, done))
 
     def close(self) -> None:
         """Release the lock and close the journal."""
@@ -152,8 +155,22 @@ def _holds(folder: Path, plan: Plan, tensor: int) -> bool:
         return False
 
 
-def _append(fd: int, records: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
+def _record(done: Done) -> dict[str, Any]:
+    """The line of a finished tensor, with a check of its own text: what was changed on the disk is not believed."""
+    record = asdict(done)
+    return record | {"check": _check(record)}
+
+
+def _check(record: Mapping[str, Any]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(_text(record).encode("utf-8", "replace")))
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"))
+
+
+def _append(fd: int, records: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(f"{_text(record)}\n" for record in records).encode()
     end = os.lseek(fd, 0, os.SEEK_END)
     while text:
         count = os.pwrite(fd, text, end)
@@ -164,6 +181,9 @@ def _append(fd: int, records: list[dict[str, Any]]) -> None:
 def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
     """Header, finished tensors, and the bytes that are whole lines: a torn last line is not believed."""
     size = os.fstat(fd).st_size
+    if size > _LARGEST:
+        raise UsageError("too large for the journal of an unfinished output", expected=f"at most {_LARGEST:,} bytes",
+                         fix="move the unfinished output away, or choose another --output")  # fmt: skip
     lines = os.pread(fd, size, 0).split(b"\n")
     header: dict[str, Any] | None = None
     finished: dict[int, Done] = {}
@@ -172,17 +192,29 @@ def _read(fd: int) -> tuple[dict[str, Any] | None, dict[int, Done], int]:
         try:
             record = json.loads(line)
             if header is None:
+                if not isinstance(record, dict):
+                    break
                 header = record
             else:
+                if record.pop("check", None) != _check(record):
+                    break
                 alike = tuple(map(tuple, record["alike"]))
                 census = ValueCounts(**record["census"])
                 found = record["figures"]
                 figures = None if found is None else ErrorStats(**found)
                 finished[record["tensor"]] = Done(record["tensor"], record["hash"], census, alike, figures)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             break
         good += len(line) + 1
     return header, finished, good
+
+
+def _sources(header: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Path -> (size, time) of the sources of the run that wrote this header; none when it was damaged."""
+    try:
+        return {str(path): (int(size), int(mtime)) for path, size, mtime in header.get("sources", [])}
+    except (TypeError, ValueError):
+        return {}
 
 
 def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> list[Problem]:
@@ -200,7 +232,7 @@ def _mismatch(header: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
                 check="resume-mismatch",
             )
         )
-    old = {path: (size, mtime) for path, size, mtime in header.get("sources", [])}
+    old = _sources(header)
     for path, size, mtime in wanted["sources"]:
         if path in old and old[path] != (size, mtime):
             problems.append(

@@ -1,7 +1,8 @@
 """The manifest beside an output: what was written, from what, with a hash of every file and of every tensor.
 
 `docs/manifest.md` describes its keys. It holds no time, no path of the machine and nothing of the order of work: equal
-runs write equal manifests, on any machine. `read_manifest` also reads version 1, which had no hashes of files.
+runs write equal manifests, on any machine. `read_manifest` also reads version 2, in which every file has a hash and
+what is not proven is only a warning, and version 1, which had no hashes of files.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+
+import numpy as np
 
 from crossdock.errors import FormatError, InputError
 from crossdock.formats.stored import SourceFile
 from crossdock.io.files import head_of, read_exact, reading, size_of
 from crossdock.io.json import JsonLimits, parse_json
 from crossdock.planning.plan import Plan
-from crossdock.running.results import FileResult, TensorResult
+from crossdock.running.options import WriteOptions
+from crossdock.running.results import RunReport, TensorResult
 from crossdock.version import VERSION
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 SUFFIX: Final = ".manifest.json"
 _LIMITS: Final = JsonLimits(200_000, 4, 50_000_000)
 _LARGEST: Final = 1 << 30
@@ -35,8 +39,10 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}{SUFFIX}")
 
 
-def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], files: Sequence[FileResult], hash_name: str) -> bytes:
-    """The manifest as JSON. `files`: every file of the output under its final name. Raises InputError, OSError."""
+def manifest_bytes(plan: Plan, report: RunReport, options: WriteOptions) -> bytes:
+    """The manifest as JSON; `report` has every file of the output under its final name. Raises InputError, OSError."""
+    hash_name = options.hash
+    unproven = {f"not proven: {sentence}" for sentence in plan.described.unproven}
     base = plan.source_root if plan.source_root.is_dir() else plan.source_root.parent
     document: dict[str, Any] = {
         "manifest": SCHEMA,
@@ -53,15 +59,18 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], files: Sequence[
         else {
             "from": plan.tokenizer_from,
             "files": [{"name": f.path.name, "bytes": f.size, "sha256": _sha256_of(f)} for f in plan.tokenizer],
+            "keys": vocabulary_hash(plan.facts),
         },
         "target": {
             "format": plan.target_format,
             "single_file": plan.single_file,
-            "files": [{"name": f.name, "bytes": f.nbytes, "sha256": f.sha256} for f in files],
+            "file_hashes": options.file_hashes,
+            "files": [{"name": f.name, "bytes": f.nbytes, "sha256": f.sha256 or None} for f in report.files],
         },
         "config": plan.described.config.as_dict(),
         "origins": {name: _without_places(text, base) for name, text in plan.described.origins.items()},
-        "warnings": [_without_places(text, base) for text in plan.warnings],
+        "unproven": [_without_places(text, base) for text in plan.described.unproven],
+        "warnings": [_without_places(text, base) for text in plan.warnings if text not in unproven],
         "ignored": {name: _without_places(text, base) for name, text in plan.ignored.items()},
         "tensors": [
             {
@@ -76,10 +85,33 @@ def manifest_bytes(plan: Plan, tensors: Sequence[TensorResult], files: Sequence[
                 "holds": list(planned.of),
                 **_found(t),
             }
-            for t, planned in zip(tensors, plan.tensors, strict=True)
+            for t, planned in zip(report.tensors, plan.tensors, strict=True)
         ],
     }
     return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def vocabulary_hash(facts: Mapping[str, Any]) -> str | None:
+    """sha256 over the keys `tokenizer.*` of a GGUF header, sorted, as JSON with floats as float32; None without a
+    vocabulary. The same for what a plan has and for what is read back from a file."""
+    if "tokenizer.ggml.tokens" not in facts:
+        return None
+    digest = hashlib.sha256()
+    for key in sorted(key for key in facts if key.startswith("tokenizer.")):
+        digest.update(json.dumps([key, _plain(facts[key])]).encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 def _found(tensor: TensorResult) -> dict[str, Any]:
@@ -115,8 +147,8 @@ def _sha256_of(file: SourceFile) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """A file of the output as the manifest has it. sha256: "" where the manifest has none (version 1, a large
-    tokenizer)."""
+    """A file of the output as the manifest has it. sha256: "" where the manifest has none (version 1, a run that
+    was asked for none, a large tokenizer)."""
 
     name: str
     nbytes: int
@@ -142,6 +174,8 @@ class Manifest:
     hash       the name of the tensors' hash: "xxh3" or "sha256"
     tokenizer  files of the tokenizer that the output was made with
     iteration  of the training, where the source says it
+    vocabulary sha256 of a GGUF's tokenizer keys (`vocabulary_hash`); "" where the manifest has none
+    unproven   what the user said against the model's own configuration; empty before version 3
     """
 
     version: int
@@ -153,6 +187,8 @@ class Manifest:
     tokenizer: tuple[ManifestFile, ...] = ()
     tokenizer_from: str = ""
     iteration: int | None = None
+    vocabulary: str = ""
+    unproven: tuple[str, ...] = ()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -184,11 +220,12 @@ def _parsed(document: Any) -> Manifest:
     if type(version) is not int or version < 1:
         raise ValueError("it is not an object with a version")
     if version > SCHEMA:
-        raise ValueError(f"its version is {version}, this crossdock reads 1 and {SCHEMA}")
+        raise ValueError(f"its version is {version}, this crossdock reads 1 to {SCHEMA}")
     target, hash_name = document["target"], _text(document["hash"])
     if hash_name not in ("xxh3", "sha256"):
         raise ValueError(f"unknown hash {hash_name!r}")
-    files = tuple(_file(one, version) for one in target["files"])
+    without = version == 1 or (version > 2 and _text(target["file_hashes"]) == "none")
+    files = tuple(_file(one, version, nullable=without) for one in target["files"])
     single = target["single_file"] if version > 1 else _text(target["format"]).startswith("gguf")
     tokenizer = document.get("tokenizer") or {}
     iteration = document["source"].get("iteration")
@@ -205,17 +242,19 @@ def _parsed(document: Any) -> Manifest:
         raise ValueError("its tensors are in files that it does not name")
     return Manifest(
         version, _text(target["format"]), bool(single), hash_name, files, tensors,
-        tuple(_file(one, version, tokenizer=True) for one in tokenizer.get("files", ())),
+        tuple(_file(one, version, nullable=True) for one in tokenizer.get("files", ())),
         str(tokenizer.get("from", "")), iteration if type(iteration) is int else None,
+        str(tokenizer.get("keys") or ""),
+        tuple(_text(one) for one in (document["unproven"] if version > 2 else ())),
     )  # fmt: skip
 
 
-def _file(entry: Mapping[str, Any], version: int, *, tokenizer: bool = False) -> ManifestFile:
+def _file(entry: Mapping[str, Any], version: int, *, nullable: bool) -> ManifestFile:
     name = _text(entry["name"])
     if not name or "\0" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & set(name.split("/")):
         raise ValueError(f"{name!r} is not a name inside the output")
     sha256 = entry["sha256"] if version > 1 else None
-    if sha256 is None and (version == 1 or tokenizer):
+    if sha256 is None and nullable:
         return ManifestFile(name, _count(entry["bytes"]), "")
     if not re.fullmatch("[0-9a-f]{64}", _text(sha256)):
         raise ValueError(f"the sha256 of {name!r} is not 64 hexadecimal digits")

@@ -32,7 +32,8 @@ class TensorResult:
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """One file of the output, under its final name (below OUT where that is a folder). sha256: hexadecimal."""
+    """One file of the output, under its final name (below OUT where that is a folder). sha256: hexadecimal, or
+    "" where the run was asked for none."""
 
     name: str
     nbytes: int

@@ -89,13 +89,14 @@ def _run(plan: Plan, output: Path, journal: Journal, options: WriteOptions, star
     report = replace(report, files=_files(plan, output, hashes))
     _check_findings(plan, report.tensors, options.fail_on)
     kept = check_destination(plan, output, force=options.force)  # again: it may have come meanwhile
-    put_in_place(plan, partial, output, manifest_bytes(plan, report.tensors, report.files, options.hash))
+    put_in_place(plan, partial, output, manifest_bytes(plan, report, options))
     return replace(report, kept=kept, seconds=time.monotonic() - started)
 
 
 def _files(plan: Plan, output: Path, hashes: Mapping[int, str]) -> tuple[FileResult, ...]:
     return tuple(
-        FileResult(_final_name(plan, index, output), file.size, hashes[index]) for index, file in enumerate(plan.files)
+        FileResult(_final_name(plan, index, output), file.size, hashes.get(index, ""))
+        for index, file in enumerate(plan.files)
     )
 
 
@@ -126,10 +127,10 @@ def _written(
 ) -> tuple[Mapping[int, Done], Mapping[int, str]]:
     """Fill the files of the output: headers and copies here, tensors by the engine; what is done is journaled.
 
-    Returns the tensors, and the sha256 of every file.
+    Returns the tensors, and the sha256 of every file that is to have one.
     """
     finished = dict(intact_tensors)
-    hashes, file_hashes = {}, FileHashes(plan)
+    hashes, file_hashes = {}, FileHashes(plan, tensors=options.file_hashes != "none")
     with contextlib.ExitStack() as stack:
         for index, out in enumerate(opened_files(stack, plan, journal.folder, make=True)):
             file = plan.files[index]

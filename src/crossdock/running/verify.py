@@ -123,8 +123,8 @@ def verify_plan(plan: Plan, output: Source, facts: Mapping[str, Any], options: R
     ordered = tuple(checks[plan.shown(tensor)] for tensor in plan.tensors) + unexpected
     ok = not problems and all(check.status == "equal" for check in ordered)
     checked = Checked("bytes", "keys", tokenizer_checked(plan, output, facts))
-    if checked.tokenizer is False and not plan.single_file:
-        how, differing = tokenizer_by_manifest(output.root, output)
+    if checked.tokenizer is False:
+        how, differing = tokenizer_by_manifest(output.root, output, facts)
         checked, problems = replace(checked, tokenizer=how), [*problems, *differing]
         ok = ok and not differing
     return VerifyReport(ok, ordered, tuple(problems), total, time.monotonic() - started, checked=checked)

@@ -9,7 +9,9 @@ import click
 from crossdock.cli import show
 from crossdock.cli.options import PATH, Parsed, json_option, progress_option
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.errors import UsageError
 from crossdock.options import positive
+from crossdock_powerinfer.collect import collect
 
 
 @click.command(
@@ -36,9 +38,6 @@ def activations(
     MODEL is a Hugging Face folder of OPT, Falcon, ReluLLaMA, ProSparse, Bamboo or a ReLU Mistral. Runs on the CPU
     with one layer in memory; a run that was stopped goes on. Needs the extra crossdock[activations].
     """
-    from crossdock.errors import UsageError
-    from crossdock_powerinfer.collect import collect
-
     try:
         words = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

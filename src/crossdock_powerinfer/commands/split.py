@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from crossdock.cli import show
 from crossdock.cli.options import PATH, json_option, options_for
 from crossdock.cli.sections import Sectioned, examples
+from crossdock.io.atomic import write_whole
 from crossdock.options import option, path, positive, size, whole
-
-if TYPE_CHECKING:
-    from crossdock_powerinfer.split import Split
-    from crossdock_powerinfer.statistics import Statistics
-    from crossdock_powerinfer.weights import ModelWeights
+from crossdock_powerinfer import gpuidx
+from crossdock_powerinfer.chart import chart
+from crossdock_powerinfer.split import Split, curve
+from crossdock_powerinfer.split import split as choose
+from crossdock_powerinfer.statistics import Statistics, read_statistics
+from crossdock_powerinfer.weights import ModelWeights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,6 @@ def split(
         raise click.UsageError("--vram-budget needs --model: a neuron's bytes depend on the model's tensors")
     if asked.model is not None and asked.vram_capacity is not None:
         raise click.UsageError("--vram-capacity is for indexes made without --model")
-    from crossdock_powerinfer import gpuidx
-    from crossdock_powerinfer.split import split as choose
-    from crossdock_powerinfer.statistics import read_statistics
-    from crossdock_powerinfer.weights import read_weights
-
     statistics = read_statistics(activations)
     weights = None if asked.model is None else read_weights(asked.model)
     chosen = choose(
@@ -96,10 +93,6 @@ def split(
 
 
 def _draw(plot: Path, chosen: Split, statistics: Statistics, weights: ModelWeights | None, title: str) -> None:
-    from crossdock.io.atomic import write_whole
-    from crossdock_powerinfer.chart import chart
-    from crossdock_powerinfer.split import curve
-
     costs = weights.neurons if weights is not None and chosen.unit == "bytes" else [1] * len(chosen.layers)
     text = chart(chosen, curve(statistics, chosen.grain, costs), title)
     write_whole(plot, [text.encode()], "picture")

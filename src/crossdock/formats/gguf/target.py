@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossdock import tokenizers
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
 from crossdock.formats.companions import tokenizer_at
@@ -22,6 +21,8 @@ from crossdock.formats.gguf.options import GgufOptions
 from crossdock.formats.gguf.rope_factors import factors
 from crossdock.formats.gguf.vocabulary import NO_VOCABULARY, is_gguf, vocabulary_in, vocabulary_of
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
+from crossdock.tokenizers.gguf_metadata import gguf_differences, gguf_metadata, too_few
+from crossdock.tokenizers.reading import read as read_tokenizer
 
 _QUANTISATION_VERSION = 2
 
@@ -156,18 +157,18 @@ def _tokenizer(options: GgufOptions, found: Findings) -> tuple[list[tuple[str, s
     if is_gguf(path):
         return vocabulary_of(path, found.config.vocab_size, found.vocab_from), ()
 
-    tokenizer = tokenizers.read(path)
+    tokenizer = read_tokenizer(path)
     try:
-        metadata = tokenizers.gguf_metadata(
+        metadata = gguf_metadata(
             tokenizer, vocab_size=found.config.vocab_size, pre=options.pre_tokenizer, vocab_from=found.vocab_from
         )
     except TokenizerError as error:
         if options.tokenizer is None:  # the source brought it along: say how to do without
             raise TokenizerError([*error.problems[:-1], _with_hint(error.problems[-1])]) from None
         raise
-    differences = tokenizers.gguf_differences(tokenizer, pre=options.pre_tokenizer)
+    differences = gguf_differences(tokenizer, pre=options.pre_tokenizer)
     warnings = tuple("; ".join(problem.lines()) for problem in differences)
-    return _typed(metadata), (*tokenizers.too_few(tokenizer, found.config.vocab_size), *warnings)
+    return _typed(metadata), (*too_few(tokenizer, found.config.vocab_size), *warnings)
 
 
 def _with_hint(problem: Any) -> Any:

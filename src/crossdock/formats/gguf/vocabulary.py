@@ -11,10 +11,10 @@ import numpy as np
 from crossdock.errors import CrossdockError, FormatError, TokenizerError
 from crossdock.formats.gguf.container import read_header
 from crossdock.io.files import head_of
-from crossdock.tokenizers import from_gguf
+from crossdock.tokenizers.from_gguf import from_gguf
 
 if TYPE_CHECKING:
-    from crossdock.tokenizers import Tokenizer
+    from crossdock.tokenizers.tokenizer import Tokenizer
 
 # The keys of a model without one: the loader then takes token ids only, and makes `{arch}.vocab_size` unnamed tokens.
 NO_VOCABULARY: Final = (("tokenizer.ggml.model", "STRING", "none"),)

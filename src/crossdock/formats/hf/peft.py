@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdock.formats.hf.source import read_json
 from crossdock.formats.options import Options
 from crossdock.formats.safetensors import header_bytes, read_header
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
@@ -55,8 +56,7 @@ class PeftTarget(Target[Options]):
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
         """Return the keys of the output's adapter_config.json."""
-        found: dict[str, Any] = json.loads((output / _CONFIG).read_bytes())
-        return found
+        return read_json(output / _CONFIG)[0]
 
     @classmethod
     def reopen(cls, output: Path) -> Source | None:

@@ -23,10 +23,10 @@ from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import PLAIN, Assembled, Encoding, Findings, Target, TargetFile, TensorSpec
 from crossdock.model.config import ModelConfig
-from crossdock.tokenizers import ends_of
+from crossdock.tokenizers.gguf_metadata import ends_of
 
 if TYPE_CHECKING:  # most outputs of the tests have none
-    from crossdock.tokenizers import Tokenizer
+    from crossdock.tokenizers.tokenizer import Tokenizer
 
 
 class HfTarget(Target[HfOptions]):
@@ -147,8 +147,7 @@ class HfTarget(Target[HfOptions]):
         """The keys of config.json, as they stand there. Raises NotACheckpointError for a file of the folder."""
         if output.is_file():
             raise NotACheckpointError("this is one file of a model", where=str(output), fix=f"pass {output.parent}")
-        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
-        return found
+        return read_json(output / "config.json")[0]
 
 
 def _size(tensor: TensorSpec) -> int:

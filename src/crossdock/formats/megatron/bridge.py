@@ -14,7 +14,6 @@ from typing import Any
 from crossdock.errors import FormatError
 from crossdock.formats.megatron.args import plain
 from crossdock.io.files import read_exact, reading, size_of
-from crossdock.io.yaml import read_section
 
 FILE = "run_config.yaml"
 LARGEST = 1 << 20  # bytes; Bridge writes some ten thousand
@@ -26,6 +25,8 @@ def read_run_config(path: Path) -> dict[str, Any]:
     `model_provider` and `model_builder` name the classes that Bridge would make the model with.
     Raises FormatError when there is no model in it, or YAML that `io.yaml` does not read.
     """
+    from crossdock.io.yaml import read_section  # PyYAML is loaded where there is YAML to read
+
     where = str(path)
     with reading(path) as fd:
         size = size_of(fd)

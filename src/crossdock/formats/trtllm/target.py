@@ -21,6 +21,7 @@ from crossdock.codecs.codec import encoded_size
 from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError
 from crossdock.formats.companions import NAMES, companion_files_for
+from crossdock.formats.hf.source import read_json
 from crossdock.formats.safetensors import header_bytes
 from crossdock.formats.stored import Source
 from crossdock.formats.target import (
@@ -193,8 +194,7 @@ class TrtllmTarget(Target[TrtllmOptions]):
     @classmethod
     def facts(cls, output: Path) -> Mapping[str, Any]:
         """The keys of config.json, as they stand there."""
-        found: dict[str, Any] = json.loads((output / "config.json").read_bytes())
-        return found
+        return read_json(output / "config.json")[0]
 
 
 def _rank_file(

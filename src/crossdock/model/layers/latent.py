@@ -11,8 +11,6 @@ from crossdock.model.layers.layer import Array, Layer, unit_variance
 from crossdock.model.layers.rope import Rotation, magnitude_of, rotate, rotation
 from crossdock.model.layers.scores import Mask, attend, visible
 
-INDEX_EPS = 1e-6  # of the indexer's layer norm, whatever the model's is
-
 
 def latent_attention(layer: Layer, x: Array) -> Array:
     """[n, heads, v_head_dim]: what the heads see, before the output matrix, for x [n, hidden_size]."""
@@ -37,7 +35,8 @@ def latent_attention(layer: Layer, x: Array) -> Array:
     seen = visible(config, layer.index, n)
     if config.index_topk:
         seen &= _chosen(layer, x, low, by, seen)
-    return attend(q, k, v, seen, scale)
+    sinks = layer.tensor("attn_sinks").reshape(-1) if layer.index in config.attn_sink_layers else None
+    return attend(q, k, v, seen, scale, sinks=sinks)
 
 
 def _chosen(layer: Layer, x: Array, low: Array, by: Rotation | None, seen: Mask) -> Mask:
@@ -48,8 +47,13 @@ def _chosen(layer: Layer, x: Array, low: Array, by: Rotation | None, seen: Mask)
         return kept
     turned = None if by is None else by._replace(interleaved=config.index_rope_interleaved)
     q = layer.linear(low, "index_q").reshape(len(x), config.index_n_heads, -1)
-    k: Array = unit_variance(layer.linear(x, "index_k"), INDEX_EPS) * layer.tensor("index_k_norm")
-    q, k = rotate(q, turned), rotate(k + layer.tensor("index_k_norm_bias"), turned)
+    k: Array = unit_variance(layer.linear(x, "index_k"), config.index_norm_eps) * layer.tensor("index_k_norm")
+    k = k + layer.tensor("index_k_norm_bias")
+    if config.index_rope_last:
+        kept = k.shape[-1] - config.qk_rope_head_dim
+        q, k = (np.concatenate([x[..., :kept], rotate(x[..., kept:], turned)], axis=-1) for x in (q, k))
+    else:
+        q, k = rotate(q, turned), rotate(k, turned)
     weights = layer.linear(x, "index_weight") * config.index_n_heads**-0.5
     scores: Array = np.zeros(seen.shape, x.dtype)
     for head in range(config.index_n_heads):

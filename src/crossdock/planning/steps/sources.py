@@ -18,7 +18,7 @@ from crossdock.planning.plan import EqualityCheck, MappedRange, Move, PlannedExt
 from crossdock.planning.steps.containers import TargetContainers
 from crossdock.planning.tensors.equality import equality_checks
 from crossdock.planning.tensors.extents import Extents, moves_for
-from crossdock.planning.tensors.resolve import SourceSlice
+from crossdock.planning.tensors.resolved import SourceSlice
 from crossdock.planning.tensors.training_scales import scales_of
 from crossdock.planning.tensors.training_state import carried_moves, order_checks
 

@@ -8,7 +8,7 @@ from crossdock.errors import Problem
 from crossdock.layout.lenses import Lens, Placement
 from crossdock.planning.plan import EqualityCheck
 from crossdock.planning.tensors.extents import Extents, moves_for
-from crossdock.planning.tensors.resolve import Resolved, SourceSlice
+from crossdock.planning.tensors.resolved import Resolved, SourceSlice
 
 
 def equality_checks(resolved: Resolved, extents: Extents) -> tuple[EqualityCheck, ...]:

@@ -10,7 +10,7 @@ from crossdock.formats.stored import Extent, StoredTensor
 from crossdock.layout.boxes import inside_extent, intersect, steps_of, strided, volume
 from crossdock.layout.lenses import Lens, Range
 from crossdock.planning.plan import Move, PlannedExtent
-from crossdock.planning.tensors.resolve import Key, Resolved, SourceSlice
+from crossdock.planning.tensors.resolved import Key, Resolved, SourceSlice
 
 
 class Extents:

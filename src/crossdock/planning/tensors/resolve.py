@@ -7,57 +7,21 @@ exactly once, copies aside. Reads no bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
-from crossdock.formats.stored import Source, StoredTensor
+from crossdock.formats.stored import Source
 from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
-from crossdock.layout.maps import Steps
 from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
-from crossdock.model.config import ResolvedConfig
-from crossdock.model.family import Family, Sizes
+from crossdock.model.config import ModelConfig, ResolvedConfig
+from crossdock.model.family import Family
+from crossdock.planning.tensors.complete import incomplete
+from crossdock.planning.tensors.resolved import Key, Match, Resolved, SourceSlice
 from crossdock.planning.tensors.unread import unread_tensors
-
-Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSlice:
-    """A lens on a stored tensor; `storing`: what made its values of the canonical ones."""
-
-    lens: Lens
-    stored: StoredTensor
-    storing: Steps
-
-    @property
-    def shown(self) -> str:
-        """The stored tensor's name for people, with its part where names repeat."""
-        return f"{self.stored.part}/{self.stored.name}" if self.stored.part else self.stored.name
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Where a source keeps the canonical tensors.
-
-    provisions  canonical tensor -> (layer, expert) -> lenses, copies left out
-    equality_checks       stored tensors that must equal a canonical one: (stored, its lens, canonical name)
-    unread      stored names that are left out -> reason
-    padding     canonical axis -> elements beyond the model's that the source stores
-    """
-
-    provisions: Mapping[str, Mapping[Key, tuple[SourceSlice, ...]]]
-    equality_checks: tuple[tuple[SourceSlice, str], ...]
-    unread: Mapping[str, str]
-    padding: Mapping[str, int] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
-
-    def all(self, name: str) -> tuple[SourceSlice, ...]:
-        """Every provision of a canonical tensor."""
-        return tuple(found for by_key in self.provisions.get(name, {}).values() for found in by_key)
 
 
 def resolve(
@@ -65,48 +29,38 @@ def resolve(
 ) -> Resolved:
     """Match `source` against `rules`. Raises PlanError with everything that does not fit."""
     config = described.config
-    sizes = chosen.sizes(config)
-    present = chosen.present(config)
+    sizes, present = chosen.sizes(config), chosen.present(config)
     geometry = geometry_of(chosen, config, source.ranks, source.partitions, rules.numbering(variables))
-    problems: list[Problem] = []
-    found: dict[str, dict[Key, dict[tuple[Placement, ...], SourceSlice]]] = {}
-    equality_checks: list[tuple[SourceSlice, str]] = []
-    read: set[tuple[str, str]] = set()
-    misshapen: set[str] = set()
     largest = largest_numbers({name for _, name in source.tensors})
-    padding: dict[str, int] = {}
+    problems: list[Problem] = []
+    matches: list[Match] = []
+    slices: list[SourceSlice] = []
+    equality_checks: list[tuple[SourceSlice, str]] = []
     for rule in rules.rules:
-        same = {name: chosen.tensors[name].same_as for name in rule.tensors if name not in present}
-        if any(not other or other not in present for other in same.values()):
+        same = _copies(rule, chosen, present)
+        if same is None or (rule.when is not None and not rule.when.evaluate(variables)):
             continue
-        if rule.stage == "later":
-            same = {name: name for name in rule.tensors}
-        if rule.when is not None and not rule.when.evaluate(variables):
-            continue
-        needed = {a.axis for p in rule.patterns for part in (p.parts or ("",)) for a in p.atoms(part)}
-        unsized = needed - geometry.sizes.keys() - geometry.by_layer.keys()
-        if unsized:
-            geometry = replace(geometry, sizes={**geometry.sizes, **_more_sizes(chosen, described, unsized)})
+        geometry = _with_sizes(geometry, rule, chosen, config)
         storing = {name: rule.storing(name, variables) for name in rule.tensors}
-        for container, stored in _stored(rule, geometry, source, largest, rules.padded, padding, problems, described):
-            read.add((stored.part, stored.name))
-            if stored.shape != container.shape:
-                misshapen.update(rule.tensors)
-                continue
-            for lens in (lens for lens in container.lenses if lens.volume):
+        found, wrong = _matched(rule, geometry, source, largest, rules.padded)
+        matches += found
+        problems += [*wrong, *(_misshapen(match, described) for match in found if not match.fits)]
+        lenses = ((lens, match.stored) for match in found if match.fits for lens in match.container.lenses)
+        for lens, stored in lenses:
+            if lens.volume:
                 provision = SourceSlice(lens, stored, storing[lens.tensor])
-                if same.get(lens.tensor):
-                    equality_checks.append((provision, same[lens.tensor]))
-                    continue
-                key = _key(lens)
-                box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
-                found.setdefault(lens.tensor, {}).setdefault(key, {}).setdefault(box, provision)
-    unread, dropped = unread_tensors(source, rules, read)
+                if other := same.get(lens.tensor):
+                    equality_checks.append((provision, other))
+                else:
+                    slices.append(provision)
+    unread, dropped = unread_tensors(source, rules, {(match.stored.part, match.stored.name) for match in matches})
+    misshapen = {name for match in matches if not match.fits for name in match.container.rule.tensors}
+    provisions = _indexed(slices)
     problems += dropped
-    problems += _incomplete(found, chosen, described, sizes, rules, misshapen)
+    problems += incomplete(provisions, chosen, config, rules, misshapen)
     if problems:
         raise PlanError(problems)
-    provisions = {name: {key: tuple(boxes.values()) for key, boxes in by_key.items()} for name, by_key in found.items()}
+    padding = dict(match.padding for match in matches if match.padding is not None)
     notices = tuple(
         f"{axis}: {extra} padding rows of the source are left out (stored {true + extra}, true {true})"
         for axis, extra in padding.items()
@@ -115,9 +69,34 @@ def resolve(
     return Resolved(provisions, tuple(equality_checks), unread, padding, notices)
 
 
-def _more_sizes(chosen: Family, described: ResolvedConfig, axes: set[str]) -> dict[str, int]:
-    values = described.config.as_dict()
-    return {axis: chosen.axes[axis].evaluate(values) for axis in axes}
+def _copies(rule: Rule, chosen: Family, present: Mapping[str, Any]) -> dict[str, str] | None:
+    """Tensor of the rule -> the one that it is a copy of; None where the model has neither."""
+    same = {name: chosen.tensors[name].same_as for name in rule.tensors if name not in present}
+    if any(not other or other not in present for other in same.values()):
+        return None
+    return {name: name for name in rule.tensors} if rule.stage == "later" else same
+
+
+def _with_sizes(geometry: Geometry, rule: Rule, chosen: Family, config: ModelConfig) -> Geometry:
+    """`geometry` with the axes that only tensors have which the model keeps as copies."""
+    needed = {atom.axis for one in rule.patterns for part in (one.parts or ("",)) for atom in one.atoms(part)}
+    unsized = needed - geometry.sizes.keys() - geometry.by_layer.keys()
+    if not unsized:
+        return geometry
+    values = config.as_dict()
+    return replace(geometry, sizes={**geometry.sizes, **{axis: chosen.axes[axis].evaluate(values) for axis in unsized}})
+
+
+def _indexed(slices: Iterable[SourceSlice]) -> dict[str, dict[Key, tuple[SourceSlice, ...]]]:
+    """Canonical tensor -> (layer, expert) -> its slices; of several for one box the first, which ranks replicate."""
+    found: dict[tuple[str, Key], dict[tuple[Placement, ...], SourceSlice]] = {}
+    for one in slices:
+        box = tuple(replace(p, dim=0, step=0) for p in sorted(one.lens.axes, key=lambda p: p.axis))
+        found.setdefault((one.lens.tensor, _key(one.lens)), {}).setdefault(box, one)
+    out: dict[str, dict[Key, tuple[SourceSlice, ...]]] = {}
+    for (tensor, key), boxes in found.items():
+        out.setdefault(tensor, {})[key] = tuple(boxes.values())
+    return out
 
 
 def _key(lens: Lens) -> Key:
@@ -125,17 +104,12 @@ def _key(lens: Lens) -> Key:
     return single.get("layer"), single.get("expert")
 
 
-def _stored(
-    rule: Rule,
-    geometry: Geometry,
-    source: Source,
-    largest: Largest,
-    padded: frozenset[str],
-    padding: dict[str, int],
-    problems: list[Problem],
-    described: ResolvedConfig,
-) -> list[tuple[Container, StoredTensor]]:
-    out = []
+def _matched(
+    rule: Rule, geometry: Geometry, source: Source, largest: Largest, padded: frozenset[str]
+) -> tuple[list[Match], list[Problem]]:
+    """The stored tensors that a rule reads, and why a name that is stored cannot be what the rule says."""
+    matches: list[Match] = []
+    problems: list[Problem] = []
     for pattern in rule.patterns:
         numbers = largest_indices(pattern, largest)
         if numbers is None:
@@ -145,19 +119,18 @@ def _stored(
             wanted = list(containers(rule, pattern, grown, numbers))
         except PlanError as error:
             if any((part, name) for part, name in source.tensors if name == pattern.spell((0,) * len(pattern.indices))):
-                problems.extend(error.problems)
+                problems += error.problems
             continue
         for container in wanted:
             stored = source.tensors.get((container.part, container.name))
             if stored is None:
                 continue
-            if stored.shape != container.shape:
-                problems.append(_misshapen(container, stored, described))
-            elif axis:
-                padding[axis] = grown.sizes[axis] - geometry.sizes[axis]
-                container = clipped(container, axis, geometry.sizes[axis])
-            out.append((container, stored))
-    return out
+            if not axis or stored.shape != container.shape:
+                matches.append(Match(container, stored))
+            else:
+                size = geometry.sizes[axis]
+                matches.append(Match(clipped(container, axis, size), stored, (axis, grown.sizes[axis] - size)))
+    return matches, problems
 
 
 def _grown(pattern: Pattern, geometry: Geometry, source: Source, padded: frozenset[str]) -> tuple[Geometry, str]:
@@ -191,7 +164,8 @@ def clipped(container: Container, axis: str, size: int) -> Container:
     return replace(container, lenses=tuple(lenses))
 
 
-def _misshapen(container: Container, stored: StoredTensor, described: ResolvedConfig) -> Problem:
+def _misshapen(match: Match, described: ResolvedConfig) -> Problem:
+    container, stored = match.container, match.stored
     config, origins = described.config, described.origins
     telling = [
         f"{name}={getattr(config, name)} ({origins.get(name, 'default')})"
@@ -208,62 +182,3 @@ def _misshapen(container: Container, stored: StoredTensor, described: ResolvedCo
         cause="one of these is wrong: " + ", ".join(telling),
         fix="correct it with --set FIELD=VALUE or --config",
     )
-
-
-def _incomplete(
-    found: Mapping[str, Mapping[Key, Mapping[tuple[Placement, ...], SourceSlice]]],
-    chosen: Family,
-    described: ResolvedConfig,
-    sizes: Sizes,
-    rules: Layout,
-    misshapen: Set[str],
-) -> list[Problem]:
-    problems = []
-    for name, decl in chosen.present(described.config).items():
-        in_layers = chosen.layers_of(decl, described.config)
-        want = sizes.elements(decl.axes, in_layers)
-        have = sum(p.lens.volume for boxes in found.get(name, {}).values() for p in boxes.values())
-        if have == want or name in misshapen:
-            continue
-        names = [p.text.partition(" : ")[0] for r in rules.rules if name in r.tensors for p in r.patterns]
-        if not names:
-            problems.append(Problem(f"the {rules.format} layout has no place for {name} of family {chosen.name}"))
-        elif have == 0:
-            hint = " or --set tie_word_embeddings=true" if name == "head" else ""
-            problems.append(
-                Problem(
-                    f"{name} is missing",
-                    expected=" or ".join(names[:3]),
-                    cause="a file of the checkpoint is missing, or the configuration asks for what it does not have",
-                    fix=f"complete the checkpoint, or correct the configuration with --family{hint}",
-                )
-            )
-        else:
-            each = {layer: sizes.elements(decl.axes, (layer,)) for layer in in_layers or ()}
-            lacking = _lacking_layers(found[name], each)
-            problems.append(
-                Problem(
-                    f"{name} is {'incomplete' if have < want else 'provided more than once'}{lacking}",
-                    expected=f"{want} elements",
-                    got=f"{have} in {', '.join(names[:2])}",
-                    cause="a rank file or shard is missing, or the configuration has more layers or experts"
-                    if have < want
-                    else "two names for one tensor, both present",
-                    fix="complete the checkpoint, or correct the configuration with --set FIELD=VALUE"
-                    if have < want
-                    else "remove one of them",
-                )
-            )
-    return problems
-
-
-def _lacking_layers(by_key: Mapping[Key, Mapping[tuple[Placement, ...], SourceSlice]], each: Mapping[int, int]) -> str:
-    """The layers that do not have the elements that they should: `each` layer -> how many."""
-    if not each or any(layer is None for layer, _ in by_key):
-        return ""
-    have = dict.fromkeys(each, 0)
-    for (layer, _), boxes in by_key.items():
-        if layer in have:
-            have[layer] += sum(p.lens.volume for p in boxes.values())
-    lacking = [str(layer) for layer, count in have.items() if count != each[layer]]
-    return f" in layers {', '.join(lacking[:8])}{'...' if len(lacking) > 8 else ''}" if lacking else ""

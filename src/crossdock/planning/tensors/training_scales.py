@@ -15,7 +15,7 @@ from crossdock.formats.target import TensorSpec
 from crossdock.layout.boxes import intersect
 from crossdock.layout.lenses import Container, Lens
 from crossdock.planning.tensors.extents import candidates, ranges_of
-from crossdock.planning.tensors.resolve import Resolved
+from crossdock.planning.tensors.resolved import Resolved
 
 
 def scales_of(

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 OTHER_VERSION = 3  # exit code for a library whose structs are laid out otherwise
 
 VOCAB_ONLY = 72  # byte offset in llama_model_params; check_tensors (false) and use_extra_bufts (true) follow it
@@ -96,8 +98,6 @@ def main() -> None:
         special = (request.get("add_special", False), request["parse_special"])
         json.dump([_ids(llama, model, text, *special) for text in request["texts"]], sys.stdout)
         return
-    import numpy as np
-
     model = llama.open(request["model"], vocab_only=False)
     for number, window in enumerate(request["windows"]):
         _logits(llama, model, window, lambda rows, to=f"{request['out']}/{number}.npy": np.save(to, rows))
@@ -117,8 +117,6 @@ def _ids(llama: Llama, model: int, text: str, add_special: bool, parse_special: 
 
 def _logits(llama: Llama, model: int, tokens: list[int], take: Any) -> None:
     """Decode one window in a context of its own; `take` gets a view of its logits [tokens, vocab_size]."""
-    import numpy as np
-
     pointer, int32, n = ctypes.c_void_p, ctypes.c_int32, len(tokens)
     context = llama.call("llama_init_from_model", pointer, (pointer, Blob), model, _parameters(llama, n))
     if not context:

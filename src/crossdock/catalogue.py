@@ -44,7 +44,7 @@ class StoredName:
     when: str
 
 
-def catalogue() -> tuple[FamilyEntry, ...]:
+def known_families() -> tuple[FamilyEntry, ...]:
     """Every registered family, in alphabetical order. Raises ConfigError when a data file is wrong."""
     return tuple(_entry(one) for one in families().values())
 

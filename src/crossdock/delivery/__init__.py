@@ -1,0 +1,36 @@
+"""The verbs: open, plan, run, export, verify, check, diff. Each is a few lines over the layers below."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from crossdock.lazy import loader
+
+if TYPE_CHECKING:
+    from crossdock.delivery.comparing import check, diff
+    from crossdock.delivery.exporting import export, run
+    from crossdock.delivery.opening import interpret, open, overrides_from
+    from crossdock.delivery.planning import options, plan
+    from crossdock.delivery.verifying import verify
+    from crossdock.running.destination import default_output, destination, local_path
+
+__all__ = [
+    "check", "default_output", "destination", "diff", "export", "interpret", "local_path", "open", "options",
+    "overrides_from", "plan", "run", "verify",
+]  # fmt: skip
+
+if not TYPE_CHECKING:  # so that type checkers see no name but those above
+    __getattr__ = loader(
+        __name__,
+        MappingProxyType(
+            {
+                **dict.fromkeys(("check", "diff"), "crossdock.delivery.comparing"),
+                **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
+                **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
+                **dict.fromkeys(("interpret", "open", "overrides_from"), "crossdock.delivery.opening"),
+                **dict.fromkeys(("options", "plan"), "crossdock.delivery.planning"),
+                "verify": "crossdock.delivery.verifying",
+            }
+        ),
+    )

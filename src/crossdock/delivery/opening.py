@@ -1,0 +1,96 @@
+"""`open`: a path becomes a checkpoint, which is a source with its meaning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from crossdock.formats import registry
+from crossdock.formats.hf.config import flattened
+from crossdock.formats.hf.source import read_json
+from crossdock.formats.megatron.args import args_of_config
+from crossdock.formats.stored import Source
+from crossdock.io.system import documented_errors
+from crossdock.layout.rules import layout
+from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.config.describe import describe
+from crossdock.planning.config.overrides import Overrides, with_user_config
+from crossdock.planning.config.unproven import unproven
+from crossdock.planning.merge import merged
+from crossdock.planning.tensors.renames import renamed
+from crossdock.planning.tensors.resolve import resolve
+from crossdock.planning.tensors.wrappers import unwrapped
+
+
+@documented_errors()
+def open(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    iteration: int | None = None,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
+
+    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
+               or the path of a family file
+    config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
+               or overrides the configuration
+    set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
+    rename     stored names of own making -> those of the format, see `planning.renames`
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+
+    Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
+    """
+    source = registry.open_source(Path(path), format=format, iteration=iteration)
+    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
+    return interpret(source, overrides, None if base is None else Path(base))
+
+
+def overrides_from(
+    *,
+    family: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    set: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Overrides:
+    """What the user says about the model, with the `--config` file read."""
+    if config is None:
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
+    keys, where = read_json(Path(config))
+    args = args_of_config(keys)
+    if args is not None:
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
+    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+
+
+def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
+    """Give a source its meaning: family, configuration, and where every canonical tensor lies.
+
+    base  the model that `source` is an adapter of: the result is that model with the adapter added;
+          `overrides` are about it
+    """
+    if base is not None:
+        return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+    if source.layout == "hf":
+        source = unwrapped(source, source.layout)
+    source, notices = renamed(source, overrides.renames, source.layout)
+    notices = (*source.notices, *notices)
+    stored, asked = source, overrides
+    source, overrides = with_user_config(source, overrides)
+    reading = describe(source, overrides)
+    described = replace(
+        reading.described,
+        notices=(*notices, *reading.described.notices),
+        unproven=unproven(stored, asked, reading),
+    )
+    reading = replace(reading, described=described)
+    rules = layout(source.layout, reading.family)
+    resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)
