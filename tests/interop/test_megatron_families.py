@@ -1,6 +1,6 @@
 """Families in Megatron's layouts: what Hugging Face's tiny models become by the rules of Megatron-Bridge and slime
-(`oracles.megatron_of_hf`), saved by hand-written writers in torch_dist and rank files, comes back as the same tensors, and
-transformers and llama.cpp compute the logits of the model that it was."""
+(`oracles.megatron_of_hf`), saved by hand-written writers in torch_dist and rank files, comes back as the same tensors,
+and transformers and llama.cpp compute the logits of the model that it was."""
 
 from __future__ import annotations
 

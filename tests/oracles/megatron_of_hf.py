@@ -1,8 +1,8 @@
 """A Hugging Face state dict as Megatron has it: names, order and args by the rules of the programs that train.
 
 Written by hand from the bridges of Megatron-Bridge 067f987 (`models/*/*_bridge.py`, `conversion/param_mapping.py`) and
-slime 624b824 (`megatron_to_hf/`, `scripts/models/`), forwards; shares nothing with crossdock. Keys are per layer, experts
-are `…mlp.experts.{e}.linear_fc1.weight`, as `oracles.megatron_state.global_state` gives them, so that
+slime 624b824 (`megatron_to_hf/`, `scripts/models/`), forwards; shares nothing with crossdock. Keys are per layer,
+experts are `…mlp.experts.{e}.linear_fc1.weight`, as `oracles.megatron_state.global_state` gives them, so that
 `support.megatron_writers` saves them in every layout.
 """
 
@@ -28,7 +28,13 @@ MOE = {
     "qwen3_next": ("mlp", "gate.weight", "", ("gate_proj", "up_proj", "down_proj"), "shared_expert"),
     "qwen3_5_moe_text": ("mlp", "gate.weight", "", ("gate_proj", "up_proj", "down_proj"), "shared_expert"),
 }
-DEEPSEEK = ("mlp", "gate.weight", "gate.e_score_correction_bias", ("gate_proj", "up_proj", "down_proj"), "shared_experts")
+DEEPSEEK = (
+    "mlp",
+    "gate.weight",
+    "gate.e_score_correction_bias",
+    ("gate_proj", "up_proj", "down_proj"),
+    "shared_experts",
+)
 MLA = {
     "q_a_proj.weight": "linear_q_down_proj.weight",
     "q_a_layernorm.weight": "linear_q_up_proj.layer_norm_weight",
@@ -95,7 +101,9 @@ def _layer(hf: State, config: Config) -> Iterator[tuple[str, Array]]:
     norm = hf["input_layernorm.weight"]
     if "linear_attn.A_log" in hf:
         yield "self_attention.in_proj.layer_norm_weight", norm
-        yield from ((f"self_attention.{name}", tensor) for name, tensor in delta_net(_under(hf, "linear_attn."), config))
+        yield from (
+            (f"self_attention.{name}", tensor) for name, tensor in delta_net(_under(hf, "linear_attn."), config)
+        )
     elif "kv_lora_rank" in config:
         yield "input_layernorm.weight", norm
         for name, tensor in _under(hf, "self_attn.").items():
@@ -259,7 +267,9 @@ def _hybrid_layer(letter: str, hf: State, config: Config) -> Iterator[tuple[str,
         states = config["n_groups"] * config["ssm_state_size"]
         yield "mixer.in_proj.layer_norm_weight", norm
         parts = np.split(mixer["in_proj.weight"], np.cumsum([inner, inner, states, states]))
-        yield from ((f"mixer.in_proj.weight.{n}", part) for n, part in zip(("z", "x", "B", "C", "dt"), parts, strict=True))
+        yield from (
+            (f"mixer.in_proj.weight.{n}", part) for n, part in zip(("z", "x", "B", "C", "dt"), parts, strict=True)
+        )
         for kind in ("weight", "bias"):
             parts = np.split(mixer[f"conv1d.{kind}"], np.cumsum([inner, states]))
             yield from ((f"mixer.conv1d.{kind}.{n}", part) for n, part in zip("xBC", parts, strict=True))
@@ -267,9 +277,7 @@ def _hybrid_layer(letter: str, hf: State, config: Config) -> Iterator[tuple[str,
             yield f"mixer.{name}", mixer[name]
 
 
-def slime_of_hf(
-    state: State, hf: Mapping[str, Array], config: Config, args: Namespace
-) -> tuple[State, Namespace]:
+def slime_of_hf(state: State, hf: Mapping[str, Array], config: Config, args: Namespace) -> tuple[State, Namespace]:
     """`state` with the linear layers of slime's spec, whole on every rank: `slime_plugins/models/qwen3_next.py`, `qwen3_5.py`.
 
     The norm before them is Qwen3NextRMSNorm, whose weights lie around zero as Hugging Face has them.
@@ -281,7 +289,12 @@ def slime_of_hf(
             out[f"decoder.layers.{layer}.self_attention.{inner}"] = tensor
             norm = hf[f"model.layers.{layer}.input_layernorm.weight"]
             out[f"decoder.layers.{layer}.self_attention.input_layernorm.weight"] = norm
-    of_core = ("experimental_attention_variant", "linear_attention_freq", "attention_output_gate", "position_embedding_type")
+    of_core = (
+        "experimental_attention_variant",
+        "linear_attention_freq",
+        "attention_output_gate",
+        "position_embedding_type",
+    )
     kind = "qwen3_next" if config["model_type"] == "qwen3_next" else "qwen3_5"
     values = {name: value for name, value in vars(args).items() if name not in of_core}
     values |= {"spec": [f"slime_plugins.models.{kind}", f"get_{kind}_spec"], "use_gated_attention": True}
@@ -299,7 +312,9 @@ def args_of(config: Config) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
     experts = config.get("n_routed_experts") or config.get("num_local_experts") or config.get("num_experts")
     sparse = config.get("mlp_layer_types") or ["dense"] * config.get("first_k_dense_replace", 0) + ["sparse"] * layers
-    sparse = [int(i in config["moe_layers"]) if "moe_layers" in config else int(sparse[i] == "sparse") for i in range(layers)]
+    sparse = [
+        int(i in config["moe_layers"]) if "moe_layers" in config else int(sparse[i] == "sparse") for i in range(layers)
+    ]
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     args: dict[str, Any] = {
         "num_layers": layers, "hidden_size": config["hidden_size"], "num_attention_heads": heads,

@@ -92,8 +92,8 @@ def prefix_of(text: str) -> str:
 def alternatives(text: str, prefixes: Prefixes) -> tuple[str, ...]:
     """The lines that `text` stands for: `[.{layer}]` in a name means the first dimension, or else the name.
 
-    `a[.{layer}].b : embed` gives `a.b : layer embed` and `a.{layer}.b : embed`, in this order. `@block.b` gives the same
-    line behind every text of `prefixes["block"]`.
+    `a[.{layer}].b : embed` gives `a.b : layer embed` and `a.{layer}.b : embed`, in this order. `@block.b` gives the
+    same line behind every text of `prefixes["block"]`.
     """
     word = prefix_of(text)
     if word:
