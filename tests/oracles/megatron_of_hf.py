@@ -278,7 +278,7 @@ def _hybrid_layer(letter: str, hf: State, config: Config) -> Iterator[tuple[str,
 
 
 def slime_of_hf(state: State, hf: Mapping[str, Array], config: Config, args: Namespace) -> tuple[State, Namespace]:
-    """`state` with the linear layers of slime's spec, whole on every rank: `slime_plugins/models/qwen3_next.py`, `qwen3_5.py`.
+    """`state` with the linear layers of slime's spec, whole on every rank: `slime_plugins/models/qwen3_*.py`.
 
     The norm before them is Qwen3NextRMSNorm, whose weights lie around zero as Hugging Face has them.
     """
@@ -326,7 +326,8 @@ def args_of(config: Config) -> dict[str, Any]:
         "layernorm_epsilon": config["rms_norm_eps"], "norm_epsilon": config["rms_norm_eps"], "swiglu": True,
         "add_bias_linear": False, "add_qkv_bias": bool(config.get("attention_bias")), "qk_layernorm": False,
         "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings"), "position_embedding_type": "rope",
-        "rotary_base": rope.get("rope_theta"), "rotary_percent": rope.get("partial_rotary_factor", 1.0), "num_experts": experts,
+        "rotary_base": rope.get("rope_theta"), "rotary_percent": rope.get("partial_rotary_factor", 1.0),
+        "num_experts": experts,
         "multi_latent_attention": False, "layernorm_zero_centered_gamma": False, "squared_relu": False, "fp16": False,
         "bf16": False, "expert_tensor_parallel_size": 1, "expert_model_parallel_size": 1, "spec": None,
     }  # fmt: skip
@@ -374,8 +375,9 @@ def _args_of_kind(kind: str, config: Config, experts: int | None) -> dict[str, A
         rope = config["rope_parameters"]
         return {
             "add_bias_linear": True, "swiglu": False, "quick_geglu": True, "gated_linear_unit": True,
-            "glu_linear_offset": 1.0, "activation_func_clamp_value": config["swiglu_limit"], "softmax_type": "learnable",
-            "window_size": [config["sliding_window"] - 1, 0], "window_attn_skip_freq": 2, "position_embedding_type": "yarn",
+            "glu_linear_offset": 1.0, "activation_func_clamp_value": config["swiglu_limit"],
+            "softmax_type": "learnable", "window_size": [config["sliding_window"] - 1, 0], "window_attn_skip_freq": 2,
+            "position_embedding_type": "yarn",
             "rotary_scaling_factor": rope["factor"], "mscale": 1.0, "mscale_all_dim": 0.0,
             "yarn_original_max_position_embeddings": rope["original_max_position_embeddings"], "yarn_beta_fast": 32.0,
             "yarn_beta_slow": 1.0, "yarn_correction_range_round_to_int": rope["truncate"],
@@ -386,9 +388,6 @@ def _args_of_kind(kind: str, config: Config, experts: int | None) -> dict[str, A
             "experimental_attention_variant": "gated_delta_net",
             "linear_attention_freq": [int(t == "linear_attention") for t in config["layer_types"]],
         }  # fmt: skip
-        return gated | ({"moe_shared_expert_gate": True} if experts else {}) | {
-            name: config[name]
-            for name in ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
-                         "linear_num_value_heads")
-        }  # fmt: skip
+        sizes = {name: value for name, value in config.items() if name.startswith("linear_")}
+        return gated | sizes | ({"moe_shared_expert_gate": True} if experts else {})
     return {}

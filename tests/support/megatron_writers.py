@@ -33,7 +33,7 @@ WHOLE = (
     "linear_proj.bias", "linear_fc2.bias", "position_embeddings.weight", "gate_weight", "out_norm.weight",
     "enorm.weight", "hnorm.weight",
 )  # fmt: skip
-# parts that torch_dist saves under keys of their own and ranks have in one tensor: core/ssm/gated_delta_net.py, mamba_mixer.py
+# parts that torch_dist saves under keys of their own and ranks have in one tensor: core/ssm/*.py
 SPLIT = re.compile(r"(.*(?:in_proj|conv1d)\.(?:weight|bias))\.(query|key|value|z|x|B|C|dt|beta|alpha)")
 
 
