@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from crossdock.lazy import loader
 
 if TYPE_CHECKING:
-    from crossdock.summary.plans import run_needs, save_plan
+    from crossdock.summary.plans import planned, save_plan
     from crossdock.summary.sizes import parameters, stored_bytes, target_sizes
 
-__all__ = ["parameters", "run_needs", "save_plan", "stored_bytes", "target_sizes"]
+__all__ = ["parameters", "planned", "save_plan", "stored_bytes", "target_sizes"]
 
 __getattr__ = loader(
     __name__,
     MappingProxyType(
         {
-            **dict.fromkeys(("run_needs", "save_plan"), "crossdock.summary.plans"),
+            **dict.fromkeys(("planned", "save_plan"), "crossdock.summary.plans"),
             **dict.fromkeys(("parameters", "stored_bytes", "target_sizes"), "crossdock.summary.sizes"),
         }
     ),
