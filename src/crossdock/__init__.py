@@ -33,18 +33,19 @@ __all__ = [
 ]  # fmt: skip
 
 _VERBS = ("check", "diff", "export", "open", "options", "plan", "run", "verify")
-__getattr__ = loader(
-    __name__,
-    MappingProxyType(
-        {
-            **dict.fromkeys(_VERBS, "crossdock.delivery"),
-            "CheckReport": "crossdock.running.check",
-            "Checkpoint": "crossdock.planning.checkpoint",
-            "CrossdockError": "crossdock.errors",
-            "DiffReport": "crossdock.running.diff",
-            "Plan": "crossdock.planning.plan",
-            "RunReport": "crossdock.running.results",
-            "VerifyReport": "crossdock.running.verify",
-        }
-    ),
-)
+if not TYPE_CHECKING:  # so that type checkers see no name but those above
+    __getattr__ = loader(
+        __name__,
+        MappingProxyType(
+            {
+                **dict.fromkeys(_VERBS, "crossdock.delivery"),
+                "CheckReport": "crossdock.running.check",
+                "Checkpoint": "crossdock.planning.checkpoint",
+                "CrossdockError": "crossdock.errors",
+                "DiffReport": "crossdock.running.diff",
+                "Plan": "crossdock.planning.plan",
+                "RunReport": "crossdock.running.results",
+                "VerifyReport": "crossdock.running.verify",
+            }
+        ),
+    )

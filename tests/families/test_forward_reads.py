@@ -24,11 +24,11 @@ from support.canonical_models import FAMILIES, config_of
 # fields that say how a model is stored or used, not what it computes; text has the same position in every section
 NOT_COMPUTED = {
     "family", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "lora_ranks", "tie_word_embeddings",
-    "mrope_section", "mrope_interleaved", "num_nextn_predict_layers", "nextn_embed", "nextn_head",
+    "kv_shared_weights", "mrope_section", "mrope_interleaved", "num_nextn_predict_layers", "nextn_embed", "nextn_head",
 }  # fmt: skip
 # sizes that the forward takes from the tensors themselves
 FROM_TENSORS = {
-    "num_experts", "moe_intermediate_size", "v_head_dim", "num_attention_heads_per_layer", "index_head_dim",
+    "num_experts", "moe_intermediate_size", "v_head_dim", "sliding_v_head_dim", "index_head_dim",
     "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim", "mamba_d_inner", "mamba_d_state",
     "mamba_d_conv", "mamba_dt_rank", "mamba_d_head", "short_conv_kernel", "laurel_rank",
 }  # fmt: skip

@@ -141,7 +141,7 @@ LAYOUTS = [
     ("[read]\nnorm = { value = 'a', colour = 'b' }", "beside `value` there may be `when`, not colour"),
     ("[read]\nnorm = ['a', 1]", "1 is not an expression in quotes, nor a table"),
     ("[write]\na = { for = 'i of n', b = 'i' }", "for = 'i of n'"),
-    ("[write]\na = ['UINT32 : 1 @ norm', 'STRING : 2']", "alternatives of different types"),
+    ("[write]\na = ['UINT32 : 1 @ norm', '2']", "alternatives with and without a type"),
     ("[refused]\na = { say = 'b' }", "[refused] a: has say"),
     ("[needs]\na = { say = 'b', must = 'colour == 1' }", "[needs] a: colour: not a field of the configuration"),
     ("[tensors]\nnorm = 'a.{layer@colour} : embed'", "[numbers] does not define colour"),

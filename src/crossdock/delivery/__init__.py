@@ -20,16 +20,17 @@ __all__ = [
     "overrides_from", "plan", "run", "verify",
 ]  # fmt: skip
 
-__getattr__ = loader(
-    __name__,
-    MappingProxyType(
-        {
-            **dict.fromkeys(("check", "diff"), "crossdock.delivery.comparing"),
-            **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
-            **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
-            **dict.fromkeys(("interpret", "open", "overrides_from"), "crossdock.delivery.opening"),
-            **dict.fromkeys(("options", "plan"), "crossdock.delivery.planning"),
-            "verify": "crossdock.delivery.verifying",
-        }
-    ),
-)
+if not TYPE_CHECKING:  # so that type checkers see no name but those above
+    __getattr__ = loader(
+        __name__,
+        MappingProxyType(
+            {
+                **dict.fromkeys(("check", "diff"), "crossdock.delivery.comparing"),
+                **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
+                **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
+                **dict.fromkeys(("interpret", "open", "overrides_from"), "crossdock.delivery.opening"),
+                **dict.fromkeys(("options", "plan"), "crossdock.delivery.planning"),
+                "verify": "crossdock.delivery.verifying",
+            }
+        ),
+    )

@@ -51,11 +51,19 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One config key that a format writes: its type where the format has types, and its value."""
+    """One config key that a format writes: its value, and for each alternative its type where the format has types."""
 
     key: str
-    kind: str
+    kinds: tuple[str, ...]
     value: Value
+
+    def evaluate(self, values: Mapping[str, Any]) -> tuple[str, Any] | None:
+        """(type, value) of the first alternative whose condition holds; None without. Raises as `Value.written`."""
+        for kind, alternative in zip(self.kinds, self.value.alternatives, strict=True):
+            found = alternative.evaluate(values)
+            if found is not None:
+                return kind, found[0]
+        return None
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,11 @@ def written(keys: tuple[Written, ...], values: Mapping[str, Any], where: str) ->
     out: dict[str, tuple[str, Any]] = {}
     for entry in keys:
         try:
-            found = entry.value.written(values)
+            found = entry.evaluate(values)
         except FAILURES as error:
             raise UsageError(f"the {where} layout cannot write {entry.key} = {entry.value.text}: {error}") from None
         if found is not None:
-            out[entry.key] = (entry.kind, found[0])
+            out[entry.key] = found
     return out
 
 
@@ -173,20 +181,20 @@ def _written(key: str, content: Any, tables: Table, where: str) -> Written:
     kinds: list[str] = []
     alternatives: list[Alternative] = []
     for item in items:
-        condition = ""
+        condition, kind = "", ""
         if isinstance(item, str):
             item, _, condition = item.partition(" @ ")
-            kind, colon, rest = item.partition(" : ")
+            before, colon, rest = item.partition(" : ")
             if colon:
-                kinds.append(kind.strip())
-                item = rest
+                kind, item = before.strip(), rest
             item = item.strip()
         parsed = parse_value(item, tables, where).alternatives
         when = Expression(condition.strip(), where, tables) if condition else None
         alternatives += [Alternative(one.value, when or one.when) for one in parsed]
-    if len(set(kinds)) > 1 or (kinds and len(kinds) != len(items)):
-        raise ConfigError("alternatives of different types", where=where, got=", ".join(kinds))
-    return Written(key, kinds[0] if kinds else "", Value(tuple(alternatives)))
+        kinds += [kind] * len(parsed)
+    if "" in kinds and any(kinds):
+        raise ConfigError("alternatives with and without a type", where=where, got=", ".join(filter(None, kinds)))
+    return Written(key, tuple(kinds), Value(tuple(alternatives)))
 
 
 def _notice(key: str, text: str, where: str) -> Notice:

@@ -26,7 +26,7 @@ from crossdock.plugins import folders
 # what a layout may hold besides the config keys, and the types of the values in it
 TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
-    "renames": (list,), "numbers": (str,), "variables": (str,),
+    "renames": (list,), "numbers": (str,), "variables": (str,), "lengths": (str,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
 RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only")
@@ -68,6 +68,7 @@ class Layout:
     """A format's rules for one family.
 
     padded       axes that the format may store longer than they are
+    lengths      axes that the format stores as long as this number, over canonical fields, where they are shorter
     skip         stored tensors (globs) that are not read, and why
     encoding     what of the stored names (globs) is not of the dtype that was asked for
     unsupported  canonical tensors (globs) that the format has no place for, and the sentence to say so
@@ -80,6 +81,7 @@ class Layout:
     format: str
     rules: tuple[Rule, ...]
     padded: frozenset[str]
+    lengths: Mapping[str, Expression]
     skip: Mapping[str, str]
     encoding: Mapping[str, tuple[str, ...]]
     unsupported: Mapping[str, str]
@@ -198,7 +200,8 @@ def _layout(format_name: str, family: Family | None) -> Layout:
     return Layout(
         format=format_name,
         rules=_rules(table, family, where),
-        padded=frozenset(table.get("padded", ())),
+        padded=frozenset((*table.get("padded", ()), *table.get("lengths", {}))),
+        lengths={key: expression(text, where) for key, text in table.get("lengths", {}).items()},
         skip=table.get("skip", {}),
         encoding={key: tuple(globs) for key, globs in table.get("encoding", {}).items()},
         unsupported=table.get("unsupported", {}),

@@ -72,7 +72,14 @@ class ModelConfig:
     swiglu_limit: float | None = None  # the gate is at most this, the other half within -limit to limit
     swiglu_alpha: float = 1.0  # silu is x * sigmoid(alpha * x)
     swiglu_offset: float = 0.0  # is added to the half that the activated gate multiplies
+    swiglu_limit_shared: bool = True  # swiglu_limit is also that of shared experts and dense MLPs
     activation_sparsity_pattern: tuple[float, ...] = ()  # share of each layer's gates that are set to 0; empty: none
+
+    # Hyper-connections
+    hc_mult: int = 0  # residual streams; 0: one, without hyper-connections
+    hc_eps: float = 1e-6  # is added to the shares of the streams
+    hc_magnitude: float = 2.0  # largest share of a block's output that a stream takes
+    hc_sinkhorn_iters: int = 0  # streams are mixed by a matrix that is normalised so often; 0: not mixed
 
     high_cycles: int = 0  # the second half of the layers runs so often, each time behind low_cycles of the first
     low_cycles: int = 0
@@ -103,6 +110,7 @@ class ModelConfig:
     attention_chunk_size: int | None = None  # chunked layers see their own chunk of this many positions
     layer_types: tuple[str, ...] = ()  # what mixes positions in each layer, see LAYER_TYPES; empty: attention in all
     num_kv_shared_layers: int = 0  # the last layers take keys and values of the last layer of their type before them
+    kv_shared_weights: bool = False  # those layers have matrices for keys and values all the same, which nothing uses
     k_eq_v_layers: tuple[int, ...] = ()  # layers without a matrix for values: they are the keys, before norm and rope
 
     # Positions
@@ -158,11 +166,19 @@ class ModelConfig:
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0  # also of other attention, where values are not as wide as keys
+    sliding_kv_lora_rank: int = 0  # sizes of layers with a sliding window; 0: as in all others
+    sliding_qk_nope_head_dim: int = 0
+    sliding_qk_rope_head_dim: int = 0
+    sliding_v_head_dim: int = 0
+    latent_rescale: bool = False  # normed latents are multiplied by the root of hidden_size over their rank
+    k_rope_norm: bool = False  # a norm of the key that is rotated
     inner_norm_eps: float | None = None  # of norms inside latent attention and Mamba; None: norm_eps
     index_topk: int = 0  # a query sees this many keys, which an indexer chooses; 0: all
     index_n_heads: int = 0
     index_head_dim: int = 0
     index_rope_interleaved: bool = False  # the indexer rotates neighbours, not two halves
+    index_rope_last: bool = False  # the indexer rotates the last values of a head, not the first
+    index_norm_eps: float = 1e-6  # of the indexer's layer norm
     index_shared_layers: tuple[int, ...] = ()  # layers that take the choice of the layer before them
 
     # Linear attention (gated_delta_net, kimi_delta_attention)
@@ -280,6 +296,9 @@ FREE: Mapping[str, str] = MappingProxyType(
         "qk_nope_head_dim": "a size, in families that name kv_lora_rank",
         "qk_rope_head_dim": "a size, in families that name kv_lora_rank",
         "v_head_dim": "a size, in families that name kv_lora_rank",
+        "sliding_qk_nope_head_dim": "a size, in families that name sliding_kv_lora_rank",
+        "sliding_qk_rope_head_dim": "a size, in families that name sliding_kv_lora_rank",
+        "sliding_v_head_dim": "a size, in families that name sliding_kv_lora_rank",
         "mrope_section": "text has the same position in every section",
         "mrope_interleaved": "text has the same position in every section",
         "dtype": "how values are stored, not what is computed with them",

@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdock.errors import UsageError
 from crossdock.model.config import ModelConfig
-from crossdock.model.layers import per_layer
+from crossdock.model.layers import hyper, per_layer
 from crossdock.model.layers.attention import attention
 from crossdock.model.layers.convolution import short_convolution
 from crossdock.model.layers.delta import gated_delta_net, kimi_delta_attention
@@ -62,9 +62,13 @@ def hidden(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
         return _in_cycles(model, x)
     if config.altup_num_inputs:
         x = per_layer.copies(model, x)
+    if config.hc_mult:
+        x = hyper.streams(x, config.hc_mult)
     for index in range(config.num_hidden_layers):
         layer = Layer(config, weights, index, shared)
         x = _block(layer, x, None if own is None else own[:, index])
+    if config.hc_mult:
+        return hyper.merged(model, x)
     return per_layer.merged(model, x) if config.altup_num_inputs else x
 
 
@@ -94,6 +98,8 @@ def _block(layer: Layer, x: Array, own: Array | None) -> Array:
     """The residual stream x [n, hidden_size] behind one layer, whose own input is `own` if it has one."""
     if layer.config.altup_num_inputs:
         return _block_of_copies(layer, x, own)
+    if layer.config.hc_mult:
+        return _block_of_streams(layer, x)
     y = _mixed_and_fed(layer, x)
     if own is not None:
         y = y + per_layer.add_layer_input(layer, y, own)
@@ -117,6 +123,14 @@ def _mixed_and_fed(layer: Layer, x: Array) -> Array:
     y = mlp(layer, normed, stream)
     y = layer.norm(y, "ffn_post_norm") if config.post_norms else y
     return mixed + y * config.residual_multiplier
+
+
+def _block_of_streams(layer: Layer, x: Array) -> Array:
+    """As `_block`, of the streams x [n, streams, hidden_size]: each block reads them as one and writes to each."""
+    one, shares = hyper.gathered(layer, x, "attn")
+    x = hyper.spread(x, _mixer(layer, layer.norm(one, "attn_norm")), shares)
+    one, shares = hyper.gathered(layer, x, "ffn")
+    return hyper.spread(x, mlp(layer, layer.norm(one, "ffn_norm"), one), shares)
 
 
 def _mixer(layer: Layer, x: Array) -> Array:

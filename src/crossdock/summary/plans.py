@@ -12,7 +12,6 @@ from crossdock.options import split
 from crossdock.planning.plan import Plan
 from crossdock.running.memory import Need, measured, need_of
 from crossdock.running.options import RunOptions
-from crossdock.running.run import check_place as check_place
 
 
 def planned(make: Callable[[], Plan], options: Mapping[str, Any]) -> tuple[Plan, Need]:

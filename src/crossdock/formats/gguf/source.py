@@ -78,7 +78,7 @@ def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
 
 
 def _factors(parts: tuple[GgufFile, ...]) -> dict[str, list[float]]:
-    """longrope's lists, which other formats have in their configuration, under the names of their tensors."""
+    """Divisors of rope frequencies, which other formats have in their configuration, by the names of the tensors."""
     out = {}
     for part in parts:
         for tensor in part.tensors:

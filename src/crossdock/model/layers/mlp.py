@@ -69,7 +69,7 @@ def _one(layer: Layer, x: Array, kind: str, expert: int | None = None) -> Array:
         gate = layer.linear(x, f"{kind}_gate", bias=bias, expert=expert) * before
         if config.activation_sparsity_pattern:
             gate = _sparse(gate, config.activation_sparsity_pattern[layer.index])
-        if config.swiglu_limit is not None:
+        if config.swiglu_limit is not None and (config.swiglu_limit_shared or expert is not None):
             gate = np.minimum(gate, config.swiglu_limit)
             up = np.clip(up, -config.swiglu_limit, config.swiglu_limit)
         up = (up + config.swiglu_offset) * _activated(layer, gate)

@@ -16,7 +16,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout, layout
 from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
-from crossdock.model.families import family, files
+from crossdock.model.families import family
 from crossdock.model.family import Family
 from crossdock.planning.config.kinds import flag_problems
 from crossdock.planning.config.overrides import Overrides
@@ -28,6 +28,7 @@ from crossdock.planning.config.unknown_keys import (
     refusals,
 )
 from crossdock.planning.config.validate import build, of_kind
+from crossdock.planning.tensors.likeness import nearest_family
 from crossdock.wording import nearest, short
 
 _SCOPE = frozenset({"keys", "tensors", "shapes", "settings"})  # what expressions may name beside the format's keys
@@ -193,9 +194,9 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
         unfit = Problem(
             "no supported family fits this model",
             where=where,
-            expected=", ".join(files()),
             got=seen or "no keys that identify a family",
-            fix="name it with --family if it is one of these under another name",
+            cause=nearest_family((name for _, name in source.tensors), source.layout),
+            fix="`crossdock families` lists what is supported; a family of your own: --family ./my.toml",
         )
         raise ConfigError([unfit, *only_value_problems(layout(format_name), keys, where)])
     raise ConfigError(f"several families fit: {', '.join(found)}", where=where, got=seen, fix="choose: --family")

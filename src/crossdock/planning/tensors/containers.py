@@ -30,6 +30,7 @@ def wanted_containers(
     keyed: list[tuple[tuple[int, int], Container]] = []
     problems: list[Problem] = []
     present = family.present(config)
+    lengths = {axis: int(length.evaluate(variables)) for axis, length in rules.lengths.items()}
     for number, rule in enumerate(rules.rules):
         if rule.read_only or (rule.when is not None and not rule.when.evaluate(variables)):
             continue
@@ -40,7 +41,7 @@ def wanted_containers(
         if not like:
             continue
         try:
-            for container in _containers(rule, geometry, rules.padded):
+            for container in _containers(rule, geometry, rules.padded, lengths):
                 layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
                 lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
                 keyed.append(((layer, number), replace(container, lenses=lenses)))
@@ -92,10 +93,21 @@ def unplaced(
     return problems
 
 
-def _containers(rule: Rule, geometry: Geometry, padded: frozenset[str]) -> Iterator[Container]:
-    """The containers of a rule's first pattern; where ranks do not divide a padded axis, it is stored longer."""
+def _containers(
+    rule: Rule, geometry: Geometry, padded: frozenset[str], lengths: Mapping[str, int]
+) -> Iterator[Container]:
+    """The containers of a rule's first pattern, in which an axis of `lengths` is as long as this says.
+
+    Where ranks do not divide a padded axis, it is stored longer.
+    """
     pattern = rule.patterns[0]
     grown = {
+        dim[0].axis: length
+        for dim in pattern.dims
+        if len(dim) == 1
+        and isinstance(dim[0], Atom)
+        and (length := lengths.get(dim[0].axis, 0)) > geometry.sizes.get(dim[0].axis, length)
+    } | {
         atom.axis: -(-geometry.sizes[atom.axis] // ways) * ways
         for atom in _padded_atoms(pattern, padded)
         if geometry.sizes[atom.axis] % (ways := math.prod(geometry.ranks.get(rank, 1) for rank in atom.ranks))
