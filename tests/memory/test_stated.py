@@ -110,7 +110,7 @@ def test_less_memory_than_planning_took_is_refused_with_both_numbers(make: Any, 
         assert needed[0].split(" MiB, ")[0] in json.loads(shown)["problems"][0]["what"]
     assert not list(tmp_path.glob("out.gguf*"))
     more = f"{fits + 2}MiB"
-    _, _, took = crossdock("export", source, "--to", "gguf", "--memory", more, "--workers", "1", "-o", tmp_path / "out.gguf",
-                           "--no-progress")  # fmt: skip
+    run = (source, "--to", "gguf", "--memory", more, "--workers", "1", "-o", tmp_path / "out.gguf", "--no-progress")
+    _, _, took = crossdock("export", *run)
     assert took <= (fits + 2 + 64) * MIB
     crossdock("plan", source, "--to", "gguf")  # without --memory, planning takes what it takes

@@ -20,11 +20,8 @@ from crossdock.codecs.conversion import Conversion, Workspace, convert
 from crossdock.codecs.mapping import apply_steps
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
-<<<<<<< HEAD
-from crossdock.io.system import PAGE
-=======
 from crossdock.errors import MemoryPlanError
->>>>>>> main
+from crossdock.io.system import PAGE
 from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.running.low_rank import Adder
 from crossdock.running.memory import BufferSizes
