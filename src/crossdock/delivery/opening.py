@@ -50,7 +50,7 @@ def open(
         weights  "model", or "master": of a Megatron run the optimizer's float32 weights
 
     Raises NotACheckpointError for a path that holds none, FormatError for a damaged file, UnsafePickleError for a
-    pickle that would run code, ConfigError and PlanError for what does not fit together, UsageError, EnvironmentProblem.
+    pickle that would run code, ConfigError and PlanError for what does not fit, UsageError, EnvironmentProblem.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
     return interpret(source, overrides_from(**overrides), None if base is None else Path(base))
