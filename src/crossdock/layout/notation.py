@@ -125,8 +125,8 @@ def parse(text: str) -> Pattern:
     stray = next((i for i, c in enumerate(_INDEX.sub(lambda m: "_" * len(m[0]), name)) if c in "{} "), None)
     if stray is not None or not name:
         raise _error(text, stray or 0, "a name is one word with {axis} in it")
-    dims = _dims(text, shape, len(text) - len(shape))
-    if not dims:
+    dims = () if shape == "()" else _dims(text, shape, len(text) - len(shape))
+    if not dims and shape != "()":
         raise _error(text, len(text), "no dimensions")
     pattern = Pattern(text, tuple(literals), tuple(indices), dims)
     for part in pattern.parts or ("",):

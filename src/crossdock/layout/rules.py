@@ -29,7 +29,7 @@ TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "renames": (list,), "numbers": (str,), "variables": (str,), "lengths": (str,), "prefixes": (list,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "family", "padded", "when", "sum_as_stored")
-RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only")
+RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Rule:
             holds, which are never written
     copy    when a tensor that is the same as another (a tied head) is written all the same
     read_only  another form that sources have, which is never written
+    key     the configuration of the format holds it, as the numbers of the key of this name
     """
 
     tensors: tuple[str, ...]
@@ -52,6 +53,7 @@ class Rule:
     stage: str = ""
     copy: Expression | None = None
     read_only: bool = False
+    key: bool = False
     map: str = ""
     scale: tuple[Expression, ...] = ()
 
@@ -315,6 +317,7 @@ def _rule(
         stage=stage,
         copy=expression(table["copy"], where) if "copy" in table else None,
         read_only=stage == "later" or table.get("read_only", False) is True,
+        key=table.get("key", False) is True,
         map=table.get("map", ""),
         scale=tuple(expression(str(text), where) for text in scales),
     )
