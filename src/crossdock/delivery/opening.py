@@ -33,10 +33,12 @@ from crossdock.planning.tensors.wrappers import unwrapped
 def open(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
+    path     a file or a folder
     options  `format`, `iteration`, `family`, `config`, `set`, `rename`, `weights`, `base`, `merge`, `norm_eps`,
              `rope_base`: see `ReadOptions`
 
-    Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
+    Raises NotACheckpointError for a path that holds none, FormatError for a damaged file, UnsafePickleError for a
+    pickle that would run code, ConfigError and PlanError for what does not fit, UsageError, EnvironmentProblem.
     """
     asked = made(ReadOptions, options)
     source = registry.open_source(Path(path), format=asked.format, iteration=asked.iteration)
