@@ -25,8 +25,8 @@ class Checkpoint:
     rules      where the source's format keeps the canonical tensors of this family
     resolved   which stored tensor holds which part of which canonical tensor
     addition   the pairs of an adapter whose products are added to the tensors (`planning.merge`)
-    is_adapter this is the adapter alone; family, configuration and rules are those of its model
     replaces   whether tensors of that adapter stand in place of the model's own
+    is_adapter  this is the adapter alone; family, configuration and rules are those of its model
     """
 
     source: Source

@@ -176,7 +176,6 @@ class Plan:
     ignored          source tensors or keys that are left out -> reason
     settings         options of the target, by name
     fail_on          findings in the values for which the output must not come into being
-    replaces         whether tensors of an adapter stand in place of the model's own
     ranks            what each rank file holds, for people
     parameters       how many numbers the model has
     own_names        names of the source that were renamed, for messages
@@ -184,6 +183,7 @@ class Plan:
     weights          "model", or "master": the optimizer's float32 weights
     tokenizer        files that the tokenizer was read from
     tokenizer_from   where the tokenizer is from, for people
+    replaces         whether tensors of an adapter stand in place of the model's own
     """
 
     source_format: str
