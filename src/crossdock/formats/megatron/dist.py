@@ -19,7 +19,7 @@ from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
-from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stack_of_names
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stack_of_names, stacked_args
 from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
@@ -80,6 +80,8 @@ def open_dist(root: Path, folder: Folder) -> Source:
         args = as_gpt(args, stack) if args else args
         masters = partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
+    elif stack is not None and args:
+        args = stacked_args(args, stack)
     return Source(
         format="megatron",
         root=root,
