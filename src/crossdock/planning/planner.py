@@ -11,6 +11,7 @@ from typing import Any
 
 from crossdock.formats.target import Target
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.steps.assembly import assemble
 from crossdock.planning.steps.containers import containers
@@ -28,6 +29,7 @@ def make_plan(checkpoint: Checkpoint, target: Target[Any], fixed: Mapping[str, s
 
     Raises PlanError, UsageError, TokenizerError with all problems.
     """
+    checkpoint = with_asked_layers(checkpoint, target.options)
     places = containers(checkpoint, target)
     sourced = sources(checkpoint, target, places)
     encoded = encodings(checkpoint, target, sourced, fixed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crossdock.formats.options import TokenizerOptions
+from crossdock.formats.options import NextnOptions, TokenizerOptions
 from crossdock.options import flag, option, text
 from crossdock.tokenizers.pre_tokenizers import table
 
@@ -16,8 +16,10 @@ def _pre_tokenizers() -> Sequence[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GgufOptions(TokenizerOptions):
-    """pre_tokenizer: llama.cpp's name of the tokenizer's splitting pattern; None: recognised."""
+class GgufOptions(TokenizerOptions, NextnOptions):
+    """pre_tokenizer  llama.cpp's name of the tokenizer's splitting pattern; None: recognised
+    mtp_only       layers for multi-token prediction alone, with embeddings, last norm and head: a draft model
+    """
 
     pre_tokenizer: str | None = option(
         None,
@@ -27,6 +29,7 @@ class GgufOptions(TokenizerOptions):
         choices=_pre_tokenizers,
         replayed=True,
     )
+    mtp_only: bool = option(False, flag, "Only layers for multi-token prediction, as a draft model.", replayed=True)
 
 
 @dataclass(frozen=True, kw_only=True)

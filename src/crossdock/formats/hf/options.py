@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossdock.formats.options import CacheOptions, TokenizerOptions
+from crossdock.formats.options import CacheOptions, NextnOptions, TokenizerOptions
 from crossdock.options import option, size
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfOptions(TokenizerOptions, CacheOptions):
+class HfOptions(TokenizerOptions, NextnOptions, CacheOptions):
     """max_shard_size: bytes of a safetensors file at most, unless one tensor is larger."""
 
     max_shard_size: int = option("5GB", size, "Largest safetensors file.", "SIZE")
