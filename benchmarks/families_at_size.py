@@ -3,10 +3,10 @@
     python benchmarks/families_at_size.py --work FOLDER [FAMILY ...] [--json figures.json]
 
 Sizes are the defaults of transformers' configuration classes, with LARGEST over them where a larger model is published.
-transformers makes the model without memory (torch's "meta" device); its names and shapes stand in the header of a sparse
-safetensors file, and a first plan makes a folder with the published names of it, sparse too. From that one, a plan to
-Hugging Face and one to GGUF are made, each in a process of its own. The exit code is 1 when a plan takes more than 12 CPU
-seconds or 500 MB. Needs torch and transformers.
+transformers makes the model without memory (torch's "meta" device); its names and shapes stand in the header of a
+sparse safetensors file, and a first plan makes a folder with the published names of it, sparse too. From that one, a
+plan to Hugging Face and one to GGUF are made, each in a process of its own. The exit code is 1 when a plan takes more
+than 12 CPU seconds or 500 MB. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ LARGEST: Mapping[str, Mapping[str, Any]] = {
               "num_key_value_heads": 8, "vocab_size": 152064},
     "qwen3_moe": {"num_hidden_layers": 94, "hidden_size": 4096, "num_attention_heads": 64, "head_dim": 128,
                   "moe_intermediate_size": 1536, "num_experts": 128},
-    "deepseek_v3": {"num_hidden_layers": 61, "hidden_size": 7168, "n_routed_experts": 384, "n_group": 1, "topk_group": 1,
-                    "num_attention_heads": 64, "vocab_size": 163840},
+    "deepseek_v3": {"num_hidden_layers": 61, "hidden_size": 7168, "n_routed_experts": 384, "n_group": 1,
+                    "topk_group": 1, "num_attention_heads": 64, "vocab_size": 163840},
     "qwen3_5_moe_text": {"num_hidden_layers": 60, "hidden_size": 4096, "num_experts": 512, "num_attention_heads": 32,
-                         "moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024, "layer_types": None},
+                         "moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024},
     "glm4_moe": {"num_hidden_layers": 92, "hidden_size": 5120, "n_routed_experts": 160, "num_attention_heads": 96},
-    "llama4_text": {"num_hidden_layers": 48, "num_local_experts": 128, "interleave_moe_layer_step": 2, "moe_layers": None},
+    "llama4_text": {"num_hidden_layers": 48, "num_local_experts": 128, "interleave_moe_layer_step": 2},
     "ernie4_5_moe": {"num_hidden_layers": 54, "hidden_size": 8192, "moe_num_experts": 64, "num_attention_heads": 64,
                      "num_key_value_heads": 8},
-    "gpt_oss": {"num_hidden_layers": 36, "num_local_experts": 128, "layer_types": None},
+    "gpt_oss": {"num_hidden_layers": 36, "num_local_experts": 128},
     "falcon": {"num_hidden_layers": 80, "hidden_size": 14848, "num_attention_heads": 232, "num_kv_heads": 8,
                "new_decoder_architecture": True},
     "bloom": {"n_layer": 70, "hidden_size": 14336, "n_head": 112},
-    "jamba": {"num_hidden_layers": 72, "hidden_size": 8192, "intermediate_size": 24576, "num_attention_heads": 64,
-              "layers_block_type": None},
+    "jamba": {"num_hidden_layers": 72, "hidden_size": 8192, "intermediate_size": 24576, "num_attention_heads": 64},
 }  # fmt: skip
 
 
@@ -73,7 +72,7 @@ def in_memory(kind: str, out: Path) -> int:
     import transformers
 
     numbers = LARGEST.get(kind, {})
-    config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in numbers.items() if v is not None})
+    config = transformers.AutoConfig.for_model(kind, **numbers)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
