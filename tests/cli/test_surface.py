@@ -8,7 +8,7 @@ from crossdock.cli import main
 from crossdock.cli.sections import HEADINGS
 
 SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename", "--base", "--merge",
-          "--norm-eps", "--rope-base"}  # fmt: skip
+          "--norm-eps", "--rope-base", "--weights"}  # fmt: skip
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow"}  # fmt: skip

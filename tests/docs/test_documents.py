@@ -26,7 +26,7 @@ NAMED = re.compile(r"`((?:tests|scripts|examples|benchmarks|docs|src)/[\w./-]*\w
 FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*\b(?!:)")  # not the variables of a style sheet
 OF_OTHERS = {
     "--help", "--version",
-    "--ckpt-format",  # Megatron
+    "--ckpt-format", "--no-save-optim",  # Megatron
     "--use-lbfgs", "--checkpoint-in", "--allow-requantize",  # llama.cpp
     "--model-path", "--quantization",  # SGLang
     "--include", "--local-dir",  # hf download

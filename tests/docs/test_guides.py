@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stage")
     (folder / "runs").mkdir()
     (folder / "runs" / "my-model").symlink_to(ROOT / "examples" / "tiny-kjv")
+    with tarfile.open(ROOT / "tests/data/megatron/masters.tar.xz") as archive:  # a run in bf16 with its optimizer
+        inside = [one for one in archive.getmembers() if one.name.startswith("dp2-flat")]
+        archive.extractall(folder / "unpacked", inside, filter="data")
+    (folder / "runs" / "my-bf16-model").symlink_to(folder / "unpacked" / "dp2-flat")
     (folder / "tok").symlink_to(ROOT / "examples" / "tiny-kjv-tokenizer")
     model, tokenizer = folder / "runs" / "my-model", folder / "tok"
     delivery.export(model, folder / "my-model-hf", to="hf", tokenizer=tokenizer)

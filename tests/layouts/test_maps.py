@@ -76,3 +76,19 @@ def test_only_a_sum_is_a_sum_alone(steps: Steps, alone: float | None) -> None:
 )
 def test_people_read_what_values_go_through(steps: Steps, text: str) -> None:
     assert shown(steps) == text
+
+
+@pytest.mark.parametrize("size", [1, 3, 6, 8, 12, 60, 64, 72, 128, 160, 256, 384, 512])
+def test_what_is_less_its_mean_is_what_pytorch_makes_of_it(size: int) -> None:
+    for start in range(0, 20_000, 1000):
+        values = VALUES[start : start + size]
+        theirs = torch.from_numpy(values) - torch.from_numpy(values).mean()
+        np.testing.assert_array_equal(through(values, MAPS["centred"]), theirs.numpy())
+
+
+def test_what_is_less_its_mean_stays_so_on_the_way_back() -> None:
+    centred = MAPS["centred"]
+    np.testing.assert_allclose(through(VALUES, centred), VALUES - VALUES.mean(dtype=np.float64), atol=1e-6)
+    assert between(centred, centred) == inverse(centred) == ()
+    assert between((), centred) == centred
+    assert shown(centred) == "x - mean(x)"

@@ -54,26 +54,29 @@ def _torch_load(source: Any) -> Any:
     return torch.load(source, map_location="cpu", weights_only=False, pickle_module=pickles)
 
 
-def megatron_state(root: Path, family: str) -> State:
-    """All model weights of a checkpoint root in Hugging Face names and order, float32, vocabulary clipped."""
-    state, args = global_state(root)
+def megatron_state(root: Path, family: str, masters: str = "") -> State:
+    """All model weights of a checkpoint root in Hugging Face names and order, float32, vocabulary clipped.
+
+    masters  before the names of the optimizer's weights, which are read instead ("optimizer.state.param.")
+    """
+    state, args = global_state(root, masters)
     return _to_hf(state, args, family)
 
 
-def global_state(root: Path) -> tuple[State, Any]:
+def global_state(root: Path, masters: str = "") -> tuple[State, Any]:
     """All model weights in Megatron's own names, whole, with global layer and expert numbers; and the args.
 
     Keys are `decoder.layers.{layer}.…` and `…mlp.experts.{expert}.linear_fc1.weight`; fc1 is [gates, ups].
     """
     iteration = next(root.glob("iter_*"))
-    return _torch_dist(iteration) if (iteration / "metadata.json").exists() else _rank_files(iteration)
+    return _torch_dist(iteration, masters) if (iteration / "metadata.json").exists() else _rank_files(iteration)
 
 
 def _numpy(tensor: Any) -> Array:
     return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
-def _torch_dist(folder: Path) -> tuple[State, Any]:
+def _torch_dist(folder: Path, masters: str = "") -> tuple[State, Any]:
     """Global tensors by per-layer key, and the args."""
     with (folder / ".metadata").open("rb") as file:
         metadata = _Unpickler(file).load()
@@ -87,12 +90,13 @@ def _torch_dist(folder: Path) -> tuple[State, Any]:
 
     state: State = {}
     for key, entry in metadata.state_dict_metadata.items():
-        if not hasattr(entry, "chunks") or key.startswith("optimizer"):
+        if not hasattr(entry, "chunks") or not key.startswith(masters) or key.startswith("optimizer") != bool(masters):
             continue
         whole = np.full(tuple(entry.size), np.nan, np.float32)
         for chunk in entry.chunks:
             box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
             whole[box] = _numpy(_torch_load(blob(key, tuple(chunk.offsets))))
+        key = key.removeprefix(masters)
         stacked = re.match(r"decoder\.layers\.(?!\d)(.*)", key)
         if stacked:
             state |= {f"decoder.layers.{i}.{stacked[1]}": whole[i] for i in range(len(whole))}

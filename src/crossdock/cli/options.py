@@ -19,7 +19,7 @@ from crossdock import delivery
 from crossdock.cli.guesses import ENGINES
 from crossdock.errors import UsageError
 from crossdock.formats import registry
-from crossdock.options import Option, made, options_of, whole
+from crossdock.options import Option, made, one_of, options_of, whole
 from crossdock.running.options import RunOptions, WriteOptions
 from crossdock.wording import nearest
 
@@ -100,6 +100,7 @@ class SourceFlags:
     merge: bool = False
     norm_eps: float | None = None
     rope_base: float | None = None
+    weights: str = "model"
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -116,7 +117,7 @@ class SourceFlags:
         if (self.base is None) == self.merge:
             raise UsageError("--base MODEL and --merge must be used together")
         overrides = delivery.overrides_from(
-            family=self.family, config=self.config, set=self.settings, rename=self.rename
+            family=self.family, config=self.config, set=self.settings, rename=self.rename, weights=self.weights
         )
         return delivery.interpret(source, overrides, self.base)
 
@@ -130,6 +131,7 @@ class SourceFlags:
                  "base": self.base}  # fmt: skip
         words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         words += ["--merge"] if self.merge else []
+        words += ["--weights", self.weights] if self.weights != "model" else []
         pairs = [("--set", key, value) for key, value in self.settings.items()]
         pairs += [("--rename", key, value) for key, value in self.rename.items()]
         return words + [word for option, key, value in pairs for word in (option, f"{key}={value}")]
@@ -204,6 +206,13 @@ _SOURCE = (
     click.option("--base", type=PATH, metavar="MODEL", help="Base model of a source that is an adapter."),
     click.option("--merge", is_flag=True, help="Merge the adapter into --base."),
     click.option("--norm-eps", type=float, metavar="X", help="Epsilon of the norms, if the source lacks it."),
+    click.option(
+        "--weights",
+        type=Parsed(one_of("model", "master")),
+        default="model",
+        metavar="KIND",
+        help="model, or the optimizer's: master.  [default: model]",
+    ),
     click.option("--rope-base", type=float, metavar="X", help="Base of rope (theta), if the source lacks it."),
 )
 

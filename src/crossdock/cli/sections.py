@@ -13,7 +13,7 @@ LAST = "Output"  # what has no other heading
 OWN: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("output", "capacity", "vram_budget", "vram_capacity", "threshold", "grain"), "Target")
     | dict.fromkeys(("against", "format", "iteration", "family", "config", "config_b", "set", "rename"), "Source")
-    | dict.fromkeys(("base", "merge", "norm_eps", "rope_base", "model", "ctx", "text", "drelu"), "Source")
+    | dict.fromkeys(("base", "merge", "norm_eps", "rope_base", "weights", "model", "ctx", "text", "drelu"), "Source")
     | dict.fromkeys(("tokens", "logits", "logits_engine", "report", "reference", "strict", "manifest"), "Checks")
     | dict.fromkeys(("window", "dry_run"), "Running")
 )

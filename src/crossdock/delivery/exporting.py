@@ -6,7 +6,7 @@ import os
 from inspect import signature
 from typing import Any
 
-from crossdock.delivery.opening import open
+from crossdock.delivery.opening import open, overrides_from
 from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import made, split
@@ -17,7 +17,7 @@ from crossdock.running.options import WriteOptions
 from crossdock.running.results import RunReport
 from crossdock.running.run import run as run_plan
 
-_OPEN = frozenset(signature(open).parameters) - {"path"}
+_OPEN = frozenset((*signature(open).parameters, *signature(overrides_from).parameters)) - {"path", "overrides"}
 
 
 @documented_errors()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crossdock.formats import registry
 from crossdock.formats.hf.config import flattened
@@ -14,11 +15,13 @@ from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
+from crossdock.options import one_of
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
 from crossdock.planning.config.unproven import unproven
 from crossdock.planning.merge import merged
+from crossdock.planning.tensors.masters import demand_masters, with_masters
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
 from crossdock.planning.tensors.wrappers import unwrapped
@@ -30,27 +33,27 @@ def open(
     *,
     format: str | None = None,
     iteration: int | None = None,
-    family: str | None = None,
-    config: str | os.PathLike[str] | None = None,
-    set: Mapping[str, str] | None = None,
-    rename: Mapping[str, str] | None = None,
     base: str | os.PathLike[str] | None = None,
+    **overrides: Any,
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run; family: instead of the derived one: a name,
-               or the path of a family file
+    format     force a source format; iteration: of a Megatron run
+    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+
+    overrides, those of `overrides_from`:
+
+    family     instead of the derived one: a name, or the path of a family file
     config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
                or overrides the configuration
     set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
     rename     stored names of own making -> those of the format, see `planning.renames`
-    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+    weights    "master": of a Megatron run the optimizer's float32 weights instead of the model's rounded ones
 
     Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
-    overrides = overrides_from(family=family, config=config, set=set, rename=rename)
-    return interpret(source, overrides, None if base is None else Path(base))
+    return interpret(source, overrides_from(**overrides), None if base is None else Path(base))
 
 
 def overrides_from(
@@ -59,15 +62,18 @@ def overrides_from(
     config: str | os.PathLike[str] | None = None,
     set: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
+    weights: str = "model",
 ) -> Overrides:
     """What the user says about the model, with the `--config` file read."""
+    weights = one_of("model", "master")(weights)
     if config is None:
-        return Overrides(family, dict(set or {}), renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), renames=dict(rename or {}), weights=weights)
     keys, where = read_json(Path(config))
     args = args_of_config(keys)
     if args is not None:
-        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}))
-    return Overrides(family, dict(set or {}), flattened(keys, where), where, renames=dict(rename or {}))
+        return Overrides(family, dict(set or {}), args, where, "megatron", dict(rename or {}), weights)
+    flat = flattened(keys, where)
+    return Overrides(family, dict(set or {}), flat, where, renames=dict(rename or {}), weights=weights)
 
 
 def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
@@ -78,6 +84,8 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
     """
     if base is not None:
         return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+    if overrides.weights == "master":
+        source = with_masters(source)
     if source.layout == "hf":
         source = unwrapped(source, source.layout)
     source, notices = renamed(source, overrides.renames, source.layout)
@@ -93,4 +101,6 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None) ->
     reading = replace(reading, described=described)
     rules = layout(source.layout, reading.family)
     resolved = resolve(source, reading.family, reading.described, rules, reading.variables)
+    if overrides.weights == "master":
+        demand_masters(source, resolved)
     return Checkpoint(source, reading.family, reading.described, reading.variables, rules, resolved)

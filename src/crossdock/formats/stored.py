@@ -64,6 +64,8 @@ class Extent:
     strides   element strides of the data, None when it is C-contiguous
     wrapping  "raw": the data itself at `offset`; "torch_zip": a complete torch.save archive holding exactly one
               tensor; "safetensors": a safetensors blob in which the tensor is looked up by its name
+    piece     the box is a run of a blob's elements: how many the blob has, and which is the box's first; None: the
+              blob is the box
     """
 
     file: int
@@ -73,6 +75,7 @@ class Extent:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     wrapping: Wrapping = "raw"
+    piece: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class StoredTensor:
     dtype    a codec name: "float32", "bfloat16", "float16", "q8_0", ...
     scaling  of fp8 weights; such a tensor has one extent, which is all of it in C order
     meant    the codec that the model has it in, where the format demanded another one; "": the same
+    rounds_to  of an optimizer's float32 weight the model's own, which it must round to
     """
 
     name: str
@@ -105,6 +109,7 @@ class StoredTensor:
     part: str = ""
     scaling: StoredScales | None = None
     meant: str = ""
+    rounds_to: StoredTensor | None = None
 
     @property
     def values(self) -> str:
@@ -127,6 +132,19 @@ class TrainingScales:
     unreadable: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Masters:
+    """The float32 weights that an optimizer keeps of a model whose own are rounded.
+
+    of       (part, name) of a weight -> its master: float32, of the same shape; `files`: that their extents index into
+    notices  sentences for the user, such as about an order that only Megatron's source code proves
+    """
+
+    of: Mapping[tuple[str, str], StoredTensor]
+    files: tuple[SourceFile, ...]
+    notices: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint opened by its format: headers only, no tensor data read.
@@ -144,6 +162,7 @@ class Source:
     skipped_bytes  how many bytes of the files those are
     companion_files      files that go along with the model: tokenizer.json, generation_config.json, ...
     scales       reads the scales of fp8 training, where there may be some
+    masters      finds the optimizer's float32 weights, where the format may hold them
     layout_of    the format whose names it has, where that is another one (a DCP folder of Hugging Face names)
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     notices      sentences that are shown whatever is done with the checkpoint, such as files that were left aside
@@ -161,6 +180,7 @@ class Source:
     skipped_bytes: int = 0
     companion_files: tuple[Path, ...] = ()
     scales: Callable[[], TrainingScales] | None = None
+    masters: Callable[[], Masters] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     aliased: bool = False

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One function of a value: exp, log, negate, or multiply, divide, add with `number`."""
+    """One function of a value: exp, log, negate, or multiply, divide, add with `number`; of a whole tensor: centre."""
 
     kind: str
     number: float = 0.0
@@ -23,6 +23,7 @@ Steps = tuple[Step, ...]
 MAPS: Mapping[str, Steps] = MappingProxyType({
     "exp": (Step("exp"),),
     "-exp": (Step("exp"), Step("negate")),
+    "centred": (Step("centre"),),  # less the mean of the tensor, which changes no order of its values
 })  # fmt: skip
 _INVERSE = MappingProxyType(
     {"exp": "log", "log": "exp", "negate": "negate", "multiply": "divide", "divide": "multiply", "add": "add"}
@@ -37,12 +38,14 @@ def storing(map_name: str, factors: tuple[float, ...], offset: float) -> Steps:
 
 
 def inverse(steps: Steps) -> Steps:
-    """The steps that lead back."""
-    return tuple(_back(step) for step in reversed(steps))
+    """The steps that lead back. What was centred stays so: the mean is gone, and means nothing."""
+    return tuple(_back(step) for step in reversed(steps) if step.kind != "centre")
 
 
 def between(source: Steps, target: Steps) -> Steps:
     """From what `source` stores to what `target` stores; nothing where both store the same, so that bytes stay."""
+    if source == target:
+        return ()
     out: list[Step] = []
     for step in (*inverse(source), *target):
         if out and out[-1].kind == step.kind == "add":
@@ -70,6 +73,8 @@ def shown(steps: Steps) -> str:
             text = f"{kind}({text})"
         elif kind == "negate":
             text = f"-{text}"
+        elif kind == "centre":
+            text = f"{text} - mean({text})"
         else:
             sign = {"multiply": "*", "divide": "/", "add": "+"}[kind]
             text = f"{text} {sign} {number:g}"

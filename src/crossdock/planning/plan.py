@@ -133,7 +133,8 @@ class TargetTensor:
 class EqualityCheck:
     """Two stored tensors that must hold the same values (a head that is tied to the embedding and stored all the same).
 
-    `one` and `other` fill the same imaginary tensor of `elements` elements; `on_mismatch` is the problem if not.
+    `one` and `other` fill the same imaginary tensor of `elements` elements in `dtype`, to which both are rounded;
+    `on_mismatch` is the problem if not.
     """
 
     name: str
@@ -142,6 +143,7 @@ class EqualityCheck:
     one: tuple[Move, ...]
     other: tuple[Move, ...]
     on_mismatch: Problem
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Plan:
     warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
     fail_on    findings in the values with which the output must not come into being
     ranks      what each rank file holds, for people; parameters: how many numbers the model has
+    weights    "model", or "master": the optimizer's float32 weights
     """
 
     source_format: str
@@ -174,6 +177,7 @@ class Plan:
     parameters: int = 0
     own_names: tuple[str, ...] = ()
     iteration: int | None = None
+    weights: str = "model"
     tokenizer: tuple[SourceFile, ...] = ()
     tokenizer_from: str = ""
 
@@ -195,6 +199,7 @@ class Plan:
             "target_format": self.target_format,
             "config": self.described.config.as_dict(),
             "settings": dict(self.settings),
+            **({} if self.weights == "model" else {"weights": self.weights}),
             "sources": [[_relative(f.path, base), f.size] for f in self.sources],
         }
         for extent in self.extents:
@@ -206,6 +211,7 @@ class Plan:
                 "origin": at.origin,
                 "shape": at.shape,
                 "strides": at.strides,
+                **({} if at.piece is None else {"piece": at.piece}),
                 **({} if extent.scaling is None else {"scaling": _scaling(extent.scaling)}),
             }
         for file in self.files:
@@ -240,6 +246,7 @@ class Plan:
                 "elements": check.elements,
                 "one": [list(_fields(m)) for m in check.one],
                 "other": [list(_fields(m)) for m in check.other],
+                **({} if check.dtype == "float32" else {"dtype": check.dtype}),
             }
 
     def lines(self) -> Iterator[str]:

@@ -20,6 +20,7 @@ from crossdock.codecs.conversion import Conversion, Workspace, convert
 from crossdock.codecs.mapping import apply_steps
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
+from crossdock.errors import MemoryPlanError
 from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.running.low_rank import Adder
 from crossdock.running.memory import SMALLEST, STRIP
@@ -210,6 +211,7 @@ class _Coding:
                 self.to_values(raw, values.view(np.uint8), share.workspace)
                 values += np.float32(self.add)
                 for one in self.maps:
+                    _all_at_hand(one, first, values.size)
                     apply_steps(values[max(0, one.start - first) : max(0, one.stop - first)], one.steps)
                 if self.sum_as_stored:
                     self.to_stored(values.view(np.uint8), raw, share.workspace)
@@ -244,6 +246,12 @@ def _coding(
         convert(source, target, compiled), convert(source, float32), convert(float32, target, compiled),
         convert(float32, source), counting,
     )  # fmt: skip
+
+
+def _all_at_hand(one: MappedRange, first: int, count: int) -> None:
+    """Raise MemoryPlanError where a tensor is less its mean, of which a block holds a part: these are vectors."""
+    if any(step.kind == "centre" for step in one.steps) and (first > one.start or first + count < one.stop):
+        raise MemoryPlanError("a tensor that is stored less its mean does not fit a block", fix="more --memory")
 
 
 def _cuts(low: int, end: int, most: int, whole: int, target: Codec, offset: int) -> Iterator[tuple[int, int]]:

@@ -5,14 +5,18 @@ Reads only; what they are taken for, and what is said if that is wrong, stands i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from crossdock.codecs import registry as codecs
+from crossdock.codecs.codec import Bytes, encoded_size
 from crossdock.errors import PlanError
 from crossdock.planning.plan import EqualityCheck, Move, Plan, TargetTensor
-from crossdock.running.blocks import WorkerBuffers, blocks
+from crossdock.running.blocks import Block, WorkerBuffers, blocks
 from crossdock.running.reader import Reader
+
+_NOTHING: Bytes = np.empty(0, np.uint8)
 
 
 def check(plan: Plan, reader: Reader, memory: int, stopped: Callable[[], bool]) -> None:
@@ -37,16 +41,26 @@ def _equal(
     buffers: tuple[WorkerBuffers, WorkerBuffers],
     stopped: Callable[[], bool],
 ) -> bool:
-    sides = (_imaginary(moves, checked.elements) for moves in (checked.one, checked.other))
-    read = (blocks(plan, tensor, reader, room) for tensor, room in zip(sides, buffers, strict=True))
-    for mine, like in zip(*read, strict=True):
-        if stopped():
-            return True
-        if not np.array_equal(mine.encoded, like.encoded):
+    sides = (_imaginary(moves, checked) for moves in (checked.one, checked.other))
+    one, other = (blocks(plan, tensor, reader, room) for tensor, room in zip(sides, buffers, strict=True))
+    mine = like = _NOTHING  # what is left of the current block; the two sides cut theirs at different places
+    while not stopped():
+        mine = mine if mine.size else _next(one)
+        like = like if like.size else _next(other)
+        count = min(mine.size, like.size)
+        if not count:
+            return mine.size == like.size
+        if not np.array_equal(mine[:count], like[:count]):
             return False
+        mine, like = mine[count:], like[count:]
     return True
 
 
-def _imaginary(moves: tuple[Move, ...], elements: int) -> TargetTensor:
-    nbytes = 4 * elements
-    return TargetTensor("", 0, 0, nbytes, (elements,), "float32", moves)
+def _next(read: Iterator[Block]) -> Bytes:
+    block = next(read, None)
+    return _NOTHING if block is None else block.encoded
+
+
+def _imaginary(moves: tuple[Move, ...], checked: EqualityCheck) -> TargetTensor:
+    nbytes = encoded_size(codecs.get(checked.dtype), checked.elements)
+    return TargetTensor("", 0, 0, nbytes, (checked.elements,), checked.dtype, moves)

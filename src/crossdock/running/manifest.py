@@ -52,6 +52,7 @@ def manifest_bytes(plan: Plan, report: RunReport, options: WriteOptions) -> byte
         "source": {
             "format": plan.source_format,
             "iteration": plan.iteration,
+            "weights": plan.weights,
             "files": [{"path": _relative(f.path, base), "bytes": f.size} for f in plan.sources],
         },
         "tokenizer": None

@@ -106,13 +106,16 @@ class Reader:
 
         where = f"{self.where(number)} at byte {at.offset:,}"
         ref = locate_single(fd, at.offset, at.nbytes, where)
-        if ref.shape != at.shape or ref.dtype != extent.dtype:
+        fits = ref.shape == at.shape if at.piece is None else ref.elements == at.piece[0] and ref.contiguous
+        if not fits or ref.dtype != extent.dtype:
             raise FormatError(
                 f"the chunk of {extent.tensor} is not what the index says",
                 where=where,
-                expected=f"{extent.dtype} {list(at.shape)}",
+                expected=f"{extent.dtype} {list(at.shape if at.piece is None else at.piece[:1])}",
                 got=f"{ref.dtype} {list(ref.shape)}",
             )
+        if at.piece is not None:
+            return Place(fd, ref.offset + at.piece[1] * ref.itemsize, None)
         return Place(fd, ref.offset, None if ref.contiguous else ref.strides)
 
 

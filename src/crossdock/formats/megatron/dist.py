@@ -7,7 +7,7 @@ made of them. Facts from megatron-core 0.11 to 0.19.2 (`dist_checkpointing/strat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, ru
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of
+from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
-from crossdock.formats.stored import Source, StoredTensor
+from crossdock.formats.stored import Masters, Source, StoredTensor
 from crossdock.io.files import reading
 from crossdock.torchfile import open_torch, read_object
 from crossdock.unpickle import describe, printable
@@ -66,6 +67,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
     refuse_other_models(tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
+    masters: Callable[[], Masters] = partial(of_dist, path, prefix)
     keyed = {("", name): tensor for name, tensor in tensors.items()}
     stack = stack_of(args, args_at)
     notices: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         fold = Fold(stack)
         notes["names"] = f"a HybridModel of {len(stack.letters)} layers ({stack.letters}), shown as a GPTModel"
         keyed, args, scales = fold.tensors(keyed), as_gpt(args, stack), partial(fold.scales, scales)
+        masters = partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
     return Source(
         format="megatron",
@@ -84,6 +87,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         skipped=summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
         scales=scales,
+        masters=masters,
         notes=notes,
         notices=notices,
         aliased=bridge,

@@ -16,7 +16,7 @@ from typing import Any
 
 from crossdock.errors import ConfigError, FormatError, Problem
 from crossdock.formats.megatron.stages import MAX_LAYERS
-from crossdock.formats.stored import StoredTensor, TrainingScales
+from crossdock.formats.stored import Masters, StoredTensor, TrainingScales
 from crossdock.layout.partitions import RankRanges
 
 MIXERS, MLPS = "*+DG", "-E"
@@ -167,6 +167,11 @@ class Fold:
         """The scales of fp8 training under the GPTModel's names."""
         found = read()
         return replace(found, of={self.key(key): pairs for key, pairs in found.of.items()})
+
+    def masters(self, read: Callable[[], Masters]) -> Masters:
+        """The optimizer's float32 weights under the GPTModel's names."""
+        found = read()
+        return replace(found, of=self.tensors(found.of))
 
     def _misplaced(self, key: Key) -> Problem | None:
         layer, chunk = _LAYER.match(key[1]), _CHUNK.search(key[0])

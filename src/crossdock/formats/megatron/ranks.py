@@ -19,12 +19,13 @@ from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Prob
 from crossdock.formats.fp8.megatron import RankPlace, of_ranks
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
 from crossdock.formats.megatron.hybrid import UNSCALED, Fold, Stack, as_gpt, stack_of
+from crossdock.formats.megatron.masters.ranks import BESIDE, RankFile, of_rank_files
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import RANK, Folder
 from crossdock.formats.megatron.shared_heads import joined
 from crossdock.formats.megatron.stages import layer_counts, layer_ranges
-from crossdock.formats.stored import Source, SourceFile, StoredTensor, TrainingScales
+from crossdock.formats.stored import Masters, Source, SourceFile, StoredTensor, TrainingScales
 from crossdock.formats.weight_file import stored
 from crossdock.layout.partitions import RankRanges
 from crossdock.torchfile import open_torch, state_tensors
@@ -106,6 +107,9 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         raise FormatError(found.problems)
     notes = dict(folder.notes) | run_notes(common, args) | {"files": str(len(found.files))}
     scales: Callable[[], TrainingScales] = partial(of_ranks, tuple(found.places))
+    masters: Callable[[], Masters] = partial(
+        of_rank_files, found.tensors, tuple(found.files), _rank_parts(found), folder.path
+    )
     notices: tuple[str, ...] = ()
     if found.older:
         notes["names"] = "a model from before megatron-core; shown under core's names"
@@ -114,13 +118,13 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         fold = Fold(stack, ranges)
         notes["names"] = f"a HybridModel of {len(stack.letters)} layers ({stack.letters}), shown as a GPTModel"
         found.tensors, args, ranges = fold.tensors(found.tensors), as_gpt(args, stack), fold.gpt_ranges
-        scales = partial(fold.scales, scales)
+        scales, masters = partial(fold.scales, scales), partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
     weights = sum(e.nbytes for tensor in found.tensors.values() for e in tensor.extents)
-    beside = [file for path in by_name.values() for file in path.parent.glob("distrib_optim.pt")]
+    beside = [file for path in by_name.values() for file in path.parent.glob(BESIDE)]
     skipped = {f"{kind} ({n:,} files)": NOT_WEIGHTS[kind] for kind, n in found.skipped.items()}
     if beside:
-        skipped[f"distrib_optim.pt ({len(beside)} files)"] = "optimizer state"
+        skipped[f"{BESIDE} ({len(beside)} files)"] = "optimizer state"
     total = sum(file.size for file in found.files) + sum(SourceFile.of(file).size for file in beside)
     return Source(
         format="megatron_rank",
@@ -134,9 +138,18 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         skipped=skipped,
         skipped_bytes=max(0, total - weights),
         scales=scales,
+        masters=masters,
         notes=notes,
         notices=notices,
     )
+
+
+def _rank_parts(found: _Found) -> tuple[RankFile, ...]:
+    """Every file with the parts of the model that its chunks are."""
+    parts: dict[Path, set[str]] = {}
+    for place in found.places:
+        parts.setdefault(place.path, set()).update((place.part, place.experts))
+    return tuple(RankFile(file.path, n, frozenset(parts.get(file.path, ()))) for n, file in enumerate(found.files))
 
 
 def _rank_files(path: Path) -> dict[str, Path]:

@@ -13,7 +13,10 @@ from crossdock.layout.rules import layout
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user says: `--family`, `--set`, `--rename`, and the keys of a `--config` file, in a format's terms."""
+    """What the user says: `--family`, `--set`, `--rename`, and the keys of a `--config` file, in a format's terms.
+
+    weights  "model", or "master": the optimizer's float32 weights where the model's are rounded
+    """
 
     family: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -21,6 +24,7 @@ class Overrides:
     config_at: str = ""
     terms: str = "hf"
     renames: Mapping[str, str] = field(default_factory=dict)
+    weights: str = "model"
 
 
 def with_user_config(source: Source, overrides: Overrides) -> tuple[Source, Overrides]:

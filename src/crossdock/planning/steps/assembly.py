@@ -59,6 +59,7 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
         parameters=parameters(checkpoint.family, checkpoint.config),
         own_names=target.own_names,
         iteration=_iteration(checkpoint.source.notes),
+        weights="master" if any(tensor.rounds_to for tensor in checkpoint.source.tensors.values()) else "model",
         **_tokenizer(checkpoint, target),
     )
 

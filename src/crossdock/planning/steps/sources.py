@@ -18,6 +18,7 @@ from crossdock.planning.plan import EqualityCheck, MappedRange, Move, PlannedExt
 from crossdock.planning.steps.containers import TargetContainers
 from crossdock.planning.tensors.equality import equality_checks
 from crossdock.planning.tensors.extents import Extents, moves_for
+from crossdock.planning.tensors.masters import rounding_checks
 from crossdock.planning.tensors.resolved import SourceSlice
 from crossdock.planning.tensors.training_scales import scales_of
 from crossdock.planning.tensors.training_state import carried_moves, order_checks
@@ -35,7 +36,7 @@ class Sourced:
     """What fills the target's containers.
 
     fills            in the target's order, then what goes along of the state of training
-    equality_checks  tensors that are stored twice, and proofs of an order
+    equality_checks  tensors that are stored twice, proofs of an order, and masters against what they were rounded to
     warnings         about scales of fp8 training that could not be read, and values that are not stored bit for bit
     """
 
@@ -59,7 +60,8 @@ def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainer
         raise PlanError(problems)
     state = target.state(checkpoint.source)
     fills = [*(fill for one, _ in found for fill in one), *(_carried(one, extents) for one in state.carried)]
-    checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state))
+    rounding = rounding_checks(checkpoint.resolved, extents)
+    checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state), *rounding)
     unreadable = training.unreadable[:3] if training else ()
     warnings = (*(f"fp8 training scales cannot be used: {sentence}" for sentence in unreadable), *_inexact(fills))
     return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings)
