@@ -41,6 +41,7 @@ FORWARD_OF: Mapping[str, float] = (
     | dict.fromkeys(("mamba", "mamba2", "jamba", "falcon_h1", "bamba", "granitemoehybrid", "nemotron_h"), 1.5e-5)
     # 1.2e-5: scores without a scale; transformers' own logits are up to 6.4e-6 away from those in float64
     | dict.fromkeys(("gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified"), 1.5e-5)
+    | {"hy_v4": 4e-6, "dots3_note_text": 4e-6}
     | {"falcon_mamba": 1.5e-5, "deepseek_v3": 4e-6, "glm4_moe_lite": 4e-6, "exaone": 3e-6, "exaone4": 1.1e-5}
 )
 # cases of which GGUF does not hold the whole configuration, so that GGUF -> HF takes --config
@@ -56,6 +57,7 @@ PLUS_ONE = frozenset(
 # through float32 arithmetic; None: of all types
 MAPPED: Sequence[tuple[str, frozenset[str] | None, float]] = (
     (r"norm\w*\.weight$", PLUS_ONE, 2**-23),  # half a step of float32 below 4
+    (r"_a_layernorm\.weight$", frozenset({"dots3_note_text"}), 2**-23),  # times the root of hidden_size over the rank
     (r"(^|\.)A_log$", None, 2**-22),  # -exp(A_log)
     (r"weight$", frozenset({"falcon_h1"}), 2**-22),  # times multipliers, and divided by them
 )

@@ -28,7 +28,7 @@ NOT_COMPUTED = {
 }  # fmt: skip
 # sizes that the forward takes from the tensors themselves
 FROM_TENSORS = {
-    "num_experts", "moe_intermediate_size", "v_head_dim", "num_attention_heads_per_layer", "index_head_dim",
+    "num_experts", "moe_intermediate_size", "v_head_dim", "sliding_v_head_dim", "index_head_dim",
     "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim", "mamba_d_inner", "mamba_d_state",
     "mamba_d_conv", "mamba_dt_rank", "mamba_d_head", "short_conv_kernel", "laurel_rank",
 }  # fmt: skip

@@ -166,6 +166,12 @@ class ModelConfig:
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0  # also of other attention, where values are not as wide as keys
+    sliding_kv_lora_rank: int = 0  # sizes of layers with a sliding window; 0: as in all others
+    sliding_qk_nope_head_dim: int = 0
+    sliding_qk_rope_head_dim: int = 0
+    sliding_v_head_dim: int = 0
+    latent_rescale: bool = False  # normed latents are multiplied by the root of hidden_size over their rank
+    k_rope_norm: bool = False  # a norm of the key that is rotated
     inner_norm_eps: float | None = None  # of norms inside latent attention and Mamba; None: norm_eps
     index_topk: int = 0  # a query sees this many keys, which an indexer chooses; 0: all
     index_n_heads: int = 0
@@ -290,6 +296,9 @@ FREE: Mapping[str, str] = MappingProxyType(
         "qk_nope_head_dim": "a size, in families that name kv_lora_rank",
         "qk_rope_head_dim": "a size, in families that name kv_lora_rank",
         "v_head_dim": "a size, in families that name kv_lora_rank",
+        "sliding_qk_nope_head_dim": "a size, in families that name sliding_kv_lora_rank",
+        "sliding_qk_rope_head_dim": "a size, in families that name sliding_kv_lora_rank",
+        "sliding_v_head_dim": "a size, in families that name sliding_kv_lora_rank",
         "mrope_section": "text has the same position in every section",
         "mrope_interleaved": "text has the same position in every section",
         "dtype": "how values are stored, not what is computed with them",

@@ -18,6 +18,7 @@ TEXT: Final = re.compile(r"(?:model\.language_model|language_model\.model)\.")
 HEAD: Final = "language_model."
 TOWER: Final = re.compile(
     r"(?:model\.)?(?:vision_tower|vision_model|vision_embedder|visual|embed_vision|audio_tower|embed_audio"
+    r"|vision_encoder|audio_encoder"
     r"|multi_modal_projector)\."
 )
 # what the configuration of the whole says for the text model as well
@@ -45,7 +46,7 @@ def text_tensors(
 
     Names that are neither the text model's nor a tower's stay as they are, and are refused by what reads them.
     """
-    if not any(TEXT.match(name) for _, name in tensors):
+    if not any(TEXT.match(name) or TOWER.match(name) for _, name in tensors):
         return dict(tensors), {}, 0
     out: dict[tuple[str, str], StoredTensor] = {}
     skipped: dict[str, str] = {}

@@ -2,8 +2,9 @@
 
 transformers 4 has `torch_dtype`, `rope_theta`, `rope_scaling`; transformers 5 has `dtype` and `rope_parameters`.
 The flat keys are dtype, rope_theta, rope_type, rope_scaling (numbers only) and partial_rotary_factor; where rope
-differs by layer type, those of full attention, and with sliding_ before them those of sliding layers. A family that
-transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full attention.
+differs by layer type, those of full (or indexed) attention, and with sliding_ before them those of sliding layers.
+A family that transformers 4 has with such layers says so (`older_generation`): its rope_scaling is then that of full
+attention.
 Facts: transformers 5.23 `configuration_utils.py` and `modeling_rope_utils.py`.
 """
 
@@ -24,7 +25,7 @@ BESIDE = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interle
 # rope_theta's defaults in classes of transformers 5 that keep the old field (bailing_hybrid's is the second)
 UNUSED_BASES = (10000.0, 6000000.0)
 # where rope differs by layer type: the type -> what its flat keys begin with
-PREFIXES: Mapping[str, str] = {"full_attention": "", "sliding_attention": "sliding_"}
+PREFIXES: Mapping[str, str] = {"full_attention": "", "indexed_attention": "", "sliding_attention": "sliding_"}
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def _agreeing(config: Mapping[str, Any], where: str) -> None:
     problems = []
     rope_parameters = new if isinstance(new, Mapping) else {}
     if any(isinstance(value, Mapping) for value in rope_parameters.values()):  # the old ones are of full attention
-        own = rope_parameters.get("full_attention")
+        own = rope_parameters.get("full_attention", rope_parameters.get("indexed_attention"))
         rope_parameters = own if isinstance(own, Mapping) else {}
     if rope_parameters and old and (not isinstance(old, Mapping) or _numbers(old) != _numbers(rope_parameters)):
         problems.append(
@@ -127,7 +128,10 @@ def config_json(values: Mapping[str, Any]) -> bytes:
     out = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     if "dtype" in out:
         out["torch_dtype"] = out["dtype"]
-    if "rope_theta" in out:
+    if out.pop("bare_rope_theta", False):  # a class of transformers 5 that takes rope_parameters for all layer types
+        out.pop("rope_type", None)
+        out.pop("rope_scaling", None)
+    elif "rope_theta" in out:
         kind, scaling = out.pop("rope_type", "default"), dict(out.pop("rope_scaling", {}) or {})
         parameters = {**scaling, "rope_theta": out["rope_theta"], "rope_type": kind}
         parameters |= {key: out[key] for key in BESIDE if key in out}

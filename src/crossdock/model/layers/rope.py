@@ -90,7 +90,9 @@ def _rope(config: ModelConfig, layer: int) -> Rope:
         own = config.sliding_partial_rotary_factor
         partial = partial if own is None else own
     if config.kv_lora_rank:
-        return Rope(theta, kind, scaling, config.qk_rope_head_dim, config.qk_rope_head_dim)
+        sliding = config.sliding_kv_lora_rank and config.layer_type(layer) == "sliding_attention"
+        width = config.sliding_qk_rope_head_dim if sliding else config.qk_rope_head_dim
+        return Rope(theta, kind, scaling, width, width)
     return Rope(theta, kind, scaling, int(head * (1.0 if partial is None else partial)), head)
 
 
