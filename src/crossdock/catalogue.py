@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from crossdock.errors import ConfigError, UsageError
 from crossdock.formats import registry
-from crossdock.layout.rules import Layout, Rule, extended, layout, layout_names, unheld
+from crossdock.layout.rules import Layout, Rule, extended, family_stated, layout, layout_names, unheld
 from crossdock.model.families import families, family
-from crossdock.model.family import Family
+from crossdock.model.family import Family, default_of, is_allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class FamilyEntry:
 
     sources   formats whose checkpoints are recognised as this family
     targets   formats that it can be written to
-    limits    target -> why it cannot be written there, or which of its models cannot
+    limits    target -> why it cannot be written there, or which of its models cannot, a sentence for each reason
     """
 
     name: str
@@ -70,27 +70,47 @@ def tensor_names(name: str, formats: Sequence[str]) -> dict[str, dict[str, tuple
 
 
 def _entry(one: Family) -> FamilyEntry:
-    held = [name for name in registry.names() if _table(name) in layout_names()]
-    sources = tuple(name for name in held if _is_read(one, _table(name)))
     targets, limits = [], {}
     for name in registry.targets():
         table = registry.target(name).layout
-        problem = unheld(table, one)
-        needs = () if problem is not None else layout(table, one).writing.needs
-        never = [need.sentence for need in needs if need.never]
-        if problem is None and not never:
+        if unheld(table, one) is not None:
+            continue
+        never, sometimes = _limits(layout(table, one), one)
+        if not never:
             targets.append(name)
-        sentences = never or [need.sentence for need in needs]
-        if sentences:
-            limits[name] = tuple(sentences)
+        if never or sometimes:
+            limits[name] = tuple(dict.fromkeys(never or sometimes))
+    sources = tuple(name for name in registry.names() if _is_read(one, name, targets))
     return FamilyEntry(one.name, sources, tuple(targets), limits)
 
 
-def _is_read(one: Family, table: str) -> bool:
-    """Whether a source of this layout can be recognised as the family."""
-    if unheld(table, one) is not None:
+def _limits(rules: Layout, one: Family) -> tuple[list[str], list[str]]:
+    """Why a format holds no model of the family, and which of its models it does not hold."""
+    never: list[str] = []
+    sometimes: list[str] = []
+    for need in rules.writing.needs:
+        (never if need.never else sometimes).append(need.sentence)
+    for fit in rules.writing.fits:
+        allowed = one.requires.get(fit.field, default_of(fit.field))
+        if not allowed or not all(value in fit.only for value in allowed):
+            sentence = f"{fit.field} is only {' or '.join(map(repr, fit.only))}" + (
+                f": {fit.sentence}" * bool(fit.sentence)
+            )
+            impossible = allowed and not any(is_allowed(value, allowed) for value in fit.only)
+            (never if impossible else sometimes).append(sentence)
+    for name, values in one.limits.get(rules.format, {}).items():
+        sometimes.append(f"{name} is only {' or '.join(map(repr, values))}")
+    return never, sometimes
+
+
+def _is_read(one: Family, name: str, targets: Sequence[str]) -> bool:
+    """Whether a source of this format can be recognised as the family."""
+    table = _table(name)
+    if table not in layout_names() or unheld(table, one) is not None:
         return False
-    sections = [one.sections[name] for name in extended(table) if name in one.sections]
+    if family_stated(table) is not None and name in targets:  # what crossdock writes states it
+        return True
+    sections = [one.sections[part] for part in extended(table) if part in one.sections]
     return not sections or any("when" in part for section in sections for part in section)
 
 

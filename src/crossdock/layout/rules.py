@@ -28,7 +28,7 @@ TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
     "renames": (list,), "numbers": (str,), "variables": (str,), "lengths": (str,),
 })  # fmt: skip
-_SCALARS = ("extends", "families", "padded", "when", "sum_as_stored")
+_SCALARS = ("extends", "families", "family", "padded", "when", "sum_as_stored")
 RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only")
 
 
@@ -120,6 +120,13 @@ def extended(format_name: str) -> tuple[str, ...]:
     return _chain(_base(format_name), format_name)
 
 
+@functools.cache
+def family_stated(format_name: str) -> Expression | None:
+    """The expression over a format's keys that is the name of the family, where sources may state it; else None."""
+    text = _base(format_name).get("family")
+    return None if text is None else expression(text, f"layouts/{format_name}.toml")
+
+
 def unheld(format_name: str, family: Family) -> Problem | None:
     """What is wrong when neither the family has a section for this format nor the layout names the family."""
     table = _base(format_name)
@@ -189,6 +196,13 @@ def _layout(format_name: str, family: Family | None) -> Layout:
         if problem is not None:
             raise ConfigError(problem)
         where += f" with {family.where}"
+        strange = sorted(family.sections.keys() - set(layout_names()))
+        if strange:
+            raise ConfigError(
+                f"unknown format {', '.join(f'[{name}]' for name in strange)}",
+                where=family.where,
+                expected=", ".join(layout_names()),
+            )
         for name in _chain(table, format_name):
             for section in family.sections.get(name, ()):
                 table = merged(table, _by_key(section), f"{where} [{name}]")

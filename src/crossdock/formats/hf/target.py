@@ -102,7 +102,7 @@ class HfTarget(Target[HfOptions]):
 
     def extra(self, tensors: Sequence[TensorSpec], found: Findings) -> Sequence[tuple[TensorSpec, bytes]]:
         """The scales of static fp8: every other tensor of a Hugging Face folder is stored by its sources."""
-        return fp8.static_scales(tensors, self.options)
+        return fp8.static_scales(tensors, self.options, found)
 
     def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """Shards in the order of the tensors, then the index, the configuration and the companion files."""
