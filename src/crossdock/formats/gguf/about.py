@@ -128,7 +128,7 @@ def _members(key: str, members: Iterable[Mapping[str, str]]) -> Iterator[Pair]:
 def _sampling(generation: Mapping[str, Any]) -> Iterator[Pair]:
     for key, kind in _SAMPLING.items():
         value = generation.get(_OTHERWISE.get(key, key))
-        if isinstance(value, _PYTHON[kind]) and not isinstance(value, bool):
+        if isinstance(value, str | int | float) and isinstance(value, _PYTHON[kind]) and not isinstance(value, bool):
             yield f"general.sampling.{key}", kind, float(value) if kind == "FLOAT32" else value
 
 
