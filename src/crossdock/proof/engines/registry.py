@@ -74,6 +74,8 @@ def _engines() -> Mapping[str, Engine]:
         Engine("transformers", HERE / "hf_transformers.py", ("torch", "transformers"), "transformers", "config.json",
                "hf"),
         Engine("onnxruntime", HERE / "onnx_runtime.py", ("onnxruntime",), "onnx", "*.onnx", None, True),
+        Engine("onnxruntime-genai", HERE / "onnx_genai.py", ("onnxruntime_genai",), "onnx", "genai_config.json", None,
+               True),
     )  # fmt: skip
     return {engine.name: engine for engine in own}
 
