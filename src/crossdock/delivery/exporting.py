@@ -16,6 +16,7 @@ from crossdock.running.destination import local_path
 from crossdock.running.options import WriteOptions
 from crossdock.running.results import RunReport
 from crossdock.running.run import run as run_plan
+from crossdock.running.weights import numbers_of
 
 _OPEN = frozenset((*signature(open).parameters, *signature(overrides_from).parameters)) - {"path", "overrides"}
 
@@ -51,4 +52,5 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     writing, of_target = split(WriteOptions, options)
     target = registry.made_target(to, of_target)
     local_path(output)
-    return run_plan(make_plan(open(source, **reading), target), output, writing)
+    checkpoint = open(source, **reading)
+    return run_plan(make_plan(checkpoint, target, numbers_of(checkpoint)), output, writing)

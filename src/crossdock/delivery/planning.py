@@ -11,6 +11,7 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
+from crossdock.running.weights import numbers_of
 
 
 def target_options(to: str) -> type[Options]:
@@ -36,4 +37,4 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """
     made_target = registry.made_target(to, options)
     demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
-    return make_plan(checkpoint, made_target)
+    return make_plan(checkpoint, made_target, numbers_of(checkpoint))

@@ -22,6 +22,7 @@ from crossdock.proof.tokens import check_tokens, tokenizer_of
 from crossdock.proof.verdict import judged, sourceless
 from crossdock.running.options import RunOptions, VerifyOptions
 from crossdock.running.verify import VerifyReport, verify_plan
+from crossdock.running.weights import numbers_of
 
 
 @documented_errors()
@@ -91,5 +92,6 @@ def _verify_files(
             fix="pass the output first and its source after it: verify OUT --against SRC",
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
-    replay = make_plan(checkpoint, target, {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})
+    fixed = {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()}
+    replay = make_plan(checkpoint, target, numbers_of(checkpoint), fixed)
     return verify_plan(replay, theirs, target.facts(output), running), replay
