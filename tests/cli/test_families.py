@@ -69,14 +69,14 @@ def test_a_family_file_is_shown_like_the_others(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('extends = "llama"\n[hf]\nwhen = "model_type == \'mine\'"\nlike = "llama"\n')
     entry = json.loads(run(str(file), "--json"))[0]
-    assert (entry["name"], entry["sources"], entry["targets"]) == ("mine", ["hf"], ["hf"])
+    assert (entry["name"], entry["sources"], entry["targets"]) == ("mine", ["hf"], ["hf", "onnx"])
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("lama",), "unknown family 'lama'"),
-        (("llama", "--show", "hf", "onnx"), "unknown format 'onnx'"),
+        (("llama", "--show", "hf", "mlx"), "unknown format 'mlx'"),
         (("gemma2", "--show", "hf", "peft"), "family gemma2 does not say how it is stored as peft"),
         (("--show", "hf", "gguf"), "--show requires the name of a family"),
     ],

@@ -11,8 +11,8 @@ SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename"
           "--norm-eps", "--rope-base", "--weights"}  # fmt: skip
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
-          "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--allow-overflow",
-          "--no-mtp", "--mtp-only"}  # fmt: skip
+          "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--ops",
+          "--allow-overflow", "--name", "--metadata", "--no-mtp", "--mtp-only"}  # fmt: skip
 RUNNING = {"--memory", "--workers", "--engine"}
 
 SURFACE = {
@@ -38,6 +38,7 @@ SURFACE = {
     "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "families": (["name"], {"--show", "--json"}),
+    "formats": ([], {"--json"}),
     "split": (
         ["activations"],
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}

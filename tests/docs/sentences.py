@@ -21,7 +21,7 @@ WORDS = re.compile(r"[A-Za-z]{2,}[^A-Za-z]*\s.*[A-Za-z]{2,}|[A-Za-z]{2,}.*\s[^A-
 FOR_PROGRAMS = re.compile(r"\\[pAZzsd]|<\w|</|\(\?|[!=]= ", re.DOTALL)
 TEXTS_TO_TRY = ("hard_texts.py",)
 # tables of data files whose values are sentences, and those whose keys are, with a list of what they hold for
-SENTENCES = ("ignored", "skip", "fits_reason", "unsupported", "notices")
+SENTENCES = ("ignored", "skip", "unsupported", "notices")
 
 
 def gathered() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from crossdock import plugins
 from crossdock.errors import ConfigError, UsageError
-from crossdock.layout.rules import layout
+from crossdock.layout.rules import family_stated, layout, layout_names
 from crossdock.model import families
 from support.canonical_models import UNHELD, UNPLACED
 
@@ -23,6 +23,11 @@ layer = "num_hidden_layers"
 [tensors]
 embed = "vocab embed"
 norm = "layer embed"
+"""
+STRANGE = """
+[tensors]
+embed = 'E : vocab embed'
+norm = 'n.{layer} : embed'
 """
 
 
@@ -40,7 +45,8 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
 
     def forget() -> None:
         families.files.cache_clear()
-        layout.cache_clear()
+        for cached in (layout, layout_names, family_stated):
+            cached.cache_clear()
 
     def write(name: str, text: str) -> None:
         (tmp_path / f"{name}.toml").write_text(text)
@@ -172,7 +178,8 @@ def test_the_files_of_crossdock_are_right(name: str, format_name: str) -> None:
     if name == "llama_lora":  # an adapter, which formats of models do not hold
         assert not placed
         return
-    assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")}
+    shared = {"nextn_embed", "nextn_head"} if format_name.startswith("megatron") else set()  # it has the model's own
+    assert placed == set(families.family(name).tensors) - {UNPLACED.get((format_name, name), "")} - shared
 
 
 def test_a_removal_that_removes_nothing_names_section_and_family(add: Add) -> None:
@@ -183,9 +190,9 @@ def test_a_removal_that_removes_nothing_names_section_and_family(add: Add) -> No
 
 
 def test_a_section_that_is_like_anothers_is_like_its_ranks_too(add: Add) -> None:
-    add("families/odd", "extends = 'gemma2'\n[megatron]\nlike = 'gemma2'")
+    add("families/odd", "extends = 'deepseek_v3'\n[megatron]\nlike = 'deepseek_v3'")
     layout("megatron", families.family("odd"))
-    with pytest.raises(ConfigError, match=r"that of gemma2, which has a section \[megatron_rank\] besides"):
+    with pytest.raises(ConfigError, match=r"that of deepseek_v3, which has a section \[megatron_rank\] besides"):
         layout("megatron_rank", families.family("odd"))
 
 
@@ -195,3 +202,38 @@ def test_a_layout_names_families_that_it_holds_as_it_is(add: Add) -> None:
     assert [rule.tensors for rule in layout("strange", families.family("odd")).rules] == [("norm",)]
     with pytest.raises(ConfigError, match="family llama does not say how it is stored as strange"):
         layout("strange", families.family("llama"))
+
+
+def test_a_section_for_an_unknown_format_is_an_error(add: Add) -> None:
+    add("families/odd", FAMILY + "[ggfu]\n[hf]")
+    with pytest.raises(ConfigError, match=r"unknown format \[ggfu\]") as caught:
+        layout("hf", families.family("odd"))
+    assert "gguf" in caught.value.problems[0].expected
+
+
+def test_an_axis_may_have_any_name(add: Add) -> None:
+    """Axes called as the words of a rule are inherited like others."""
+    add("families/base", FAMILY.replace("[tensors]", "value = 'head_dim'\nat = 'head_dim'\n[tensors]"))
+    add("families/odd", "extends = 'base'\n[axes]\nembed = 'head_dim'")
+    assert set(families.family("odd").axes) == {"vocab", "embed", "layer", "value", "at"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{ only = [1] }", "{ only = 1, say = 'x' }", "{ only = [1], say = 'x', why = 'y' }"],
+)
+def test_a_restriction_is_a_list_or_a_list_with_its_reason(add: Add, content: str) -> None:
+    add("layouts/strange", STRANGE)
+    add("families/odd", FAMILY + f"[strange.fits]\nn_group = {content}")
+    with pytest.raises(ConfigError, match="has only") as caught:
+        layout("strange", families.family("odd"))
+    assert "[fits] n_group" in caught.value.problems[0].where
+
+
+def test_a_restriction_with_its_reason_is_inherited_and_removed_as_one(add: Add) -> None:
+    add("layouts/strange", STRANGE)
+    add("families/base", FAMILY + "[strange.fits]\nn_group = { only = [1], say = 'no groups' }")
+    add("families/odd", FAMILY + "[strange]\nlike = 'base'\n[strange.fits]\nn_group = ''")
+    (one,) = layout("strange", families.family("base")).writing.fits
+    assert (one.field, one.only, one.sentence) == ("n_group", (1,), "no groups")
+    assert layout("strange", families.family("odd")).writing.fits == ()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from crossdock.errors import ConfigError
 from crossdock.layout.values import parse_value
 
 READ: dict[str, tuple[Any, dict[str, Any], Any]] = {
@@ -13,7 +14,8 @@ READ: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "a missing key has no value": ("a", {}, None),
     "the first whose keys are there": (["a", "b"], {"b": 2}, 2),
     "None is no value": (["a", "b"], {"a": None, "b": 2}, 2),
-    "what cannot be computed is no value": (["a // b", "b"], {"a": 1, "b": 0}, 0),
+    "a key within a key that is missing": (["a['x']", "b"], {"a": {}, "b": 2}, 2),
+    "a table that is None": (["a['x']", "b"], {"a": None, "b": 2}, 2),
     "a condition that holds": ([{"when": "a", "value": "1"}, "2"], {"a": True}, 1),
     "a condition that fails": ([{"when": "a", "value": "1"}, "2"], {"a": False}, 2),
     "a condition whose key is missing": ([{"when": "a", "value": "1"}, "2"], {}, 2),
@@ -40,6 +42,25 @@ def test_what_is_read(kind: str) -> None:
     content, keys, expected = READ[kind]
     found = parse_value(content, {}, "here").read(keys)
     assert (found[0] if found is not None else None) == expected
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a division by zero": (["a // b", "b"], {"a": 1, "b": 0}, "a // b cannot be computed"),
+    "a text in place of a number": (["a + 1", "b"], {"a": "x", "b": 0}, r"a \+ 1 cannot be computed"),
+    "a condition that cannot be computed": ([{"when": "a > 1", "value": "1"}, "2"], {"a": "x"}, "cannot be computed"),
+    "an entry of a table": ({"factor": "float(a)"}, {"a": "x"}, "cannot be computed"),
+    "a table whose condition holds and whose keys are missing": (
+        {"when": "a", "factor": "b", "low": "c"}, {"a": 1, "c": 2}, "lacks b"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused(kind: str) -> None:
+    """A value that is there and cannot be used is never passed over for the next alternative."""
+    content, keys, sentence = REFUSED[kind]
+    with pytest.raises(ConfigError, match=sentence):
+        parse_value(content, {}, "here").read(keys)
 
 
 def test_what_is_read_says_from_which_keys() -> None:

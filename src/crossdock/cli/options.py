@@ -290,7 +290,7 @@ def _of_targets() -> Mapping[str, Option]:
 def _target_options() -> Sequence[click.Option]:
     to = HeadedOption(
         ["--to"], heading="Target", required=True, type=target_format, metavar="FORMAT",
-        help=", ".join(registry.targets()),
+        help=" ".join(registry.targets()),
     )  # fmt: skip
     return [to, *_options(_of_targets())]
 

@@ -46,6 +46,7 @@ _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
         "ggml_training": ("file", "crossdock.formats.ggml_training"),
         "trtllm": ("both", "crossdock.formats.trtllm.source"),
         "megatron_state": ("file", "crossdock.formats.megatron.state"),
+        "onnx": ("folder", "crossdock.formats.onnx.source"),
         "hf": ("both", "crossdock.formats.hf.source"),
         "megatron": ("folder", "crossdock.formats.megatron"),
         "dcp": ("folder", "crossdock.formats.dcp.source"),
@@ -56,6 +57,7 @@ _TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "gguf": ("gguf.options:GgufOptions", "gguf.target:GgufTarget"),
         "hf": ("hf.options:HfOptions", "hf.target:HfTarget"),
+        "onnx": ("onnx.options:OnnxOptions", "onnx.target:OnnxTarget"),
         "trtllm": ("trtllm.options:TrtllmOptions", "trtllm.target:TrtllmTarget"),
         "gguf-lora": ("options:Options", "gguf.adapter:GgufLoraTarget"),
         "peft": ("options:Options", "hf.peft:PeftTarget"),

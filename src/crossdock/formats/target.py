@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -18,6 +18,8 @@ from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import PlanError, Problem, UsageError
 from crossdock.formats.options import Options
 from crossdock.formats.stored import Pair, Source, SourceFile, StoredTensor
+from crossdock.layout.lenses import Lens
+from crossdock.layout.maps import Steps
 from crossdock.layout.partitions import Partitions
 from crossdock.model.config import ModelConfig
 from crossdock.wording import nearest
@@ -53,6 +55,25 @@ class Ranks:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a canonical tensor, or a part of it, lies in a tensor of the target.
+
+    tensor  its canonical name; layer: None for a tensor outside the layers
+    sizes   axis -> elements, outermost first as the family declares them, without the layer
+    name    of the target's tensor, of `shape`; lens: which elements of it
+    steps   from what is stored there to the canonical value
+    """
+
+    tensor: str
+    layer: int | None
+    sizes: Mapping[str, int]
+    name: str
+    shape: tuple[int, ...]
+    lens: Lens
+    steps: Steps
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the planner found out about the model and its source; what the user asked for is in the target's options.
@@ -63,6 +84,7 @@ class Findings:
     header         the layout's [write]: key -> (type, value)
     source_dtype   what most of the source's matrices are in
     fixed          tensor name -> codec, taken from the output that is being verified
+    placed         finds where every canonical tensor lies in the target's tensors
     """
 
     config: ModelConfig
@@ -72,6 +94,7 @@ class Findings:
     header: Mapping[str, tuple[str, Any]]
     source_dtype: str
     fixed: Mapping[str, str]
+    placed: Callable[[], Sequence[Placed]] = tuple
 
     def is_listed(self, kind: str, name: str) -> bool:
         """Whether the layout's [encoding] lists the tensor `name` under `kind`."""
@@ -255,6 +278,12 @@ class Target(ABC, Generic[OptionsT]):
     def recorded(cls, output: Source) -> Mapping[str, Any]:
         """Options that an output of this format shows, so that a replay gives the same files."""
         return {}
+
+    @classmethod
+    def differences(cls, name: str, wanted: bytes, found: bytes, where: str) -> Sequence[Problem] | None:
+        """Where the small file `name` of an output, at `where`, differs from what the plan writes, in the format's own
+        terms; none where it says the same in other bytes. None: bytes are all that it is."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -21,7 +21,7 @@ Table = Mapping[str, Any]
 KEY_TABLES: Mapping[str, tuple[type, ...]] = {
     "read": (str, list, dict), "absent": (str, list, dict), "derived": (str, list, dict), "aliases": (str, list, dict),
     "tables": (dict,), "ignored": (str,), "only_values": (list,), "refused": (dict,), "notices": (str,),
-    "model_types": (list,), "write": (str, list, dict), "fits": (list,), "fits_reason": (str,), "needs": (dict,),
+    "model_types": (list,), "write": (str, list, dict), "fits": (list, dict), "needs": (dict,),
     "warn": (dict,),
 }  # fmt: skip
 
@@ -38,6 +38,15 @@ class Statement:
     def never(self) -> bool:
         """Whether the condition is false whatever the model is."""
         return self.condition.text == "False"
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """The values of a canonical field that a format can hold, and why no others ("" where that is obvious)."""
+
+    field: str
+    only: tuple[Any, ...]
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +104,13 @@ class WriteKeys:
     """How canonical fields become the keys of a format, and which models it can hold.
 
     keys   what the configuration holds, in order; unset: keys that a family has to write, and this one does not
-    requires  canonical field -> the values that the format can hold; requires_reason: why not others
+    fits   fields of which the format can hold only some values
     needs  what must hold for a model to be written; warn: sentences to show when their condition holds
     """
 
     keys: tuple[Written, ...]
     unset: tuple[str, ...]
-    requires: Mapping[str, tuple[Any, ...]]
-    requires_reason: Mapping[str, str]
+    fits: tuple[Restriction, ...]
     needs: tuple[Statement, ...]
     warn: tuple[Statement, ...]
 
@@ -144,8 +152,7 @@ def write_keys(table: Table, where: str) -> WriteKeys:
     return WriteKeys(
         keys=tuple(_written(key, value, tables, f"{where} [write] {key}") for key, value in write.items() if value),
         unset=tuple(key for key, value in write.items() if not value),
-        requires={key: constants(allowed) for key, allowed in table.get("fits", {}).items()},
-        requires_reason=table.get("fits_reason", {}),
+        fits=tuple(_restriction(key, content, where) for key, content in table.get("fits", {}).items()),
         needs=needs,
         warn=_statements(table, "warn", "when", where),
     )
@@ -173,6 +180,18 @@ def _statements(table: Table, name: str, condition: str, where: str) -> tuple[St
             raise ConfigError(f"has {', '.join(sorted(content))}", where=place, expected=f"say and {condition}")
         out.append(Statement(key, content["say"], Expression(content[condition], place, tables)))
     return tuple(out)
+
+
+def _restriction(key: str, content: Any, where: str) -> Restriction:
+    """A field's values: a list, or a table of the list and the reason."""
+    table = content if isinstance(content, Mapping) else {"only": content, "say": ""}
+    if set(table) != {"only", "say"} or not isinstance(table["only"], list) or not isinstance(table["say"], str):
+        raise ConfigError(
+            f"has {', '.join(sorted(table))}",
+            where=f"{where} [fits] {key}",
+            expected="a list of values, or only = such a list and say = a sentence",
+        )
+    return Restriction(key, constants(table["only"]), table["say"])
 
 
 def _written(key: str, content: Any, tables: Table, where: str) -> Written:

@@ -7,8 +7,8 @@
     { when = "rope_type == 'yarn'", factor = "1", otherwise = "None" }
     { for = "i in range(num_hidden_layers)", width = "widths[i]", nulls = true }   a list of such tables
 
-The same text is read leniently from a checkpoint's keys (what cannot be computed has no value) and strictly on the way
-out (what cannot be computed is an error). `docs/notation.md` is the specification.
+On the way in an alternative whose keys are missing or None has no value, and the next is tried; on the way out every
+name has a value. What cannot be computed is an error in both directions. `docs/notation.md` is the specification.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from crossdock.errors import ConfigError
+from crossdock.errors import ConfigError, Problem
 from crossdock.model.expressions import FAILURES, Expression
+from crossdock.wording import short
 
+FACTS: Final = frozenset({"keys", "tensors", "shapes", "dtypes", "settings"})  # names beside the format's own keys
 _EACH = re.compile(r"([a-z_][a-z0-9_]*) in (.+)\Z")
 _RESERVED = ("when", "otherwise", "value", "for", "nulls")
 
@@ -42,6 +44,19 @@ class Alternative:
     def text(self) -> str:
         """The value as messages show it."""
         return self.value.text
+
+    def lacks(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """The names that `values` lacks for it."""
+        return self.names - values.keys()
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether a condition is stated, can be computed and holds."""
+        if self.when is None or not self.when.names <= values.keys():
+            return False
+        try:
+            return bool(self.when.evaluate(values))
+        except FAILURES:
+            return False
 
     def evaluate(self, values: Mapping[str, Any]) -> tuple[Any] | None:
         """The value in a tuple, or None where the condition does not hold. Raises what `Expression.evaluate` does."""
@@ -103,18 +118,29 @@ class Value:
     def read(self, values: Mapping[str, Any], *, nulls: bool = False) -> tuple[Any, frozenset[str]] | None:
         """The value of the first alternative that has one, and the names that it came from; None without any.
 
-        An alternative has no value where a name is missing, its condition fails, or something in it cannot be
-        computed; nor, without `nulls`, where the value is None.
+        An alternative has no value where a key is missing, its own or one of a table that it looks into, or is None;
+        where its condition fails; nor, without `nulls`, where the value is None. Raises ConfigError for what cannot
+        be computed of the keys that are there, and where no alternative is left for a table whose condition holds.
         """
+        lacking: dict[str, None] = {}
         for alternative in self.alternatives:
-            if not alternative.names <= values.keys():
+            missing = alternative.lacks(values)
+            if missing:
+                if isinstance(alternative.value, Table) and alternative.holds(values):
+                    lacking |= dict.fromkeys(sorted(missing))
                 continue
             try:
                 found = alternative.evaluate(values)
-            except FAILURES:
+            except KeyError:
                 continue
+            except FAILURES as error:
+                if any(values[name] is None for name in alternative.names):
+                    continue
+                raise ConfigError(_uncomputed(alternative, values, error)) from None
             if found is not None and (nulls or found[0] is not None):
                 return found[0], alternative.names
+        if lacking:
+            raise ConfigError(f"the configuration lacks {', '.join(lacking)}")
         return None
 
     def written(self, values: Mapping[str, Any]) -> tuple[Any] | None:
@@ -124,6 +150,11 @@ class Value:
         """
         found = (alternative.evaluate(values) for alternative in self.alternatives)
         return next((value for value in found if value is not None), None)
+
+
+def _uncomputed(alternative: Alternative, values: Mapping[str, Any], error: Exception) -> Problem:
+    seen = ", ".join(f"{name}={short(values[name])}" for name in sorted(alternative.names) if name not in FACTS)
+    return Problem(f"{alternative.text} cannot be computed", got=seen, cause=str(error))
 
 
 def parse_value(content: Any, constants: Mapping[str, Any], where: str) -> Value:

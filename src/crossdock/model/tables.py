@@ -55,16 +55,16 @@ def _merged(base: Table, over: Table, within: tuple[str, ...], lacking: list[str
         if value == "":
             if old is None:
                 lacking.append(" ".join((*(f"[{name}]" for name in within), key)))
-        elif _mergeable(value):
+        elif isinstance(value, Mapping) and (not within or not _is_rule(value)):
             out[key] = _merged(old if isinstance(old, Mapping) else {}, value, (*within, key), lacking)
         else:
             out[key] = value
     return out
 
 
-def _mergeable(value: Any) -> bool:
-    """Whether a table is merged key by key: rules and tensors are replaced whole."""
-    return isinstance(value, Mapping) and not {"at", "axes", "value"} & value.keys()
+def _is_rule(entry: Table) -> bool:
+    """Whether an entry of a table is replaced whole: a rule, a tensor, a value. Tables are merged key by key."""
+    return not {"at", "axes", "value"}.isdisjoint(entry)
 
 
 def checked_tables(table: Table, tables: Mapping[str, tuple[type, ...]], where: str) -> None:

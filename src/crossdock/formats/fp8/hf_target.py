@@ -51,18 +51,22 @@ def encoding(tensor: TensorSpec, options: HfOptions, found: Findings) -> Encodin
     return Encoding(FP8, scale_blocks=scale_blocks, scales=f"{tensor.name}_scale")
 
 
-def static_scales(tensors: Iterable[TensorSpec], options: HfOptions) -> list[tuple[TensorSpec, bytes]]:
+def static_scales(
+    tensors: Iterable[TensorSpec], options: HfOptions, findings: Findings
+) -> list[tuple[TensorSpec, bytes]]:
     """The scales of static fp8, and 1 for an fp8 cache, as tensors with their bytes."""
     found = []
+    cached = set()
     for tensor in tensors:
         if options.quantize == "fp8_static" and tensor.dtype == FP8 and tensor.scales is not None:
             found += [(f"{tensor.name}_scale", tensor.scales[0][1])]
             found += [(f"{tensor.name.removesuffix('weight')}input_scale", tensor.scales[0][0])]
         for letter in "kv" if options.fp8_kv_cache else "":
-            if tensor.name.endswith(f".{letter}_proj.weight"):
+            if findings.is_listed(f"cache_{letter}", tensor.name):
+                cached.add(letter)
                 found.append((f"{tensor.name.removesuffix('weight')}{letter}_scale", 1.0))
-    if options.fp8_kv_cache and not any(name.endswith(".k_scale") for name, _ in found):
-        raise UsageError("--fp8-kv-cache requires k_proj and v_proj, which this family does not have")
+    if options.fp8_kv_cache and len(cached) < 2:
+        raise UsageError("--fp8-kv-cache requires separate weights of keys and values, which this family lacks")
     return [(TensorSpec(name, (), "float32"), np.float32(scale).tobytes()) for name, scale in found]
 
 

@@ -9,7 +9,12 @@ from crossdock.options import option, size
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfOptions(TokenizerOptions, NextnOptions, CacheOptions):
+class FolderOptions(TokenizerOptions):
     """max_shard_size: bytes of a safetensors file at most, unless one tensor is larger."""
 
     max_shard_size: int = option("5GB", size, "Largest safetensors file.", "SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfOptions(FolderOptions, NextnOptions, CacheOptions):
+    """What can be asked of a folder for transformers and vLLM."""

@@ -113,7 +113,12 @@ def _temperature(config: ModelConfig, index: int, n: int) -> Array:
 
 def _alibi(heads: int, n: int) -> NDArray[np.float32]:
     """What is added to scores, [heads, 1, n]: a slope of each head times the key's position."""
+    return np.outer(alibi_slopes(heads), np.arange(n))[:, None].astype(np.float32)
+
+
+def alibi_slopes(heads: int) -> NDArray[np.float64]:
+    """The slope of each head, [heads]."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
-    return np.outer(slopes, np.arange(n))[:, None].astype(np.float32)
+    return np.array(slopes)

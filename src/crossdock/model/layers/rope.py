@@ -26,6 +26,14 @@ class Rotation(NamedTuple):
     interleaved: bool
 
 
+class Frequencies(NamedTuple):
+    """Radians a position of each pair, [rotary_dim / 2]; what multiplies cosines and sines; as `Rotation`."""
+
+    radians: Array
+    magnitude: float
+    interleaved: bool
+
+
 class Rope(NamedTuple):
     """What sets the angles of one layer: its base, its scaling, and how many values of a head are rotated.
 
@@ -44,13 +52,22 @@ def rotation(config: ModelConfig, layer: int, n: int) -> Rotation | None:
 
     The attention factor of YaRN and LongRoPE is in the cosines and sines.
     """
+    turning = frequencies(config, layer, n)
+    if turning is None:
+        return None
+    angles = np.outer(np.arange(n, dtype=np.float32), turning.radians).astype(np.float64)
+    cos, sin = (np.asarray(function(angles) * turning.magnitude, np.float32) for function in (np.cos, np.sin))
+    return Rotation(cos, sin, turning.interleaved)
+
+
+def frequencies(config: ModelConfig, layer: int, n: int) -> Frequencies | None:
+    """The frequencies of `layer` in a text of n positions, None where it has no rope."""
     if config.position_embedding != "rope" or layer in config.nope_layers:
         return None
-    frequencies, magnitude = _frequencies(config, _rope(config, layer), n)
-    angles = np.outer(np.arange(n, dtype=np.float32), frequencies).astype(np.float64)
-    cos, sin = (np.asarray(function(angles) * magnitude, np.float32) for function in (np.cos, np.sin))
+    radians, magnitude = _frequencies(config, _rope(config, layer), n)
     latent = config.kv_lora_rank > 0
-    return Rotation(cos, sin, latent if config.rope_interleaved is None else config.rope_interleaved)
+    interleaved = latent if config.rope_interleaved is None else config.rope_interleaved
+    return Frequencies(radians, magnitude, interleaved)
 
 
 def rotate(x: Array, by: Rotation | None) -> Array:
@@ -97,7 +114,7 @@ def _rope(config: ModelConfig, layer: int) -> Rope:
 
 
 def _frequencies(config: ModelConfig, rope: Rope, n: int) -> tuple[Array, float]:
-    """Radians a position of each pair, float32 [rotary_dim / 2], and what multiplies cosines and sines."""
+    """Radians a position of each pair, [rotary_dim / 2], and what multiplies cosines and sines."""
     scaling = rope.scaling
     if rope.kind == "proportional":  # pairs over the whole head, of which only the first rotate
         turning = _plain(rope.theta, rope.head)[: rope.dim // 2] / np.float32(scaling.get("factor", 1.0))

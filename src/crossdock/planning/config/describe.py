@@ -13,10 +13,11 @@ from typing import Any
 
 from crossdock.errors import ConfigError, Problem, UsageError
 from crossdock.formats.stored import Source
-from crossdock.layout.rules import Layout, layout
+from crossdock.layout.rules import Layout, family_stated, layout, unheld
+from crossdock.layout.values import FACTS
 from crossdock.model.config import FIELDS, REQUIRED, ModelConfig, ResolvedConfig
 from crossdock.model.expressions import Expression
-from crossdock.model.families import family
+from crossdock.model.families import family, files
 from crossdock.model.family import Family
 from crossdock.planning.config.kinds import flag_problems
 from crossdock.planning.config.overrides import Overrides
@@ -31,8 +32,6 @@ from crossdock.planning.config.validate import build, of_kind
 from crossdock.planning.tensors.likeness import nearest_family
 from crossdock.wording import nearest, short
 
-_SCOPE = frozenset({"keys", "tensors", "shapes", "settings"})  # what expressions may name beside the format's keys
-
 
 @dataclass(frozen=True)
 class Description:
@@ -45,10 +44,16 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class _FieldValues:
-    """Values of canonical fields as they were found, unchecked, and where each is from."""
+    """Values of canonical fields as they were found, unchecked, and where each is from.
+
+    keys     field -> the keys that its value was made of
+    refused  field -> why it has no value, although the configuration says something of it
+    """
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    keys: Mapping[str, frozenset[str]]
+    refused: Mapping[str, Problem]
 
 
 def describe(source: Source, overrides: Overrides) -> Description:
@@ -86,7 +91,11 @@ def _checked(
     """The configuration, when there are no `problems` and all values are there, of their kind, and fit each other."""
     clean, wrong = of_kind(fields.values)
     wrong = [replace(p, cause=f"it is from {fields.origins[p.where]}") for p in wrong]
-    wrong += _missing(fields.values, rules, source)
+    unusable = frozenset(key for problem in wrong for key in fields.keys.get(problem.where, ()))
+    wrong += [
+        problem for field, problem in fields.refused.items() if field not in clean and not fields.keys[field] & unusable
+    ]
+    wrong += _missing(fields, rules, source)
     if wrong:
         raise ConfigError([*problems, *wrong])
     config, wrong = build(chosen.name, clean)
@@ -135,12 +144,13 @@ def _overridden(fields: _FieldValues, config: _FieldValues) -> _FieldValues:
         differs = name in values and values[name] != value
         origins[name] = f"{at}; overrides {values[name]!r} ({origins[name]})" if differs else at
         values[name] = value
-    return _FieldValues(values, origins)
+    return replace(fields, values=values, origins=origins)
 
 
 def _set(fields: _FieldValues, canonical: Mapping[str, Any]) -> _FieldValues:
     """`fields` with the canonical fields of `--set` over it."""
-    return _FieldValues({**fields.values, **canonical}, {**fields.origins, **dict.fromkeys(canonical, "--set")})
+    origins = {**fields.origins, **dict.fromkeys(canonical, "--set")}
+    return replace(fields, values={**fields.values, **canonical}, origins=origins)
 
 
 def source_keys(source: Source) -> dict[str, Any]:
@@ -187,7 +197,7 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
     if overrides.family is not None:
         return family(overrides.family)
     named = (when.names for name, when in recognised(format_name) if not allowed or name in allowed)
-    telling = {"architectures", "activation"}.union(*named) - _SCOPE
+    telling = {"architectures", "activation"}.union(*named) - FACTS
     seen = ", ".join(f"{key}={short(keys[key])}" for key in sorted(telling) if keys.get(key) is not None)
     where = overrides.config_at or source.metadata_at or str(source.root)
     if not found:
@@ -203,15 +213,24 @@ def _family(source: Source, format_name: str, keys: dict[str, Any], overrides: O
 
 
 def fitting_families(format_name: str, keys: Mapping[str, Any]) -> list[str]:
-    """The registered families that `keys` of a source of this format fit."""
+    """The registered families that `keys` of a source of this format fit; the one that they state, where they do."""
+    stated = family_stated(format_name)
+    name = None if stated is None else _value(stated, keys)
+    if name is not None:
+        return [name] if name in files() and unheld(format_name, family(name)) is None else []
     return [name for name, when in recognised(format_name) if _holds(when, keys)]
 
 
 def _holds(when: Expression, keys: Mapping[str, Any]) -> bool:
+    return bool(_value(when, keys))
+
+
+def _value(one: Expression, keys: Mapping[str, Any]) -> Any:
+    """The value over `keys`, of which missing ones are None; None where it has none."""
     try:
-        return bool(when.evaluate(_Lenient(keys)))
+        return one.evaluate(_Lenient(keys))
     except (TypeError, ArithmeticError, KeyError):
-        return False
+        return None
 
 
 def _split_settings(
@@ -240,15 +259,24 @@ def completed(
     """`keys` with what a missing key means and with derived values; and from which keys of `keys` each of these is.
 
     absent  whether the source has a configuration that may lack keys
+
+    Raises ConfigError with every value that cannot be computed.
     """
     out: dict[str, Any] = dict(keys)
     roots: dict[str, frozenset[str]] = {}
+    problems: list[Problem] = []
     stated = [*(rules.reading.absent.items() if absent else ()), *rules.reading.derived.items()]
     for key, value in stated:
-        found = value.read(out, nulls=True) if key not in keys else None
+        try:
+            found = value.read(out, nulls=True) if key not in keys else None
+        except ConfigError as error:
+            problems.append(_refused(key, error, ""))
+            continue
         if found is not None:
             out[key] = found[0]
             roots[key] = frozenset(root for name in found[1] for root in roots.get(name, {name})) or frozenset({key})
+    if problems:
+        raise ConfigError(problems)
     return out, roots
 
 
@@ -261,26 +289,40 @@ def _read(
 ) -> _FieldValues:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    named: dict[str, frozenset[str]] = {}
+    refused: dict[str, Problem] = {}
     for field_name, value in rules.reading.fields.items():
-        found = value.read(keys)
+        try:
+            found = value.read(keys)
+        except ConfigError as error:
+            refused[field_name] = _refused(field_name, error, where)
+            named[field_name] = value.names - FACTS
+            continue
         if found is None:
             continue
         values[field_name] = found[0]
         names = {root for name in found[1] for root in roots.get(name, {name})}
+        named[field_name] = frozenset(names - FACTS)
         origins[field_name] = _origin(rules, names - roots.keys(), names & roots.keys(), where, settings)
-    return _FieldValues(values, origins)
+    return _FieldValues(values, origins, named, refused)
+
+
+def _refused(name: str, error: ConfigError, where: str) -> Problem:
+    """Why the key or field `name` has no value, as a problem of the configuration at `where`."""
+    (problem,) = error.problems
+    return replace(problem, what=f"{name} could not be determined: {problem.what}", where=where)
 
 
 def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, settings: Mapping[str, Any]) -> str:
     """Where a value is from that was made of the keys `names`, and of what the keys `lacking` mean when absent."""
-    named = ", ".join(sorted(names - _SCOPE))
+    named = ", ".join(sorted(names - FACTS))
     if not named and names:
         return "the stored tensors"
     if not named:
         return f"{', '.join(sorted(lacking))} absent from {where}" if lacking else f"the format ({rules.format})"
     if not names & settings.keys():
         return f"{named} in {where}"
-    rest = ", ".join(sorted(names - settings.keys() - _SCOPE))
+    rest = ", ".join(sorted(names - settings.keys() - FACTS))
     return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
@@ -293,7 +335,7 @@ def _from_config(overrides: Overrides, chosen: Family) -> tuple[_FieldValues, li
     return _read(rules, keys, roots, overrides.config_at, {}), refusals(rules, keys, overrides.config_at)
 
 
-def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[Problem]:
+def _missing(fields: _FieldValues, rules: Layout, source: Source) -> list[Problem]:
     return [
         Problem(
             f"{name} could not be determined",
@@ -302,7 +344,7 @@ def _missing(values: Mapping[str, Any], rules: Layout, source: Source) -> list[P
             fix=f"--set {name}=VALUE, or --config with the model's Hugging Face config.json",
         )
         for name in REQUIRED
-        if name not in values and name != "family"
+        if name not in fields.values and name not in fields.refused and name != "family"
     ]
 
 

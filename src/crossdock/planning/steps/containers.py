@@ -63,13 +63,13 @@ def _ranks(checkpoint: Checkpoint, target: Target[Any], rules: Layout) -> Ranks:
     problems += [
         Problem(
             f"{target.name} cannot express this {family.name} model",
-            where=name,
-            expected=" or ".join(map(repr, allowed)),
-            got=repr(getattr(config, name)),
-            cause=rules.writing.requires_reason.get(name, ""),
+            where=one.field,
+            expected=" or ".join(map(repr, one.only)),
+            got=repr(getattr(config, one.field)),
+            cause=one.sentence,
         )
-        for name, allowed in rules.writing.requires.items()
-        if not is_allowed(getattr(config, name), allowed)
+        for one in rules.writing.fits
+        if not is_allowed(getattr(config, one.field), one.only)
     ]
     problems += _unmet(rules, family, config)
     problems += family.uncovered(target.layout, config)

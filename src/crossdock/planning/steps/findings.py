@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from crossdock.codecs import registry as codecs
-from crossdock.formats.target import Findings, TensorSpec
+from crossdock.formats.target import Findings, Placed, TensorSpec
 from crossdock.layout.keys import written
+from crossdock.layout.maps import inverse
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.steps.sources import Sourced
 
@@ -25,7 +27,24 @@ def findings(
         header=_header(sourced, tensors),
         source_dtype=_main_dtype([fill.spec for fill in sourced.fills]),
         fixed=fixed,
+        placed=partial(_placed, checkpoint, sourced),
     )
+
+
+def _placed(checkpoint: Checkpoint, sourced: Sourced) -> list[Placed]:
+    """Every canonical tensor, layer by layer, in the containers of the target."""
+    family, places, out = checkpoint.family, sourced.places, []
+    sizes = family.sizes(checkpoint.config)
+    for container in places.containers:
+        for lens in container.lenses:
+            axes = family.tensors[lens.tensor].axes
+            rule = container.rule
+            steps = inverse(rule.storing(lens.tensor, places.variables)) if lens.tensor in rule.tensors else ()
+            span = next((p for p in lens.axes if p.axis == "layer"), None)
+            for layer in (None,) if span is None else range(span.low, span.high):
+                own = {axis: size for axis, size in sizes.of(axes, layer).items() if axis != "layer"}
+                out.append(Placed(lens.tensor, layer, own, container.name, container.shape, lens, steps))
+    return out
 
 
 def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
@@ -47,4 +66,4 @@ def _header(sourced: Sourced, tensors: Sequence[TensorSpec]) -> dict[str, tuple[
     rules = sourced.places.rules
     values = {**sourced.places.variables, "dtype": _main_dtype(tensors)}
     out = written(rules.writing.keys, values, rules.format)
-    return out | {key: (kind, value) for key, kind, value in sourced.state.keys}
+    return {**out, **sourced.keys, **{key: (kind, value) for key, kind, value in sourced.state.keys}}

@@ -59,6 +59,11 @@ class Engine:
             return set()
         return {ACTIVATIONS if codecs.get(name).block > 1 else name for name in stored if name != "float32"}
 
+    @property
+    def installed(self) -> bool:
+        """Whether every package that it needs is there."""
+        return all(importlib.util.find_spec(name) is not None for name in self.packages)
+
     def needed(self) -> None:
         """Raises EnvironmentProblem when a package is missing."""
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -74,6 +79,8 @@ def _engines() -> Mapping[str, Engine]:
         Engine("transformers", HERE / "hf_transformers.py", ("torch", "transformers"), "transformers", "config.json",
                "hf"),
         Engine("onnxruntime", HERE / "onnx_runtime.py", ("onnxruntime",), "onnx", "*.onnx", None, True),
+        Engine("onnxruntime-genai", HERE / "onnx_genai.py", ("onnxruntime_genai",), "onnx", "genai_config.json", None,
+               True),
     )  # fmt: skip
     return {engine.name: engine for engine in own}
 
