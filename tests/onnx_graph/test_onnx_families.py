@@ -29,7 +29,7 @@ REFUSED = (
     | dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"), DELTA)
     | dict.fromkeys(("kimi_linear", "bailing_hybrid"), DELTA)
     | dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "hy_v4"), INDEXER)
-    | dict.fromkeys(("gemma3n_text", "gemma4", "gemma4_text"), "inputs of each layer")
+    | {"gemma3n_text": "copies of the residual stream"}
     | dict.fromkeys(("lfm2", "lfm2_moe"), "Conv has no state")
 )
 CASES = [name for name in names() if name not in NOT_YET]
@@ -37,8 +37,6 @@ CASES = [name for name in names() if name not in NOT_YET]
 
 def refusal(name: str) -> str | None:
     """Words of the reason; a case is like the one that its name begins with."""
-    if name in ("gemma4_text-moe",):  # without inputs of each layer
-        return None
     return REFUSED.get(name) or REFUSED.get(name.rsplit("-", 1)[0])
 
 

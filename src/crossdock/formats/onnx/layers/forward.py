@@ -13,6 +13,7 @@ from crossdock.formats.onnx.graph import TYPES, Graph, Value
 from crossdock.formats.onnx.layers.attention import attention
 from crossdock.formats.onnx.layers.layer import Inputs, Layer
 from crossdock.formats.onnx.layers.mlp import mlp
+from crossdock.formats.onnx.layers.per_layer import add_layer_input, inputs_of_layers
 from crossdock.formats.onnx.weights import Region, Weights
 from crossdock.model.config import ModelConfig
 
@@ -85,10 +86,11 @@ def _hidden(model: Layer) -> Value:
         x = graph.add(x, _rows(model, "pos_embed", model.inputs.position_ids))
     if config.embed_norm:
         x = model.norm(x, "embed_norm")
+    own = inputs_of_layers(model, x)
     if config.high_cycles:
         return _in_cycles(model, x)
     for index in range(config.num_hidden_layers):
-        x = _block(replace(model, index=index), x)
+        x = _block(replace(model, index=index), x, None if own is None else own[index])
     return x
 
 
@@ -109,7 +111,7 @@ def _in_cycles(model: Layer, x: Value) -> Value:
 
     def through(layers: range, x: Value) -> Value:
         for index in layers:
-            x = _block(replace(model, index=index), x)
+            x = _block(replace(model, index=index), x, None)
         return x
 
     low, high = graph.cast(model.vector("low_state"), graph.dtype), x
@@ -122,11 +124,13 @@ def _in_cycles(model: Layer, x: Value) -> Value:
     return high
 
 
-def _block(layer: Layer, x: Value) -> Value:
-    """The residual stream x [tokens, hidden_size] behind one layer."""
+def _block(layer: Layer, x: Value, own: Value | None) -> Value:
+    """The residual stream x [tokens, hidden_size] behind one layer, whose own input is `own` if it has one."""
     graph = layer.graph
     with graph.scope(f"layers.{layer.index}"):
         y = _mixed_and_fed(layer, x)
+        if own is not None:
+            y = graph.add(y, graph.cast(add_layer_input(layer, y, own), graph.dtype))
         return graph.mul(y, graph.cast(layer.vector("layer_scale"), graph.dtype)) if layer.config.layer_scale else y
 
 
