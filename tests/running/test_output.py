@@ -12,10 +12,11 @@ from llama_files import write_llama
 
 import crossdock
 from crossdock.errors import FormatError
+from crossdock.io.system import PAGE
 from crossdock.running.blocks import WorkerBuffers, blocks
 from crossdock.running.hashing import Parts
 from crossdock.running.memory import workers_for
-from crossdock.running.output import PAGE, OutputFile, WrittenFile, aligned
+from crossdock.running.output import OutputFile, WrittenFile, aligned
 from crossdock.running.reader import Reader
 
 SIZE = 3_000_001

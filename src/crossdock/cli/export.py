@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import crossdock
-from crossdock import delivery
+from crossdock import delivery, summary
 from crossdock.cli import show
 from crossdock.cli.options import (
     PATH,
@@ -79,16 +79,16 @@ def export(
     DCP folder. OUT appears only when it is whole; an interrupted run goes on when the same command is given
     again. A manifest with the hash of every tensor is written beside OUT.
     """
-    plan = target.plan(source.open(src))
+    plan, need = summary.planned(lambda: target.plan(source.open(src)), running)
     if dry_run:
-        show_plan(plan, running, as_json=as_json)
+        show_plan(plan, need, as_json=as_json)
         return
     out = delivery.destination(plan, output) if output is not None else delivery.default_output(plan, target.label())
     with watching("export", off=no_progress) as progress:
         report = crossdock.run(
             plan,
             out,
-            **running,
+            **{**running, "memory": need.buffers, "workers": need.workers},
             progress=progress if as_json else _after(_header(plan, out), progress),
         )
     if as_json:

@@ -26,6 +26,7 @@ from crossdock.cli.sections import Sectioned, examples
 if TYPE_CHECKING:
     from crossdock.formats.target import RankFile
     from crossdock.planning.plan import Plan
+    from crossdock.running.memory import Need
 
 FILES = 12  # target files listed before the rest is only counted
 
@@ -58,19 +59,18 @@ def plan(
 
     Every error that can be known before copying is found here.
     """
-    planned = target.plan(source.open(src))
+    planned, need = summary.planned(lambda: target.plan(source.open(src)), running)
     if output is not None:
         summary.check_place(planned, output)
     if save is not None:
         summary.save_plan(planned, save)
-    show_plan(planned, running, as_json=as_json)
+    show_plan(planned, need, as_json=as_json)
 
 
-def show_plan(plan: Plan, running: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a plan's summary. Raises MemoryPlanError when it cannot run in the memory of the options `running`."""
-    memory, workers = summary.run_needs(running)
+def show_plan(plan: Plan, need: Need, *, as_json: bool) -> None:
+    """Print a plan's summary, with what running it takes."""
     if as_json:
-        show.print_json(_record(plan, memory, workers))
+        show.print_json(_record(plan, need))
         return
     show.say(f"{plan.source_format} → {plan.target_format}   {show.clean(plan.source_root)}")
     show.facts(
@@ -79,7 +79,7 @@ def show_plan(plan: Plan, running: Mapping[str, Any], *, as_json: bool) -> None:
             ("writes", _files(len(plan.files), plan.nbytes)),
             ("tensors", f"{len(plan.tensors):,} from {len(plan.extents):,} pieces"),
             ("parameters", show.number(plan.parameters)),
-            ("memory", f"{show.memory(memory)} for {show.counted(workers, 'worker')}"),
+            ("memory", f"at most {show.memory(_up(need.peak))}: {_parts(need)}"),
             ("plan", plan.digest[:16]),
         ]
     )
@@ -101,6 +101,16 @@ def show_plan(plan: Plan, running: Mapping[str, Any], *, as_json: bool) -> None:
     show.table(("source", "target", "tensors", "parameters", "bytes"), _types(plan), "<<>>>")
     show_warnings(plan.warnings)
     show_left_out(_tensors_left_out(plan), plan.described.ignored)
+
+
+def _up(size: int) -> int:
+    """Rounded up to whole MiB."""
+    return -(-size >> 20) << 20
+
+
+def _parts(need: Need) -> str:
+    buffers = f"{show.memory(_up(need.taken))} for {show.counted(need.workers, 'worker')}"
+    return f"{show.memory(_up(need.planning))} for planning, then {buffers}"
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
@@ -155,15 +165,17 @@ def _types(plan: Plan) -> list[tuple[str, str, str, str, str]]:
     return [(a, b, show.number(n), show.number(p), show.nbytes(size)) for (a, b), (n, p, size) in rows]
 
 
-def _record(plan: Plan, memory: int, workers: int) -> dict[str, Any]:
+def _record(plan: Plan, need: Need) -> dict[str, Any]:
     return {
         "source_format": plan.source_format,
         "source": plan.source_root,
         "target_format": plan.target_format,
         "digest": plan.digest,
         "nbytes": plan.nbytes,
-        "memory": memory,
-        "workers": workers,
+        "memory": need.buffers,
+        "planning": need.planning,
+        "peak": need.peak,
+        "workers": need.workers,
         "sources": [{"path": file.path, "nbytes": file.size} for file in plan.sources],
         "files": [{"name": f.name, "nbytes": f.size, "copied": f.copy_of is not None} for f in plan.files],
         "tensors": [

@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, Final
 from crossdock.errors import EnvironmentProblem
 
 REFUSED: Final = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says that it lacks a call
+PAGE: Final = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's fcntl.h and fs.h
 
 
@@ -85,6 +88,29 @@ def read_at(fd: int, buffer: Any, offset: int) -> int:
     data = os.pread(fd, memoryview(buffer).nbytes, offset)
     memoryview(buffer).cast("B")[: len(data)] = data
     return len(data)
+
+
+def resident() -> tuple[int, int]:
+    """(bytes of this process that are in memory, the most there have been since `forget_peak`, or else ever).
+
+    Where the system does not tell the first (macOS), both are the most.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        found = {
+            line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith(("VmRSS", "VmHWM"))
+        }
+        return found["VmRSS"], found["VmHWM"]
+    except (OSError, ValueError, KeyError):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most *= 1 if sys.platform == "darwin" else 1 << 10
+        return most, most
+
+
+def forget_peak() -> None:
+    """Have the peak of `resident` begin anew, where the system can (Linux, proc(5): clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def cores() -> int:

@@ -21,17 +21,16 @@ from crossdock.codecs.mapping import apply_steps
 from crossdock.codecs.scale_blocks import ScaleBlocks, grow, scales_of
 from crossdock.codecs.value_counts import ValueCounts, count
 from crossdock.errors import MemoryPlanError
+from crossdock.io.system import PAGE
 from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.running.low_rank import Adder
-from crossdock.running.memory import SMALLEST, STRIP
-from crossdock.running.output import PAGE, aligned
+from crossdock.running.memory import BufferSizes
+from crossdock.running.output import aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
 from crossdock.running.scaling import Divide, Scales, by_blocks, by_rows
 
 if TYPE_CHECKING:
     from crossdock.running.low_rank import Adder
-
-LARGEST = 1 << 20  # bytes of one block: more does not get faster, less stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,11 @@ class WorkerBuffers:
 
     def __init__(self, nbytes: int, gil_lock: AbstractContextManager[Any] | None = None) -> None:
         self.gil_lock = gil_lock or nullcontext()
-        self.block = min(LARGEST, max(SMALLEST, nbytes // 16) // PAGE * PAGE - PAGE)
-        self.strip = max(self.block, min(STRIP, (nbytes - 4 * self.block) // 2 // PAGE * PAGE - PAGE))
+        sizes = BufferSizes.of(nbytes)
+        self.block, self.strip = sizes.block, sizes.strip
         self.gathered = aligned(self.strip + PAGE)  # a block begins anywhere in the first page
         self.encoded = aligned(self.block + PAGE)
-        self.hull = np.empty(max(self.strip, min(4 * LARGEST, nbytes - self.strip - 4 * self.block)), np.uint8)
+        self.hull = np.empty(sizes.hull, np.uint8)
         self.workspace = Workspace()
         self._values: Values = np.empty(0, np.float32)
 
@@ -123,7 +122,7 @@ def blocks(
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.gil_lock)
     elements, rows = tensor.elements, whole
     per_strip = per_block = int(share.block / coding.widest)
-    if any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves):
+    if transposed(tensor):
         per_strip = int(share.strip / coding.widest)
         rows = math.lcm(whole, tensor.shape[-1])
     per_block = min(per_block, most or per_block)
@@ -148,8 +147,16 @@ def shareable(tensor: TargetTensor, share: WorkerBuffers) -> bool:
     """Whether several workers may make the blocks of `tensor`: large, of strips that can be made by themselves, and
     whose encoding takes little, since a strip's blocks pass in order."""
     alone = tensor.data is not None or not tensor.moves or tensor.product is not None or tensor.scale_blocks is not None
-    strided = any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
-    return not alone and tensor.nbytes > 2 * share.block and (codecs.get(tensor.dtype).block == 1 or not strided)
+    return (
+        not alone
+        and tensor.nbytes > 2 * share.block
+        and (codecs.get(tensor.dtype).block == 1 or not transposed(tensor))
+    )
+
+
+def transposed(tensor: TargetTensor) -> bool:
+    """Whether columns of what is stored become rows: then a strip of every row is gathered at once."""
+    return any(move.src_step and move.src_step[-1] != 1 for move in tensor.moves)
 
 
 def _padding(tensor: TargetTensor, target: Codec, share: WorkerBuffers) -> Iterator[Block]:

@@ -35,7 +35,7 @@ class RunOptions:
     memory: int = option(
         "256MiB",
         size,
-        "Total memory of all workers.",
+        "Total memory of all workers, and of planning.",
         "SIZE",
         heading="Running",
     )

@@ -20,10 +20,9 @@ from crossdock.codecs.codec import Bytes
 from crossdock.errors import InputError
 from crossdock.formats.stored import SourceFile
 from crossdock.io.files import read_into, reading
-from crossdock.io.system import REFUSED, flush_data, open_direct, read_at, reserve
+from crossdock.io.system import PAGE, REFUSED, flush_data, open_direct, read_at, reserve
 from crossdock.running.partial import open_own
 
-PAGE = 4096  # bytes: what O_DIRECT asks of places in the file and in memory, on every usual disk
 _LARGE = 128 << 10  # bytes from which going to the disk at once pays
 _COPY = 1 << 20
 

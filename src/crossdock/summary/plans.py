@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from crossdock.io.atomic import write_whole
-from crossdock.options import made
+from crossdock.options import split
 from crossdock.planning.plan import Plan
-from crossdock.running.memory import share_of, workers_for
+from crossdock.running.memory import Need, measured, need_of
 from crossdock.running.options import RunOptions
 
 
-def run_needs(options: Mapping[str, Any]) -> tuple[int, int]:
-    """(bytes of memory, workers) of a run with these options (`RunOptions`). Raises MemoryPlanError, UsageError."""
-    chosen = made(RunOptions, options)
-    workers = chosen.workers or workers_for(chosen.memory)
-    share_of(chosen.memory, workers)
-    return chosen.memory, workers
+def planned(make: Callable[[], Plan], options: Mapping[str, Any]) -> tuple[Plan, Need]:
+    """The plan that `make` makes, and what it takes to make and run it with the options of `RunOptions` that the user
+    chose. Raises MemoryPlanError when `memory` is among them and is too little, UsageError, and what `make` raises."""
+    chosen, _ = split(RunOptions, options)
+    plan, took = measured(make)
+    return plan, need_of(plan, chosen.memory if "memory" in options else None, chosen.workers, took)
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
