@@ -30,7 +30,6 @@ REFUSED = (
     | dict.fromkeys(("kimi_linear", "bailing_hybrid"), DELTA)
     | dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "hy_v4"), INDEXER)
     | {"gemma3n_text": "copies of the residual stream"}
-    | dict.fromkeys(("lfm2", "lfm2_moe"), "Conv has no state")
 )
 CASES = [name for name in names() if name not in NOT_YET]
 
@@ -53,6 +52,7 @@ def test_onnx_runtime_computes_the_logits_of_transformers(
 ) -> None:
     out = tmp_path / "out"
     crossdock.export(folder(name), out, "onnx", ops=ops)
+    assert crossdock.open(out).source.format == "onnx"
     onnx.checker.check_model(out / "model.onnx", full_check=ops == "gqa")
     model = case(name)
     limit = max(FORWARD_OF.get(model.model_type, 0.0), FORWARD) * float(np.abs(model.logits).max())

@@ -11,6 +11,7 @@ from onnx import helper
 
 from crossdock.formats.onnx.graph import TYPES, Graph, Value
 from crossdock.formats.onnx.layers.attention import attention
+from crossdock.formats.onnx.layers.convolution import short_convolution
 from crossdock.formats.onnx.layers.layer import Inputs, Layer
 from crossdock.formats.onnx.layers.mlp import mlp
 from crossdock.formats.onnx.layers.per_layer import add_layer_input, inputs_of_layers
@@ -23,10 +24,15 @@ PADDING = MappingProxyType({"gqa": "behind", "standard": "anywhere"})
 
 @dataclass(frozen=True)
 class Written:
-    """A serialised graph. caches: of each, its heads and the widths of a head's keys and values."""
+    """A serialised graph.
+
+    caches  of each, its heads and the widths of a head's keys and values
+    states  of each convolution, its channels and how many values of each it keeps
+    """
 
     content: bytes
     caches: tuple[tuple[int, int, int], ...]
+    states: tuple[tuple[int, int], ...]
 
 
 def write_graph(
@@ -52,6 +58,7 @@ def write_graph(
     return Written(
         graph.model(config.family, {"ops": ops, "padding": PADDING[ops], **notes}),
         tuple(model.shared.get("caches", ())),
+        tuple(model.shared.get("states", ())),
     )
 
 
@@ -141,7 +148,7 @@ def _mixed_and_fed(layer: Layer, x: Value) -> Value:
     if config.has_mixer(index):
         normed = layer.norm(x, "attn_norm") if config.pre_norms else x
         with graph.scope("attention"):
-            y = attention(layer, normed)
+            y = _mixer(layer, normed)
         y = layer.norm(y, "attn_post_norm") if config.post_norms else y
         mixed = _residual(layer, x, y)
     if not config.has_mlp(index):
@@ -153,6 +160,12 @@ def _mixed_and_fed(layer: Layer, x: Value) -> Value:
         y = mlp(layer, normed, stream)
     y = layer.norm(y, "ffn_post_norm") if config.post_norms else y
     return _residual(layer, mixed, y)
+
+
+def _mixer(layer: Layer, x: Value) -> Value:
+    """What mixes positions, by the type of the layer, for normed x [tokens, hidden_size]."""
+    convolution = layer.config.layer_type(layer.index) == "short_convolution"
+    return short_convolution(layer, x) if convolution else attention(layer, x)
 
 
 def _residual(layer: Layer, x: Value, y: Value) -> Value:
