@@ -18,7 +18,7 @@ from crossdock.lazy import loader
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import check, diff, export, open, options, plan, run, verify
+    from crossdock.delivery import check, diff, export, open, plan, run, target_options, verify
     from crossdock.errors import CrossdockError
     from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
@@ -28,11 +28,25 @@ if TYPE_CHECKING:
     from crossdock.running.verify import VerifyReport
 
 __all__ = [
-    "CheckReport", "Checkpoint", "CrossdockError", "DiffReport", "Plan", "RunReport", "VerifyReport", "__version__",
-    "check", "diff", "export", "open", "options", "plan", "run", "verify",
+    "CheckReport",
+    "Checkpoint",
+    "CrossdockError",
+    "DiffReport",
+    "Plan",
+    "RunReport",
+    "VerifyReport",
+    "__version__",
+    "check",
+    "diff",
+    "export",
+    "open",
+    "plan",
+    "run",
+    "target_options",
+    "verify",
 ]  # fmt: skip
 
-_VERBS = ("check", "diff", "export", "open", "options", "plan", "run", "verify")
+_VERBS = ("check", "diff", "export", "open", "target_options", "plan", "run", "verify")
 if not TYPE_CHECKING:  # so that type checkers see no name but those above
     __getattr__ = loader(
         __name__,

@@ -64,7 +64,11 @@ class Problem:
 
 
 class CrossdockError(Exception):
-    """Base of the tree. `CrossdockError("sentence", where=..., fix=...)` or `CrossdockError([problem, ...])`."""
+    """Base of every error that crossdock raises: `CrossdockError("sentence", where=..., fix=...)`, or of problems.
+
+    exit_code  of the command line: 1 a check failed, 2 wrong usage, 3 bad input, 4 the machine
+    problems   everything that is wrong, each with place, cause and remedy
+    """
 
     exit_code: ClassVar[int] = 3
     problems: tuple[Problem, ...]

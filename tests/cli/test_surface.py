@@ -37,6 +37,7 @@ SURFACE = {
     "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "families": (["name"], {"--show", "--json"}),
+    "formats": ([], {"--json"}),
     "split": (
         ["activations"],
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}

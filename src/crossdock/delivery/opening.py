@@ -38,19 +38,19 @@ def open(
 ) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    format     force a source format; iteration: of a Megatron run
+    path       a file or a folder
+    format     name of the source format, one of `crossdock formats`; None: recognised
+    iteration  number of the iteration of a Megatron run; None: the latest
     base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
+    overrides  what replaces or completes the configuration:
+        family   name of a family, or the path of a family file, instead of the derived one
+        config   path of a config.json (or its folder), or of JSON with Megatron's args or TransformerConfig
+        set      field -> text of its value, in canonical or the format's own names: {"rotary_base": "500000"}
+        rename   custom tensor names -> those of the format, with `{layer}` where they count
+        weights  "model", or "master": of a Megatron run the optimizer's float32 weights
 
-    overrides, those of `overrides_from`:
-
-    family     instead of the derived one: a name, or the path of a family file
-    config     Hugging Face config.json (or its folder), or JSON with Megatron's args or TransformerConfig, that gives
-               or overrides the configuration
-    set        single fields, in canonical or the format's own names: {"rotary_base": "500000"}
-    rename     stored names of own making -> those of the format, see `planning.renames`
-    weights    "master": of a Megatron run the optimizer's float32 weights instead of the model's rounded ones
-
-    Raises NotACheckpointError, FormatError, UnsafePickleError, ConfigError, PlanError, UsageError.
+    Raises NotACheckpointError for a path that holds none, FormatError for a damaged file, UnsafePickleError for a
+    pickle that would run code, ConfigError and PlanError for what does not fit, UsageError, EnvironmentProblem.
     """
     source = registry.open_source(Path(path), format=format, iteration=iteration)
     return interpret(source, overrides_from(**overrides), None if base is None else Path(base))

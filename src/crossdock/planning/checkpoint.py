@@ -15,9 +15,15 @@ from crossdock.planning.tensors.resolved import Resolved
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source with its meaning: family, configuration, where each canonical tensor lies. Only headers were read.
+    """A source with its meaning. Only headers were read.
 
-    addition  where an adapter lies whose products are added to the tensors (`planning.merge`)
+    source     what is stored: files, tensors with shapes and dtypes, and the configuration's keys
+    family     the kind of model
+    described  the canonical configuration, and where each field came from
+    variables  name -> number: what the layout's offsets and conditions may name
+    rules      where the source's format keeps the canonical tensors of this family
+    resolved   which stored tensor holds which part of which canonical tensor
+    addition   where an adapter lies whose products are added to the tensors (`planning.merge`)
     """
 
     source: Source

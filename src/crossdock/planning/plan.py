@@ -148,14 +148,30 @@ class EqualityCheck:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything `run` needs. `single_file` targets (GGUF) have exactly one file and OUT is that file.
+    """What `run` does, as data. A target of a single file (GGUF) has exactly one file, and the output is that file.
 
-    described  the model's configuration and where each field came from
-    facts      what the target's headers say, key by key, for `verify`
-    warnings   sentences to show; `ignored`: source tensors or keys that are left out -> reason
-    fail_on    findings in the values with which the output must not come into being
-    ranks      what each rank file holds, for people; parameters: how many numbers the model has
-    weights    "model", or "master": the optimizer's float32 weights
+    source_format    name of the format that is read
+    source_root      path of the source
+    target_format    name of the format that is written
+    single_file      the output is one file, not a folder
+    sources          files that are read
+    extents          byte ranges of the sources, with what is needed to decode them
+    files            files of the output, with their sizes and headers
+    tensors          tensors of the output: where each lies, its shape (outermost first), dtype, and its moves
+    described        the model's configuration, and where each field came from
+    equality_checks  stored tensors that must equal others, such as a tied head
+    facts            what the target's headers say, key by key, for `verify`
+    warnings         sentences to show
+    ignored          source tensors or keys that are left out -> reason
+    settings         options of the target, by name
+    fail_on          findings in the values for which the output must not come into being
+    ranks            what each rank file holds, for people
+    parameters       how many numbers the model has
+    own_names        names of the source that were renamed, for messages
+    iteration        of a Megatron run
+    weights          "model", or "master": the optimizer's float32 weights
+    tokenizer        files that the tokenizer was read from
+    tokenizer_from   where the tokenizer is from, for people
     """
 
     source_format: str

@@ -82,7 +82,14 @@ class FieldDiff:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """The outcome. same: every tensor equal or equal after cast, and every field that computes something the same."""
+    """What `diff` found.
+
+    same      every tensor is equal or equal after a cast, and so is every field that the model computes with
+    tensors   every canonical tensor by layer, with its status and how far the sides lie apart
+    fields    configuration fields that differ
+    elements  values compared
+    seconds   wall-clock time
+    """
 
     same: bool
     tensors: tuple[TensorDiff, ...]

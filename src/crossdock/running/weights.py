@@ -6,7 +6,7 @@ Only the rows and experts that are asked for are read. Knows no formats: the pla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,17 @@ from crossdock.running.memory import share_of
 from crossdock.running.reader import Gatherer, Reader, units_for
 
 LARGEST = 4 << 20  # bytes of one block of float32: matrix products do not get faster with more
+
+
+def numbers_of(checkpoint: Checkpoint) -> Callable[[str], list[float]]:
+    """Reads a small tensor when it is asked for: name -> its values in all layers, which are as many as that."""
+
+    def read(name: str) -> list[float]:
+        layers = checkpoint.family.layers_of(checkpoint.family.tensors[name], checkpoint.config)
+        with CheckpointWeights(checkpoint, 2 * LARGEST) as weights:
+            return [float(weights.whole(name, layer).reshape(())) for layer in layers or (None,)]
+
+    return read
 
 
 class CheckpointWeights:

@@ -15,7 +15,7 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
 from crossdock.formats.companions import tokenizer_at
-from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.gguf.container import KEYS_OF_TENSORS, header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.options import GgufOptions
 from crossdock.formats.gguf.rope_factors import factors
@@ -65,7 +65,7 @@ class GgufTarget(Target[GgufOptions]):
         arch = found.header["general.architecture"][1]
         metadata: list[tuple[str, str, Any]] = []
         for key, (kind, value) in found.header.items():
-            full = key if key.partition(".")[0] in ("general", "tokenizer", "split") else f"{arch}.{key}"
+            full = key if key.startswith(("general.", "tokenizer.", "split.", KEYS_OF_TENSORS)) else f"{arch}.{key}"
             metadata.append((full, kind, value))
         known = {key for key, _, _ in metadata}
         if "general.file_type" not in known:

@@ -65,4 +65,4 @@ def _header(sourced: Sourced, tensors: Sequence[TensorSpec]) -> dict[str, tuple[
     rules = sourced.places.rules
     values = {**sourced.places.variables, "dtype": _main_dtype(tensors)}
     out = written(rules.writing.keys, values, rules.format)
-    return out | {key: (kind, value) for key, kind, value in sourced.state.keys}
+    return {**out, **sourced.keys, **{key: (kind, value) for key, kind, value in sourced.state.keys}}

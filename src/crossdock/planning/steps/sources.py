@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from crossdock.planning.tensors.resolved import SourceSlice
 from crossdock.planning.tensors.training_scales import scales_of
 from crossdock.planning.tensors.training_state import carried_moves, order_checks
 
+Numbers = Callable[[str], list[float]]  # name of a small canonical tensor -> its values in all layers
+
 
 class Fill(NamedTuple):
     """A tensor of the target: as the target sees it, and what fills it. `tensor` has no place in a file yet."""
@@ -38,6 +40,7 @@ class Sourced:
     fills            in the target's order, then what goes along of the state of training
     equality_checks  tensors that are stored twice, proofs of an order, and masters against what they were rounded to
     warnings         about scales of fp8 training that could not be read, and values that are not stored bit for bit
+    keys             keys of the configuration that hold tensors: (type, numbers)
     """
 
     places: TargetContainers
@@ -46,9 +49,10 @@ class Sourced:
     state: State
     equality_checks: tuple[EqualityCheck, ...]
     warnings: tuple[str, ...]
+    keys: Mapping[str, tuple[str, Any]]
 
 
-def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainers) -> Sourced:
+def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainers, numbers: Numbers) -> Sourced:
     """What fills each container of `places`. Raises PlanError for all that has no place or no source."""
     extents = Extents()
     wanted = target.options.quantize in target.needs_training_scales
@@ -64,7 +68,15 @@ def sources(checkpoint: Checkpoint, target: Target[Any], places: TargetContainer
     checks = (*equality_checks(checkpoint.resolved, extents), *order_checks(extents, state), *rounding)
     unreadable = training.unreadable[:3] if training else ()
     warnings = (*(f"fp8 training scales cannot be used: {sentence}" for sentence in unreadable), *_inexact(fills))
-    return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings)
+    keys = _keys(checkpoint, places, numbers)
+    return Sourced(places, tuple(extents.planned), tuple(fills), state, checks, warnings, keys)
+
+
+def _keys(checkpoint: Checkpoint, places: TargetContainers, numbers: Numbers) -> dict[str, tuple[str, Any]]:
+    """The keys that hold tensors, which are read now."""
+    present = checkpoint.family.present(checkpoint.config)
+    held = [(rule.patterns[0].spell(()), *rule.tensors) for rule in places.rules.rules if rule.key]
+    return {key: ("ARRAY[FLOAT32]", numbers(name)) for key, name in held if name in present}
 
 
 @dataclass(frozen=True)

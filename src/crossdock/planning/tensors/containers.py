@@ -32,7 +32,7 @@ def wanted_containers(
     present = family.present(config)
     lengths = {axis: int(length.evaluate(variables)) for axis, length in rules.lengths.items()}
     for number, rule in enumerate(rules.rules):
-        if rule.read_only or (rule.when is not None and not rule.when.evaluate(variables)):
+        if rule.read_only or rule.key or (rule.when is not None and not rule.when.evaluate(variables)):
             continue
         like = {name: name for name in rule.tensors} if all(name in present for name in rule.tensors) else {}
         if rule.copy is not None and not like and rule.copy.evaluate(variables):
@@ -72,7 +72,10 @@ def unplaced(
             times[container.part] = times.get(container.part, 0) + 1
     problems = []
     sizes = family.sizes(config)
+    in_keys = {name for rule in rules.rules if rule.key for name in rule.tensors}
     for name, decl in family.present(config).items():
+        if name in in_keys:
+            continue
         if name not in boxes and any(fnmatch.fnmatchcase(name, glob) for glob in rules.unsupported):
             continue
         want = sizes.elements(decl.axes, family.layers_of(decl, config))
