@@ -28,7 +28,7 @@ REFUSED = (
     | dict.fromkeys(("falcon_mamba",), STATE_SPACE)
     | dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"), DELTA)
     | dict.fromkeys(("kimi_linear", "bailing_hybrid"), DELTA)
-    | dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "hy_v4"), INDEXER)
+    | dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "hy_v4", "dots3_note_text"), INDEXER)
     | {"gemma3n_text": "copies of the residual stream"}
 )
 CASES = [name for name in names() if name not in NOT_YET]
