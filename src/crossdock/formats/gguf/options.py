@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from crossdock.formats.options import TokenizerOptions
-from crossdock.options import flag, option, text
+from crossdock.options import flag, option, path, text
 from crossdock.tokenizers.pre_tokenizers import table
 
 
@@ -17,7 +18,12 @@ def _pre_tokenizers() -> Sequence[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(TokenizerOptions):
-    """pre_tokenizer: llama.cpp's name of the tokenizer's splitting pattern; None: recognised."""
+    """What can be asked of a GGUF file.
+
+    pre_tokenizer  llama.cpp's name of the tokenizer's splitting pattern; None: recognised
+    name           the model's name for people, general.name; None: what the source says
+    metadata       a JSON file with further keys of information: `formats.gguf.about`
+    """
 
     pre_tokenizer: str | None = option(
         None,
@@ -27,6 +33,9 @@ class GgufOptions(TokenizerOptions):
         choices=_pre_tokenizers,
         replayed=True,
     )
+
+    name: str | None = option(None, text, "Name of the model for people.", "TEXT")
+    metadata: Path | None = option(None, path, "JSON file of further general.* keys.", "FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
