@@ -330,10 +330,10 @@ def unpacked_gguf(source: Path, out: Path) -> Path:
 
 def transformers_difference(folder: Path, subject: Subject) -> float:
     """The largest distance of transformers' logits of `folder` from those of the source, as a share of the largest."""
-    return distance(transformers_logits(_without_nextn(folder), subject.tokens), subject.logits)
+    return distance(transformers_logits(without_nextn(folder), subject.tokens), subject.logits)
 
 
-def _without_nextn(folder: Path) -> Path:
+def without_nextn(folder: Path) -> Path:
     """The model without layers for multi-token prediction, of which transformers keeps only published numbers aside."""
     config, state = json.loads((folder / "config.json").read_text()), stored(folder)
     beyond = re.compile(r"model\.layers\.(\d+)\.")

@@ -18,7 +18,7 @@ from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
-from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stacked_args
 from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
@@ -77,6 +77,8 @@ def open_dist(root: Path, folder: Folder) -> Source:
         keyed, args, scales = fold.tensors(keyed), as_gpt(args, stack), partial(fold.scales, scales)
         masters = partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
+    if stack is not None and not stack.folds:
+        args = stacked_args(args, stack)
     return Source(
         format="megatron",
         root=root,

@@ -114,6 +114,12 @@ def as_gpt(args: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
     return out
 
 
+def stacked_args(args: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
+    """Args of a HybridModel that is not a GPTModel: its letters under one name, without stages, whatever said them."""
+    old = ("hybrid_override_pattern", "hybrid_attention_ratio", "hybrid_mlp_ratio")
+    return {**args, **{key: None for key in old if key in args}, "hybrid_layer_pattern": stack.letters}
+
+
 @dataclass(frozen=True, slots=True)
 class Fold:
     """How names of a HybridModel become a GPTModel's.
