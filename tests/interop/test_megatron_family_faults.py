@@ -135,7 +135,7 @@ def test_a_hybrid_model_is_the_same_model(case: str, pattern: str, ranks: bool, 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "sinks-of-another-family": ("glm4_moe", {"softmax_type": "off-by-one"}, "softmax_type"),
-    "another-gate": ("gpt_oss", {"quick_geglu": False, "swiglu": True}, "quick gelu"),
+    "another-gate": ("gpt_oss", {"quick_geglu": False, "swiglu": True}, "quick_geglu"),
     "another-offset": ("gpt_oss", {"glu_linear_offset": 0.0}, "glu_linear_offset"),
     "another-delta-rule": ("qwen3_next", {"experimental_attention_variant": "gdn2"}, "experimental_attention_variant"),
     "attention-without-gate": ("qwen3_next", {"attention_output_gate": False}, "attn_gate"),
@@ -154,3 +154,26 @@ def test_what_a_family_cannot_hold_is_refused_by_argument(name: str, tmp_path: P
     root = write_torch_dist(tmp_path / "root", state, args, stacked=False)
     with pytest.raises(crossdock.CrossdockError, match=said):
         crossdock.open(root)
+
+
+@pytest.mark.parametrize(("case", "family"), [("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe"), ("qwen2", "qwen2")])
+def test_the_text_model_of_one_that_sees(case: str, family: str, tmp_path: Path) -> None:
+    """Megatron-Bridge's qwen_vl bridges: language_model. before every name, vision_model. beside them, mrope."""
+    norms = {"qk_layernorm": case.startswith("qwen3"), "add_qkv_bias": case == "qwen2"}
+    state, args = made(case, position_embedding_type="mrope", mrope_section=[4, 2, 2], **norms)
+    both = {f"language_model.{name}": tensor for name, tensor in state.items()}
+    both["vision_model.patch_embed.proj.weight"] = np.ones((4, 4), np.float32)
+    root = write_torch_dist(tmp_path / "root", both, args, stacked=False)
+    opened = crossdock.open(root)
+    assert opened.config.family == family
+    assert any("its text model is exported" in sentence for sentence in opened.described.notices)
+    recorded = family_cases.case(case).logits
+    assert np.abs(logits(root, tmp_path / "hf", case) - recorded).max() <= 1e-5
+
+
+def test_a_stranger_beside_the_text_model_is_refused(tmp_path: Path) -> None:
+    state, args = made("qwen3", qk_layernorm=True)
+    both = {f"language_model.{name}": tensor for name, tensor in state.items()}
+    both["reward_model.weight"] = np.ones((4, 4), np.float32)
+    with pytest.raises(crossdock.CrossdockError):
+        crossdock.export(write_torch_dist(tmp_path / "root", both, args, stacked=False), tmp_path / "hf", "hf")
