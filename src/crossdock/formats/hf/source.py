@@ -14,12 +14,12 @@ from crossdock.formats.companions import found_in
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.fp8.hf_source import with_scales
 from crossdock.formats.hf.composite import sentence, text_tensors
-from crossdock.formats.hf.config import LARGEST, flattened, parse
+from crossdock.formats.hf.config import flattened
 from crossdock.formats.hf.files import KINDS, SHARD, Chosen, weight_files
 from crossdock.formats.hf.quantised import refuse_quantised
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.weight_file import is_weight, tensors_in, training_state
-from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import CONFIGURATION, read_object
 
 _ADAPTER = "adapter_config.json"
 
@@ -136,9 +136,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         raise NotACheckpointError(
             "config.json is missing", where=str(file), fix="pass the model's folder, or its config.json with --config"
         )
-    with reading(file) as fd:
-        data = read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file))
-    return parse(data, str(file)), str(file)
+    return read_object(file, CONFIGURATION), str(file)
 
 
 def _index_problems(index: Mapping[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:

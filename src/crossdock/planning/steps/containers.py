@@ -13,6 +13,7 @@ from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.config import ModelConfig
 from crossdock.model.family import Family, is_allowed
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.nextn import draft_model
 from crossdock.planning.tensors.containers import unplaced, wanted_containers
 
 
@@ -45,6 +46,8 @@ def containers(checkpoint: Checkpoint, target: Target[Any]) -> TargetContainers:
     geometry = geometry_of(family, config, ranks.sizes, ranks.partitions, rules.numbering(variables))
     wanted, problems = wanted_containers(rules, geometry, family, config, variables)
     problems += unplaced(wanted, family, config, target.name, rules)
+    if getattr(target.options, "mtp_only", False):
+        wanted = draft_model(wanted, config)
     return TargetContainers(rules, ranks, variables, tuple(wanted), tuple(problems))
 
 

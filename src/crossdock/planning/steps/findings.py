@@ -51,8 +51,9 @@ def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
     """The dtype that most elements of matrices have, those aside that are divided by scales."""
     elements: dict[str, int] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and not _is_scaled(tensor.dtype):
+        if len(tensor.shape) > 1:
             elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    elements = {name: count for name, count in elements.items() if not _is_scaled(name)}
     return max(elements, key=lambda name: elements[name], default="float32")
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
-from crossdock.layout.lenses import Container, Geometry, Placement, containers
+from crossdock.layout.lenses import Container, Geometry, containers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ModelConfig
@@ -43,8 +43,10 @@ def wanted_containers(
         try:
             for container in _containers(rule, geometry, rules.padded, lengths):
                 layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
-                lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
-                keyed.append(((layer, number), replace(container, lenses=lenses)))
+                if any(name != other for name, other in like.items()):
+                    lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
+                    container = replace(container, lenses=lenses)
+                keyed.append(((layer, number), container))
         except PlanError as error:
             problems.extend(error.problems)
     keyed.sort(key=lambda item: item[0])
@@ -62,13 +64,12 @@ def unplaced(
 
     The same box in several rank files counts once.
     """
-    boxes: dict[str, dict[tuple[Placement, ...], dict[str, int]]] = {}
+    boxes: dict[str, dict[tuple[tuple[str, int, int], ...], dict[str, int]]] = {}
     for container in wanted:
         for lens in container.lenses:
             if lens.tensor not in container.rule.tensors:
                 continue  # a copy
-            box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
-            times = boxes.setdefault(lens.tensor, {}).setdefault(box, {})
+            times = boxes.setdefault(lens.tensor, {}).setdefault(lens.box, {})
             times[container.part] = times.get(container.part, 0) + 1
     problems = []
     sizes = family.sizes(config)
@@ -80,7 +81,8 @@ def unplaced(
             continue
         want = sizes.elements(decl.axes, family.layers_of(decl, config))
         placed = sum(
-            math.prod(p.high - p.low for p in box) * max(times.values()) for box, times in boxes.get(name, {}).items()
+            math.prod(high - low for _, low, high in box) * max(times.values())
+            for box, times in boxes.get(name, {}).items()
         )
         if placed != want:
             problems.append(

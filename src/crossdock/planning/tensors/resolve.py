@@ -13,7 +13,7 @@ from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source
-from crossdock.layout.lenses import Container, Geometry, Lens, Placement, containers, geometry_of
+from crossdock.layout.lenses import Container, Geometry, Lens, containers, geometry_of
 from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
@@ -89,10 +89,9 @@ def _with_sizes(geometry: Geometry, rule: Rule, chosen: Family, config: ModelCon
 
 def _indexed(slices: Iterable[SourceSlice]) -> dict[str, dict[Key, tuple[SourceSlice, ...]]]:
     """Canonical tensor -> (layer, expert) -> its slices; of several for one box the first, which ranks replicate."""
-    found: dict[tuple[str, Key], dict[tuple[Placement, ...], SourceSlice]] = {}
+    found: dict[tuple[str, Key], dict[tuple[tuple[str, int, int], ...], SourceSlice]] = {}
     for one in slices:
-        box = tuple(replace(p, dim=0, step=0) for p in sorted(one.lens.axes, key=lambda p: p.axis))
-        found.setdefault((one.lens.tensor, _key(one.lens)), {}).setdefault(box, one)
+        found.setdefault((one.lens.tensor, _key(one.lens)), {}).setdefault(one.lens.box, one)
     out: dict[str, dict[Key, tuple[SourceSlice, ...]]] = {}
     for (tensor, key), boxes in found.items():
         out.setdefault(tensor, {})[key] = tuple(boxes.values())
