@@ -18,4 +18,4 @@ REASON = "not of the text model"
 def is_beside_text(names: Collection[str]) -> bool:
     """Whether `names` are those of a text model under `language_model.` and of known towers alone."""
     texts = sum(name.startswith(TEXT) for name in names)
-    return 0 < texts and all(name.startswith((TEXT, *TOWERS)) for name in names)
+    return texts > 0 and all(name.startswith((TEXT, *TOWERS)) for name in names)
