@@ -20,6 +20,7 @@ from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, ru
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stack_of_names, stacked_args
+from crossdock.formats.megatron.lora import adapter_of, is_adapter
 from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
@@ -71,7 +72,8 @@ def open_dist(root: Path, folder: Folder) -> Source:
         prefix += text
     if not tensors:
         raise FormatError("the checkpoint has no model weights", where=str(path))
-    refuse_other_models(tensors, str(path))
+    adapter = adapter_of(tensors, path) if is_adapter(tensors) else None
+    refuse_other_models(() if adapter is not None else tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
     masters: Callable[[], Masters] = partial(of_dist, path, prefix)
@@ -106,6 +108,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes=notes,
         notices=notices,
         aliased=bridge,
+        adapter=adapter,
     )
 
 
