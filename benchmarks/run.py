@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 dcp_to_torch_save(sys.argv[1], sys.argv[2])
 """
 MB = 1_000_000
+GROUPS = ("torch_dist", "hf", "trtllm", "onnx", "chunks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def make(work: Path, name: str, script: str, *arguments: str) -> Path:
 
 def export(group: str, source: Path, target: str, kind: str, work: Path) -> Job:
     """`crossdock export` of a source to a target and type."""
-    out = work / f"out-{group}-{kind}{'.gguf' if target == 'gguf' else ''}"
+    out = work / f"out-{group}-{target}-{kind}{'.gguf' if target == 'gguf' else ''}"
     flag = "-q" if kind.startswith("q") else "--dtype"
     command = (*CROSSDOCK, "export", str(source), "--to", target, "-o", str(out), flag, kind, "--no-progress")
     return Job(group, f"{group} → {target} {kind}", command, out)
@@ -140,6 +141,13 @@ def rank_jobs(work: Path) -> list[Job]:
     ]
 
 
+def onnx_jobs(work: Path) -> list[Job]:
+    """Hugging Face → ONNX, beside the same folder without a graph."""
+    folder = make(work, "hf", "make_hf.py")
+    read_all(folder)
+    return [export("onnx", folder, target, "float16", work) for target in ("hf", "onnx")]
+
+
 def goals_of(runs: dict[str, list[Run]]) -> list[Goal]:
     """The goals that the jobs of this run can be held to."""
     goals = []
@@ -155,6 +163,14 @@ def goals_of(runs: dict[str, list[Run]]) -> list[Goal]:
                 "×",
             ),
             Goal("torch_dist → hf: peak RSS", median(ours).rss / MB, 350, "MB"),
+        ]
+    graph = runs.get("onnx → onnx float16")
+    if graph:
+        folder = runs["onnx → hf float16"]
+        more = [(one.cpu - other.cpu, (one.rss - other.rss) / MB) for one, other in zip(graph, folder, strict=True)]
+        goals += [
+            Goal(f"hf → onnx: {what} beyond hf → hf", sorted(one[at] for one in more)[len(more) // 2], limit, unit)
+            for at, (what, limit, unit) in enumerate((("CPU", 1, "s"), ("peak RSS", 50, "MB")))
         ]
     ranks = runs.get("hf → trtllm tp 4 bf16")
     if ranks:
@@ -211,11 +227,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for sources and outputs, about 15 GB")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("torch_dist", "hf", "trtllm", "chunks"), action="append")
+    parser.add_argument("--only", choices=GROUPS, action="append")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    groups = given.only or ["torch_dist", "hf", "trtllm", "chunks"]
+    groups = given.only or GROUPS
     about = machine(given.work) | versions()
     jobs: list[Job] = []
     runs: dict[str, list[Run]] = {}
@@ -226,6 +242,8 @@ def main() -> int:
             own = converter_jobs(given.work, given.converter)
         elif group == "trtllm":
             own = rank_jobs(given.work)
+        elif group == "onnx":
+            own = onnx_jobs(given.work)
         else:
             own = chunk_jobs(given.work)
         jobs += own

@@ -1,18 +1,23 @@
-"""Which families crossdock knows, where each can be read and written, and what its tensors are called there.
+"""Which families and formats crossdock knows: where each can be read and written, and what tensors are called there.
 
-All of it is read from the data files: a family that a user or a package adds is listed like the others.
+All of it comes from the data files and the registries: what a user or a package adds is listed like the rest.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from crossdock.codecs import registry as codecs
 from crossdock.errors import ConfigError, UsageError
 from crossdock.formats import registry
 from crossdock.layout.rules import Layout, Rule, extended, family_stated, layout, layout_names, unheld
 from crossdock.model.families import families, family
 from crossdock.model.family import Family, default_of, is_allowed
+from crossdock.options import options_of
+from crossdock.proof.engines import registry as logits
+from crossdock.running.engines import registry as engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,63 @@ class FamilyEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceEntry:
+    """A format that is read: its name for `--format`, and what its checkpoints are."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry:
+    """A format that is written: its name for `--to`, what it is, values of `--dtype` and of `--quantize`, options."""
+
+    name: str
+    what: str
+    dtypes: tuple[str, ...]
+    quantizations: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecEntry:
+    """An encoding of values: its name, bits for a value with the scales of its block, and what can be done with it.
+
+    encodes  values can be encoded; otherwise it is only read or copied
+    targets  formats that are written in it
+    """
+
+    name: str
+    bits: float
+    encodes: bool
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """A program that computes logits for `verify`: its name, the files that it opens, and whether it is installed."""
+
+    name: str
+    reads: str
+    installed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """What is registered: formats that are read and written, encodings, and engines.
+
+    engines         what runs plans, the default first (`--engine`)
+    logits_engines  what computes logits of an output (`--logits-engine`)
+    """
+
+    sources: tuple[SourceEntry, ...]
+    targets: tuple[TargetEntry, ...]
+    codecs: tuple[CodecEntry, ...]
+    engines: tuple[str, ...]
+    logits_engines: tuple[EngineEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredName:
     """What a canonical tensor is called in a format.
 
@@ -42,6 +104,18 @@ class StoredName:
     name: str
     shape: str
     when: str
+
+
+def known_formats() -> Formats:
+    """Everything that is registered by format. Raises EnvironmentProblem for a package that cannot be loaded."""
+    targets = tuple(_target(name) for name in registry.targets())
+    return Formats(
+        tuple(SourceEntry(name, _first_sentence(registry.source_format(name))) for name in registry.names()),
+        targets,
+        tuple(_codec(name, targets) for name in codecs.names()),
+        engines.names(),
+        tuple(EngineEntry(name, one.reads, one.installed) for name in logits.names() for one in (logits.engine(name),)),
+    )
 
 
 def known_families() -> tuple[FamilyEntry, ...]:
@@ -67,6 +141,22 @@ def tensor_names(name: str, formats: Sequence[str]) -> dict[str, dict[str, tuple
     chosen = family(name)
     rules = {one: _rules(one, chosen) for one in formats}
     return {tensor: {one: tuple(_names(rules[one].rules, tensor)) for one in formats} for tensor in chosen.tensors}
+
+
+def _first_sentence(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").split("\n\n")[0].split(". ")[0].replace("\n", " ").removesuffix(".")
+
+
+def _target(name: str) -> TargetEntry:
+    kind = registry.target(name)
+    options = tuple(option.flag for option in options_of(kind.options_type).values())
+    return TargetEntry(name, _first_sentence(kind), kind.dtypes(), kind.quantizations(), options)
+
+
+def _codec(name: str, targets: Sequence[TargetEntry]) -> CodecEntry:
+    codec = codecs.get(name)
+    written = tuple(one.name for one in targets if name in (*one.dtypes, *one.quantizations))
+    return CodecEntry(name, 8 * codec.block_bytes / codec.block, codec.encodes, written)
 
 
 def _entry(one: Family) -> FamilyEntry:

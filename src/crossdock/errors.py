@@ -29,7 +29,8 @@ class Problem:
 
     what      the sentence: what is wrong
     where     file, tensor, key, byte offset
-    expected  and `got`: the two values that disagree, already as text
+    expected  what should be there, as text
+    got       what is there, as text
     cause     the likely cause
     fix       what to do: a flag, a command, a file to look at
     check     the short name of the check that found it, for programs: in JSON, not in the text
@@ -64,7 +65,11 @@ class Problem:
 
 
 class CrossdockError(Exception):
-    """Base of the tree. `CrossdockError("sentence", where=..., fix=...)` or `CrossdockError([problem, ...])`."""
+    """Base of every error that crossdock raises: `CrossdockError("sentence", where=..., fix=...)`, or of problems.
+
+    exit_code  of the command line: 1 a check failed, 2 wrong usage, 3 bad input, 4 the machine
+    problems   everything that is wrong, each with place, cause and remedy
+    """
 
     exit_code: ClassVar[int] = 3
     problems: tuple[Problem, ...]

@@ -23,8 +23,8 @@ import crossdock_powerinfer.gpuidx as gpuidx
 from crossdock import torchfile
 from crossdock.formats.dcp import metadata as dcp
 from crossdock.formats.gguf.container import read_header as read_gguf
-from crossdock.formats.hf.config import parse
 from crossdock.formats.safetensors import read_header as read_safetensors
+from crossdock.io.json import CONFIGURATION, json_object
 from crossdock.io.yaml import read_section
 from crossdock.running.journal import NAME
 from crossdock.scan import scan
@@ -173,7 +173,7 @@ def opened(name: str, to: str = "", **options: Any) -> Reader:
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "model.safetensors": lambda file, _: read_safetensors(file),
-        "config.json": lambda file, _: parse(file.read_bytes(), str(file)),
+        "config.json": lambda file, _: json_object(file.read_bytes(), CONFIGURATION, str(file)),
         "tokenizer.json": lambda file, _: read_tokenizer(file),
         "spm/tokenizer.model": lambda file, _: read_tokenizer(file),
         "kjv.gguf": lambda file, _: read_gguf(file),

@@ -12,7 +12,7 @@ SOURCE = {"--format", "--iteration", "--family", "--config", "--set", "--rename"
 TARGET = {"--to", "--dtype", "-q", "--quantize", "--tokenizer", "--pre-tokenizer", "--max-shard-size", "--keep-order",
           "--tp", "--tensor-parallel-size", "--pp", "--pipeline-parallel-size", "--moe-tp", "--moe-ep",
           "--use-parallel-embedding", "--embedding-sharding-dim", "--fp8-kv-cache", "--ops",
-          "--allow-overflow"}  # fmt: skip
+          "--allow-overflow", "--name", "--metadata", "--no-mtp", "--mtp-only"}  # fmt: skip
 RUNNING = {"--memory", "--workers", "--engine"}
 
 SURFACE = {
@@ -32,11 +32,13 @@ SURFACE = {
         SOURCE
         | RUNNING
         | {"--against", "--tokenizer", "--pre-tokenizer", "--keep-order", "--model", "--tokens", "--logits"}
+        | {"--no-mtp", "--mtp-only"}
         | {"--logits-engine", "--reference", "--strict", "--report", "--json", "--no-progress"},
     ),
     "check": (["out"], {"--manifest", "--json", "--no-progress"}),
     "diff": (["a", "b"], RUNNING | {"--family", "--config", "--config-b", "--set", "--json", "--no-progress"}),
     "families": (["name"], {"--show", "--json"}),
+    "formats": ([], {"--json"}),
     "split": (
         ["activations"],
         {"-o", "--output", "--capacity", "--vram-budget", "--vram-capacity", "--model", "--ctx"}

@@ -49,4 +49,4 @@ def test_sentences_of_code_and_data_are_gathered() -> None:
     assert "unmapped tensor: no layout rule uses it, so it would be dropped" in kept  # of a problem
     assert "unknown dtype or quantisation {…}" in kept  # with a hole
     assert "Format of the source. [default: auto-detected]" in kept  # of an option
-    assert "llama.cpp's qwen3moe always lets the chosen experts' weights sum to one" in kept  # of a data file
+    assert "llama.cpp's qwen3moe always normalises the chosen experts' weights" in kept  # of a data file

@@ -152,10 +152,17 @@ def export(source: Path, out: Path, to: str, **options: Any) -> Path:
 
 def returned(gguf: Path, out: Path, source: Path) -> Path:
     """GGUF -> HF, with the source's config.json only where GGUF does not hold all of the configuration."""
+    return completed(gguf, out, "hf", source if source.parent.name in NEEDS_CONFIG else None, source)
+
+
+def completed(gguf: Path, out: Path, to: str, config: Path | None, source: Path) -> Path:
+    """GGUF -> `to`, with `config`; with the source's where that is refused: llama3's rope is but divisors in GGUF."""
     try:
-        return export(gguf, out, "hf", config=source if source.parent.name in NEEDS_CONFIG else None)
-    except CrossdockError:
-        return export(gguf, out, "hf", config=source)
+        return export(gguf, out, to, config=config)
+    except CrossdockError as error:
+        if not any("rope of type llama3" in problem.what for problem in error.problems):
+            raise
+        return export(gguf, out, to, config=source)
 
 
 def tensor_differences(path: Path, expected: Recorded, source: Mapping[str, Values] | None = None) -> list[str]:
@@ -325,10 +332,10 @@ def unpacked_gguf(source: Path, out: Path) -> Path:
 
 def transformers_difference(folder: Path, subject: Subject) -> float:
     """The largest distance of transformers' logits of `folder` from those of the source, as a share of the largest."""
-    return distance(transformers_logits(_without_nextn(folder), subject.tokens), subject.logits)
+    return distance(transformers_logits(without_nextn(folder), subject.tokens), subject.logits)
 
 
-def _without_nextn(folder: Path) -> Path:
+def without_nextn(folder: Path) -> Path:
     """The model without layers for multi-token prediction, of which transformers keeps only published numbers aside."""
     config, state = json.loads((folder / "config.json").read_text()), stored(folder)
     beyond = re.compile(r"model\.layers\.(\d+)\.")

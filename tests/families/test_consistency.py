@@ -48,7 +48,18 @@ PLAIN: dict[str, object] = {
     "add_qkv_bias": False, "qk_layernorm": False, "num_experts": None, "multi_latent_attention": False,
     "window_size": None, "add_bias_linear": False, "group_query_attention": True, "num_query_groups": 4,
     "num_attention_heads": 4, "rotary_percent": 1.0, "heterogeneous_layers_config_encoded_json": None,
-    "moe_router_score_function": "softmax", "moe_shared_expert_gate": False,
+    "moe_router_score_function": "softmax", "moe_shared_expert_gate": False, "kv_channels": 16, "shapes": {},
+    "softmax_type": None, "experimental_attention_variant": None, "attention_output_gate": None,
+    "use_gated_attention": None, "spec": None, "hybrid_layer_pattern": None, "model_provider": None,
+    "dsa_indexer_rope_interleaved": None,
+}  # fmt: skip
+WHOLE_WIDTH = {"decoder.layers.0.self_attention.q_layernorm.weight": (64,)}
+GDN: dict[str, object] = {
+    "experimental_attention_variant": "gated_delta_net", "attention_output_gate": True, "qk_layernorm": True,
+}  # fmt: skip
+SIGMOID: dict[str, object] = {"num_experts": 8, "moe_router_score_function": "sigmoid"}
+DSA: dict[str, object] = {
+    **SIGMOID, "multi_latent_attention": True, "qk_layernorm": True, "experimental_attention_variant": "dsa",
 }  # fmt: skip
 GPT: dict[str, object] = {
     "normalization": "LayerNorm", "swiglu": False, "position_embedding_type": "learned_absolute",
@@ -71,6 +82,24 @@ MEGATRON: dict[str, dict[str, object]] = {
         "qk_layernorm": True,
         "moe_router_score_function": "sigmoid",
     },
+    "glm4_moe": SIGMOID,
+    "minimax_m2": SIGMOID | {"qk_layernorm": True, "shapes": WHOLE_WIDTH},
+    "olmoe": {"num_experts": 8, "qk_layernorm": True, "shapes": WHOLE_WIDTH},
+    "gpt_oss": {"num_experts": 8, "swiglu": False, "softmax_type": "learnable", "add_bias_linear": True},
+    "qwen3_5_text": GDN,
+    "qwen3_next": GDN | {"num_experts": 8},
+    "qwen3_5_moe_text": GDN | {"num_experts": 8, "position_embedding_type": "mrope"},
+    "deepseek_v32": DSA,
+    "glm_moe_dsa": DSA | {"dsa_indexer_rope_interleaved": True},
+    "nemotron_h": {
+        "hybrid_layer_pattern": "ME*E",
+        "position_embedding_type": "none",
+        "swiglu": False,
+        "squared_relu": True,
+        **SIGMOID,
+    },
+    "gemma3_text": {"model_provider": "gemma3_provider", "swiglu": False, "qk_layernorm": True},
+    "gemma2": {"model_provider": "gemma2_provider", "swiglu": False},
     "gpt2": GPT,
     "starcoder": GPT | {"num_query_groups": 1},
     "gpt": GPT | {"num_query_groups": 2},

@@ -70,8 +70,9 @@ def returned(work: Path, subject: Callable[[str], Subject], converted: Callable[
 
     @functools.cache
     def made(name: str) -> Path:
-        config = subject(name).folder if name in checks.NEEDS_CONFIG else None
-        return checks.export(converted(name), work / f"{name}-back", "hf", config=config)
+        folder = subject(name).folder
+        config = folder if name in checks.NEEDS_CONFIG else None
+        return checks.completed(converted(name), work / f"{name}-back", "hf", config, folder)
 
     return made
 
@@ -139,8 +140,11 @@ def test_gguf_to_hf_returns_the_source(
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_gguf_to_gguf_keeps_every_byte_and_key(name: str, tmp_path: Path, converted: Callable[[str], Path]) -> None:
-    before, again = converted(name), checks.export(converted(name), tmp_path / "again.gguf", "gguf")
+def test_gguf_to_gguf_keeps_every_byte_and_key(
+    name: str, tmp_path: Path, subject: Callable[[str], Subject], converted: Callable[[str], Path]
+) -> None:
+    before = converted(name)
+    again = checks.completed(before, tmp_path / "again.gguf", "gguf", None, subject(name).folder)
     nothing(checks.tensor_differences(again, checks.listed(before)))
     assert checks.listed(again).keys == checks.listed(before).keys
 

@@ -251,18 +251,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CrossdockError], str]] = 
     ),
     "index-of-numbers": (edited(INDEX, lambda c: c.update(weight_map={"a": 1})), FormatError, "not a map of tensors"),
     "index-without-map": (edited(INDEX, lambda c: c.pop("weight_map")), FormatError, "not a map of tensors"),
-    "index-broken": (written(INDEX, "{"), FormatError, "invalid JSON"),
+    "index-broken": (written(INDEX, "{"), FormatError, "not valid JSON"),
     "no-index-and-a-gap": (
         with_a_gap, FormatError, r"shards are missing, and so is the index",
     ),
     "no-weights": (
         without_weights, NotACheckpointError, "no weights found",
     ),
-    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "invalid JSON"),
+    "config-broken": (written("config.json", "{'a': 1}"), FormatError, "not valid JSON"),
     "config-list": (written("config.json", "[1]"), FormatError, "not a JSON object"),
-    "config-deep": (written("config.json", "[" * 200_000), FormatError, "invalid JSON"),
-    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "invalid JSON"),
-    "config-huge": (written("config.json", " " * ((16 << 20) + 1)), FormatError, "too large for a configuration"),
+    "config-deep": (written("config.json", "[" * 200_000), FormatError, "not valid JSON"),
+    "config-bytes": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), FormatError, "not valid JSON"),
+    "config-huge": (written("config.json", " " * ((16 << 20) + 1)), FormatError, "too large for this kind of file"),
     "quantised": (
         edited("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq"})),
         ConfigError, r"quantised \(gptq\)",

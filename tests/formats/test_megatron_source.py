@@ -140,7 +140,7 @@ def damaged(root: Path, how: str) -> None:
         ("data file gone", FormatError, "'__2_0.distcp' is missing"),
         ("zarr", NotACheckpointError, "zarr checkpoint of megatron-core 0.15"),
         ("fsdp", NotACheckpointError, "unsupported backend"),
-        ("no json", FormatError, "not a JSON file"),
+        ("no json", FormatError, "not valid JSON"),
         ("empty", NotACheckpointError, "no checkpoint found in this folder"),
     ],
 )

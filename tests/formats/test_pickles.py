@@ -127,7 +127,7 @@ def test_errors_name_file_opcode_and_byte() -> None:
     with pytest.raises(UnsafePickleError) as raised:
         unpickle.load(b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.", where="activation_0.pt: data.pkl")
     assert raised.value.text().splitlines() == [
-        "activation_0.pt: data.pkl: byte 24 of the pickle: the pickle wants to call posix.system (opcode REDUCE)",
+        "activation_0.pt: data.pkl: byte 24 of the pickle: the pickle would call posix.system (opcode REDUCE)",
         "  to do: run `crossdock scan PATH` to list every call in this checkpoint",
     ]
 

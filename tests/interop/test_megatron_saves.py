@@ -4,6 +4,7 @@ GPTModel, renamed as Megatron's conversion tool does, gives identical exports, h
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,22 @@ from oracles.megatron_state import global_state
 from oracles.transformers_engine import transformers_logits
 from support.megatron_writers import Ranks, simple_args, write_ranks, write_torch_dist
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
+from family_checks import without_nextn
+
 Checkpoint = Callable[[str], Path]
-SAVES = (
-    "llamahybrid-v019-dist-tp2-bf16", "llama-v016-dist-interp-bf16", "llama-v019-fsdpdtensor-fp32",
-    "qwen2moe-v019-dist-tp2ep2-bf16",
-)  # fmt: skip
+# how far transformers and llama.cpp may be from Megatron's logits: the delta rule and the scan add up in another order
+SAVES = {
+    "llamahybrid-v019-dist-tp2-bf16": (1e-4, 1e-4),
+    "llama-v016-dist-interp-bf16": (1e-4, 1e-4),
+    "llama-v019-fsdpdtensor-fp32": (1e-4, 1e-4),
+    "qwen2moe-v019-dist-tp2ep2-bf16": (1e-4, 1e-4),
+    "glm45-v019-dist-ep2pp2-mtp-bf16": (1e-4, 1e-4),
+    "gptoss-v019-dist-tp2etp1-bf16": (1e-4, None),
+    "qwen3next-v019-dist-tp2-bf16": (2e-4, 2e-4),
+    "nemotronh-v019-dist-tp2-bf16": (1e-4, 1e-4),
+    "gemma3-bridge062-dist-bf16": (1e-3, 5e-3),
+}
 LLAMA, MIXTRAL, DEEPSEEK = (
     "llama-v019-dist-tp2pp2-bf16", "mixtral-v019-dist-tp2ep2pp2-bf16", "deepseek-v019-dist-tp2pp2-fp32",
 )  # fmt: skip
@@ -34,10 +46,15 @@ PATTERNS = {LLAMA: "*-*-*-*-", MIXTRAL: "*E*E*E*E", DEEPSEEK: "+-+E+E+E"}
 def test_engines_compute_megatrons_logits(name: str, tmp_path: Path, megatron_checkpoint: Checkpoint) -> None:
     root = megatron_checkpoint(name)
     tokens, expected = np.load(root / "tokens.npy"), np.load(root / "logits.npy")
+    in_transformers, in_llama_cpp = SAVES[name]
     crossdock.export(root, tmp_path / "hf", "hf", dtype="float32")
-    assert np.abs(transformers_logits(tmp_path / "hf", tokens) - expected).max() <= 1e-4
+    assert np.abs(transformers_logits(without_nextn(tmp_path / "hf"), tokens) - expected).max() <= in_transformers
+    if in_llama_cpp is None:
+        with pytest.raises(crossdock.CrossdockError, match="truncate = false"):
+            crossdock.export(root, tmp_path / "model.gguf", "gguf", dtype="f32")
+        return
     crossdock.export(root, tmp_path / "model.gguf", "gguf", dtype="f32")
-    assert np.abs(llama_logits(tmp_path / "model.gguf", tokens) - expected).max() <= 1e-4
+    assert np.abs(llama_logits(tmp_path / "model.gguf", tokens) - expected).max() <= in_llama_cpp
 
 
 def as_hybrid(state: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def test_no_name_beyond_the_largest_stored_number_is_looked_for() -> None:
 
 
 def test_an_optional_index_stands_for_two_lines() -> None:
-    assert alternatives("a[.{layer}].b : (x y) z") == ("a.b : layer (x y) z", "a.{layer}.b : (x y) z")
-    assert alternatives("a.{layer}.b : [x:y z:]") == ("a.{layer}.b : [x:y z:]",)
-    assert alternatives("a[.{layer}].b[{expert/ep}] : x") == (
+    assert alternatives("a[.{layer}].b : (x y) z", {}) == ("a.b : layer (x y) z", "a.{layer}.b : (x y) z")
+    assert alternatives("a.{layer}.b : [x:y z:]", {}) == ("a.{layer}.b : [x:y z:]",)
+    assert alternatives("a[.{layer}].b[{expert/ep}] : x", {}) == (
         "a.b : layer expert/ep x",
         "a.{layer}.b : expert/ep x",
         "a.b{expert/ep} : layer x",

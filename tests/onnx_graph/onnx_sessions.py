@@ -31,13 +31,16 @@ class Session:
         for node in self.session.get_inputs():
             if node.name.startswith("past"):
                 dtype = np.float16 if "16" in node.type else np.float32
-                none = np.zeros((len(ids), node.shape[1], 0, node.shape[3]), dtype)
+                sizes = [size if isinstance(size, int) else 0 for size in node.shape[1:]]
+                none = np.zeros((len(ids), *sizes), dtype)
                 feeds[node.name] = past.get(node.name, none)
             elif node.name not in feeds:
                 raise AssertionError(node.name)
         names = [output.name for output in self.session.get_outputs()]
         found = dict(zip(names, self.session.run(names, feeds), strict=True))
-        return found.pop("logits"), {name.replace("present", "past_key_values"): one for name, one in found.items()}
+        logits = found.pop("logits")
+        again = {name: name.replace("present_", "past_").replace("present.", "past_key_values.") for name in found}
+        return logits, {again[name]: one for name, one in found.items()}
 
     def calls(self, tokens: Any, *ends: int) -> Logits:
         """Logits of one sequence [tokens, vocabulary], in calls that end at `ends`."""

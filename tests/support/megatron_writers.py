@@ -28,8 +28,13 @@ from torch_files import Instance, Name, write_archive
 Array = NDArray[np.float32]
 State = Mapping[str, Array]
 Scales = Mapping[str, tuple[float, float]]
-COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
-WHOLE = ("linear_proj.bias", "linear_fc2.bias", "position_embeddings.weight")
+COLUMNS = ("linear_proj.weight", "linear_fc2.weight", "out_proj.weight")
+WHOLE = (
+    "linear_proj.bias", "linear_fc2.bias", "position_embeddings.weight", "gate_weight", "out_norm.weight",
+    "enorm.weight", "hnorm.weight",
+)  # fmt: skip
+# parts that torch_dist saves under keys of their own and ranks have in one tensor: core/ssm/*.py
+SPLIT = re.compile(r"(.*(?:in_proj|conv1d)\.(?:weight|bias))\.(query|key|value|z|x|B|C|dt|beta|alpha)")
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def fused_names(state: State) -> dict[str, Array]:
         if mla:
             key = key.replace(".q_layernorm.", ".linear_q_up_proj.layer_norm_")
             key = key.replace(".kv_layernorm.", ".linear_kv_up_proj.layer_norm_")
-        else:
+        elif ".self_attention.input_layernorm." not in key:  # slime's own layer
             key = key.replace(".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
         if key.replace("pre_mlp_layernorm", "mlp.router") not in state:
             key = key.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
@@ -159,7 +164,9 @@ def _rank_part(
     tensor_rank, expert_rank, expert_tensor_rank = ranks
     first, last = ends
     held = (args.num_experts or 0) // how.ep
+    gated = args.swiglu or getattr(args, "gated_linear_unit", False)
     grouped: dict[str, list[Array]] = {}
+    split: dict[str, list[Array]] = {}
     for key, tensor in state.items():
         layer = re.match(r"decoder\.layers\.(\d+)\.", key)
         if layer:
@@ -174,21 +181,29 @@ def _rank_part(
         elif not key.startswith("embedding.") and not last:
             continue
         else:
-            local = key
-        expert = re.match(r"(.*\.mlp\.experts\.)(\d+)\.(linear_fc[12])\.weight", local)
-        if expert is None:
-            yield local, cut(key, tensor, tensor_rank, how.tp, args.swiglu)
+            local = key.replace(".transformer_layer.", ".mtp_model_layer.")
+        expert = re.match(r"(.*\.mlp\.experts\.)(\d+)\.(linear_fc[12])\.(weight|bias)", local)
+        whole_width = re.search(r"\.[qk]_layernorm\.weight", key) and tensor.size > args.kv_channels
+        if SPLIT.fullmatch(local):  # one tensor of all parts, each cut by itself
+            name = SPLIT.fullmatch(local)[1]  # type: ignore[index]
+            name = name.replace("mixer.conv1d.", "mixer.conv1d_") if how.experts == "te" else name  # 0.19, and before
+            split.setdefault(name, []).append(np.split(tensor, how.tp)[tensor_rank])
+        elif expert is None and whole_width and not args.multi_latent_attention:  # Bridge's minimax_m2_provider.py
+            yield local, np.split(tensor, how.tp)[tensor_rank]
+        elif expert is None:
+            yield local, cut(key, tensor, tensor_rank, how.tp, gated)
         elif expert_rank * held <= int(expert[2]) < (expert_rank + 1) * held:
             number, part = (
                 int(expert[2]) - expert_rank * held,
-                cut(key, tensor, expert_tensor_rank, how.etp, True),
+                cut(key, tensor, expert_tensor_rank, how.etp, gated),
             )
             if how.experts == "local":
-                yield f"{expert[1]}local_experts.{number}.{expert[3]}.weight", part
+                yield f"{expert[1]}local_experts.{number}.{expert[3]}.{expert[4]}", part
             elif how.experts == "te":
-                yield f"{expert[1]}{expert[3]}.weight{number}", part
+                yield f"{expert[1]}{expert[3]}.{expert[4]}{number}", part
             else:
                 grouped.setdefault(expert[1] + ("weight1" if expert[3].endswith("1") else "weight2"), []).append(part)
+    yield from ((name, np.concatenate(parts)) for name, parts in split.items())
     for name, parts in grouped.items():
         # GroupedMLP keeps [experts, in, out] in one matrix: weight1 [hidden, ...], weight2 [..., hidden]
         memory = np.stack([part.T for part in parts])

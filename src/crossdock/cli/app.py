@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "check": ("crossdock.cli.check", "Compare OUT with its manifest, without the source."),
         "diff": ("crossdock.cli.diff", "Compare the checkpoints A and B, tensor by tensor."),
         "families": ("crossdock.cli.families", "List the supported model families."),
+        "formats": ("crossdock.cli.formats", "List the formats, encodings and engines."),
         **extensions.COMMANDS,
     }
 )

@@ -68,4 +68,4 @@ def _show(path: Path, report: Report) -> None:
     if counts["call"] or counts["import"]:
         show.say("Do not open these files with torch.load(weights_only=False) or pickle.")
     else:
-        show.say("Not read to the end, so not called clean; what was read holds only data.")
+        show.say("Not read to the end, so not reported as clean; what was read contains only data.")

@@ -11,13 +11,24 @@ if TYPE_CHECKING:
     from crossdock.delivery.comparing import check, diff
     from crossdock.delivery.exporting import export, run
     from crossdock.delivery.opening import interpret, open, overrides_from
-    from crossdock.delivery.planning import options, plan
+    from crossdock.delivery.planning import plan, target_options
     from crossdock.delivery.verifying import verify
     from crossdock.running.destination import default_output, destination, local_path
 
 __all__ = [
-    "check", "default_output", "destination", "diff", "export", "interpret", "local_path", "open", "options",
-    "overrides_from", "plan", "run", "verify",
+    "check",
+    "default_output",
+    "destination",
+    "diff",
+    "export",
+    "interpret",
+    "local_path",
+    "open",
+    "overrides_from",
+    "plan",
+    "run",
+    "target_options",
+    "verify",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # so that type checkers see no name but those above
@@ -29,7 +40,7 @@ if not TYPE_CHECKING:  # so that type checkers see no name but those above
                 **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
                 **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
                 **dict.fromkeys(("interpret", "open", "overrides_from"), "crossdock.delivery.opening"),
-                **dict.fromkeys(("options", "plan"), "crossdock.delivery.planning"),
+                **dict.fromkeys(("target_options", "plan"), "crossdock.delivery.planning"),
                 "verify": "crossdock.delivery.verifying",
             }
         ),

@@ -22,20 +22,25 @@ def check(
     manifest: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Hold an output against its manifest alone: files, sizes, sha256, and the tensors of a damaged file.
+    """Compare an output with its manifest, without the source: files, sizes, sha256, and tensors of damaged files.
 
-    manifest  default: `OUT.manifest.json`, beside the output
+    output    path of the output
+    manifest  path of the manifest; None: `OUT.manifest.json` beside the output
+    progress  called with bytes done, bytes in all, and the name of a file
 
-    Raises NotACheckpointError, UsageError (there is no manifest), FormatError (a broken one), EnvironmentProblem.
+    Raises NotACheckpointError, UsageError where there is no manifest, FormatError for a damaged one,
+    EnvironmentProblem.
     """
     return check_output(Path(output), None if manifest is None else Path(manifest), progress)
 
 
 @documented_errors()
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint, **options: Any) -> DiffReport:
-    """Hold two checkpoints of any formats against each other, in canonical tensors and fields. Writes nothing.
+    """Compare two checkpoints of any formats, in canonical tensors and fields. Nothing is written.
 
-    options  `memory`, `workers`, `engine`, `progress`: see `running.options.RunOptions`
+    a        path of a checkpoint, or what `open` returned
+    b        the other one
+    options  `memory`, `workers`, `engine` and `progress`: the fields of `running.options.RunOptions`
 
     Raises what `open` raises, and MemoryPlanError.
     """

@@ -11,25 +11,30 @@ from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
+from crossdock.running.weights import numbers_of
 
 
-def options(to: str) -> type[Options]:
-    """The options of target `to`: a dataclass whose fields are the keyword arguments of `plan` and `export`.
+def target_options(to: str) -> type[Options]:
+    """The options of a target: a frozen dataclass whose fields are keyword arguments of `plan` and `export`.
 
-    Raises UsageError.
+    to  name of the format to write, one of `crossdock formats`
+
+    Raises UsageError for an unknown format.
     """
     return registry.options_type(to)
 
 
 @documented_errors()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
-    """What writing `checkpoint` as `to` would do: pure data, made without reading tensor data.
+    """Plan the conversion of a checkpoint: what would be read, computed and written. No tensor data is read.
 
-    options  of the target, by name: see `options(to)`; sizes may be texts such as "2GiB"
+    checkpoint  what `open` returned
+    to          name of the format to write, one of `crossdock formats`
+    options     of the target, by name (`target_options(to)`); sizes may be texts such as "2GiB"
 
-    Raises UsageError, also for an option that the target does not have, PlanError, TokenizerError, FormatError for
-    encodings that are not decoded.
+    Raises UsageError for an option that the target does not have, PlanError for a model that the format cannot hold,
+    TokenizerError, and FormatError for encodings that crossdock does not decode.
     """
     made_target = registry.made_target(to, options)
     demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
-    return make_plan(checkpoint, made_target)
+    return make_plan(checkpoint, made_target, numbers_of(checkpoint))

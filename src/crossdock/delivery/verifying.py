@@ -22,22 +22,24 @@ from crossdock.proof.tokens import check_tokens, tokenizer_of
 from crossdock.proof.verdict import judged, sourceless
 from crossdock.running.options import RunOptions, VerifyOptions
 from crossdock.running.verify import VerifyReport, verify_plan
+from crossdock.running.weights import numbers_of
 
 
 @documented_errors()
 def verify(
     output: str | os.PathLike[str], against: str | os.PathLike[str] | Checkpoint | None = None, **options: Any
 ) -> VerifyReport:
-    """Compare an output with its source, tensor by tensor and key by key. Reads both once, writes nothing.
+    """Compare an output with its source, tensor by tensor and key by key. Both are read once; nothing is written.
 
-    against  the source; None: only logits are compared, with those of a `reference` file
-    options  of `running.options.VerifyOptions`: `tokens`, `logits`, `logits_engine`, `reference`, `strict`, `report`,
-             `memory`, `workers`, `engine`, `progress`; and options of the target that the output does not show:
-             `tokenizer`, `keep_order`
+    output   path of the output
+    against  path of the source, or what `open` returned; None: only logits are compared, with those of a `reference`
+    options  fields of `running.options.VerifyOptions` (`tokens`, `logits`, `logits_engine`, `reference`, `strict`,
+             `report`, `memory`, `workers`, `engine`, `progress`), and those options of the target that an output does
+             not show (`tokenizer`, `keep_order`, `pre_tokenizer`)
 
-    `VerifyReport.checked` says what was held against what. An output that only an engine reads is compared by logits
-    alone. Raises what `open` raises, MemoryPlanError, TokenizerError, and EnvironmentProblem when something that is
-    needed is not installed.
+    What was compared with what is in `VerifyReport.checked`; an output that only an engine reads is compared by logits
+    alone. Raises what `open` raises, MemoryPlanError, TokenizerError, and EnvironmentProblem for a package that is not
+    installed.
     """
     wanted, asked_of_target = split(VerifyOptions, options)
     logits, report = wanted.logits, wanted.report
@@ -90,5 +92,6 @@ def _verify_files(
             fix="pass the output first and its source after it: verify OUT --against SRC",
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
-    replay = make_plan(checkpoint, target, {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()})
+    fixed = {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()}
+    replay = make_plan(checkpoint, target, numbers_of(checkpoint), fixed)
     return verify_plan(replay, theirs, target.facts(output), running), replay

@@ -42,6 +42,16 @@ class TokenizerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextnOptions(Options):
+    """Of targets that hold layers for multi-token prediction.
+
+    no_mtp  these layers are left out
+    """
+
+    no_mtp: bool = option(False, flag, "Leave out layers for multi-token prediction.", replayed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions(Options):
     """Of targets whose engines may keep keys and values in fp8.
 

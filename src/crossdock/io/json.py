@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+
+from crossdock.errors import FormatError
+from crossdock.io.files import read_exact, reading, size_of
 
 _PIECE = 256 << 10
 
@@ -25,12 +29,14 @@ class JsonLimits:
     density  a document of so many bytes may hold one value more for each `density` of them
     most     no document
     depth    lists and objects inside each other
+    largest  bytes of a file that is read
     """
 
     values: int
     density: int
     most: int
     depth: int = 64
+    largest: int = 16 << 20
 
 
 # Real ones: 32,000 values in the configuration of a pruned model of 162 layers; 92,000 in the index of DeepSeek V3,
@@ -55,6 +61,32 @@ def parse_json(data: bytes, limits: JsonLimits, number: Callable[[str], Any] | N
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
     return json.loads(text, object_pairs_hook=unique, parse_float=number, parse_constant=number)
+
+
+def json_object(data: bytes, limits: JsonLimits, where: str) -> dict[str, Any]:
+    """The object that a document is. Raises FormatError for what `parse_json` refuses, and for any other value."""
+    try:
+        value = parse_json(data, limits)
+    except ValueError as error:
+        raise FormatError(f"not valid JSON: {error}", where=where, cause="a truncated or edited file") from None
+    if not isinstance(value, dict):
+        raise FormatError("not a JSON object", where=where, got=type(value).__name__)
+    return value
+
+
+def read_object(path: Path, limits: JsonLimits) -> dict[str, Any]:
+    """The object in a file, of which no more than the limit is read. Raises FormatError, and what opening it raises."""
+    with reading(path) as fd:
+        size = size_of(fd)
+        if size > limits.largest:
+            raise FormatError(
+                "too large for this kind of file",
+                where=str(path),
+                expected=f"at most {limits.largest:,} bytes",
+                got=f"{size:,} bytes",
+            )
+        data = read_exact(fd, 0, size, str(path))
+    return json_object(data, limits, str(path))
 
 
 def measured(data: bytes, enough: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def check_links(paths: Iterable[Path], root: Path) -> None:
         raise InputError(
             [
                 Problem(
-                    "a link that leads out of the folder is not followed",
+                    "a link out of the folder was not followed",
                     where=str(path),
                     expected=f"a target in {root}",
                     got=os.path.realpath(path),

@@ -8,6 +8,7 @@ because a number of many digits takes quadratic time to read (PyYAML 6.0, `compo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import yaml
@@ -64,15 +65,32 @@ def read_section(text: str, name: str, where: str) -> Any:
     where  the file, for error messages
     Raises FormatError with the line for anything that PyYAML or the limits of this module refuse.
     """
-    loader = _Loader("")
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
+
+    def section(loader: _Loader, root: Any) -> Any:
         pairs = root.value if isinstance(root, yaml.MappingNode) else []
         found = [value for key, value in pairs if isinstance(key, yaml.ScalarNode) and key.value == name]
         if len(found) > 1:
             raise yaml.MarkedYAMLError(problem=f"duplicate key {name!r}", problem_mark=found[1].start_mark)
         return loader.construct_document(found[0]) if found else None
+
+    return _built(text, where, section)
+
+
+def read_mapping(text: str, where: str) -> dict[str, Any]:
+    """The YAML document `text`, of which every key is a text. Raises FormatError as `read_section` does."""
+
+    def whole(loader: _Loader, root: Any) -> Any:
+        return loader.construct_document(root) if isinstance(root, yaml.MappingNode) else {}
+
+    return {key: value for key, value in _built(text, where, whole).items() if isinstance(key, str)}
+
+
+def _built(text: str, where: str, build: Callable[[_Loader, Any], Any]) -> Any:
+    """What `build` makes of the document's node. Raises FormatError."""
+    loader = _Loader("")
+    try:
+        loader = _Loader(text)
+        return build(loader, loader.get_single_node())
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"

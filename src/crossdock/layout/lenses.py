@@ -52,6 +52,11 @@ class Lens:
         """Canonical elements that the container holds."""
         return math.prod(p.high - p.low for p in self.axes)
 
+    @property
+    def box(self) -> tuple[tuple[str, int, int], ...]:
+        """What of the tensor lies here: axis, first index and the one beyond the last, in alphabetical order."""
+        return tuple(sorted((p.axis, p.low, p.high) for p in self.axes))
+
 
 @dataclass(frozen=True, slots=True)
 class Container:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crossdock.errors import ConfigError
@@ -18,6 +19,9 @@ _TOKEN = re.compile(r"[()\[\]]|[^\s()\[\]]+")
 _INDEX = re.compile(r"{([^{}]*)}")
 _EITHER = re.compile(r"\[([^\[\]{}]*){([^{}]*)}([^\[\]{}]*)\]")
 _WORD = re.compile(r"[a-z][a-z0-9_]*\Z")
+_PREFIX = re.compile(r"@([a-z][a-z0-9_]*)(?=\.)")
+
+Prefixes = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,22 @@ class Pattern:
         return "".join(pieces)
 
 
-def alternatives(text: str) -> tuple[str, ...]:
+def prefix_of(text: str) -> str:
+    """The word after @ where a line begins with one of [prefixes], else ""."""
+    found = _PREFIX.match(text)
+    return found[1] if found else ""
+
+
+def alternatives(text: str, prefixes: Prefixes) -> tuple[str, ...]:
     """The lines that `text` stands for: `[.{layer}]` in a name means the first dimension, or else the name.
 
-    `a[.{layer}].b : embed` gives `a.b : layer embed` and `a.{layer}.b : embed`, in this order.
+    `a[.{layer}].b : embed` gives `a.b : layer embed` and `a.{layer}.b : embed`, in this order. `@block.b` gives the
+    same line behind every text of `prefixes["block"]`.
     """
+    word = prefix_of(text)
+    if word:
+        rest = text[len(word) + 1 :]
+        return tuple(line for prefix in prefixes[word] for line in alternatives(prefix + rest, prefixes))
     name, colon, shape = text.partition(" : ")
     found = list(_EITHER.finditer(name))
     if not found:
@@ -92,7 +107,7 @@ def alternatives(text: str) -> tuple[str, ...]:
     left, axis, right = found[-1].groups()
     stacked = f"{before}{after}{colon}{axis} {shape}"
     named = f"{before}{left}{{{axis}}}{right}{after}{colon}{shape}"
-    return (*alternatives(stacked), *alternatives(named))
+    return (*alternatives(stacked, prefixes), *alternatives(named, prefixes))
 
 
 @functools.cache
@@ -110,8 +125,8 @@ def parse(text: str) -> Pattern:
     stray = next((i for i, c in enumerate(_INDEX.sub(lambda m: "_" * len(m[0]), name)) if c in "{} "), None)
     if stray is not None or not name:
         raise _error(text, stray or 0, "a name is one word with {axis} in it")
-    dims = _dims(text, shape, len(text) - len(shape))
-    if not dims:
+    dims = () if shape == "()" else _dims(text, shape, len(text) - len(shape))
+    if not dims and shape != "()":
         raise _error(text, len(text), "no dimensions")
     pattern = Pattern(text, tuple(literals), tuple(indices), dims)
     for part in pattern.parts or ("",):

@@ -16,7 +16,7 @@ from typing import Any
 from crossdock.errors import ConfigError, Problem
 from crossdock.layout.keys import KEY_TABLES, ReadKeys, WriteKeys, read_keys, write_keys
 from crossdock.layout.maps import MAPS, Steps, storing
-from crossdock.layout.notation import Pattern, alternatives, parse
+from crossdock.layout.notation import Pattern, Prefixes, alternatives, parse, prefix_of
 from crossdock.model.expressions import Expression, expression
 from crossdock.model.families import family as family_called
 from crossdock.model.family import Family
@@ -26,10 +26,10 @@ from crossdock.plugins import folders
 # what a layout may hold besides the config keys, and the types of the values in it
 TENSOR_TABLES: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "parts": (str,), "tensors": (str, list, dict), "skip": (str,), "encoding": (list,), "unsupported": (str,),
-    "renames": (list,), "numbers": (str,), "variables": (str,), "lengths": (str,),
+    "renames": (list,), "numbers": (str,), "variables": (str,), "lengths": (str,), "prefixes": (list,),
 })  # fmt: skip
 _SCALARS = ("extends", "families", "family", "padded", "when", "sum_as_stored")
-RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only")
+RULE_KEYS = ("at", "map", "scale", "offset", "when", "stage", "part", "copy", "read_only", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Rule:
             holds, which are never written
     copy    when a tensor that is the same as another (a tied head) is written all the same
     read_only  another form that sources have, which is never written
+    key     the configuration of the format holds it, as the numbers of the key of this name
     """
 
     tensors: tuple[str, ...]
@@ -52,6 +53,7 @@ class Rule:
     stage: str = ""
     copy: Expression | None = None
     read_only: bool = False
+    key: bool = False
     map: str = ""
     scale: tuple[Expression, ...] = ()
 
@@ -153,7 +155,8 @@ def stored_names(format_name: str) -> Mapping[str, tuple[str, ...]]:
     table = _base(format_name)
     out: dict[str, tuple[str, ...]] = {}
     for key, content in table.get("tensors", {}).items():
-        lines = [text for rule in _rules_in(content) for line in _lines(rule) for text in alternatives(line)]
+        lines = [line for rule in _rules_in(content) for line in _lines(rule)]
+        lines = [text for line in lines for text in alternatives(line, table.get("prefixes", {}))]
         names = tuple(text.partition(" : ")[0].strip() for text in lines if text)
         if names:
             out[key] = names
@@ -230,6 +233,7 @@ def _layout(format_name: str, family: Family | None) -> Layout:
 def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple[Rule, ...]:
     """The rules for tensors that the family has."""
     parts = {"default": "", **table.get("parts", {})}
+    prefixes = table.get("prefixes", {})
     numbers = frozenset(table.get("numbers", {}))
     rules: list[Rule] = []
     for key, content in table.get("tensors", {}).items():
@@ -240,7 +244,7 @@ def _rules(table: Mapping[str, Any], family: Family | None, where: str) -> tuple
         if key != " ".join(names):
             raise ConfigError("extra blanks in a key", where=place, fix="a list of tables holds several rules")
         for rule in _rules_in(content):
-            rules.append(_rule(names, rule, parts, family, place))
+            rules.append(_rule(names, rule, parts, prefixes, family, place))
             for pattern in rules[-1].patterns:
                 strange = {atom.numbers for atom in pattern.indices} - numbers - {""}
                 if strange:
@@ -276,7 +280,9 @@ def _lines(rule: Any) -> list[str]:
     return at if isinstance(at, list) else [at]
 
 
-def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family: Family, where: str) -> Rule:
+def _rule(
+    names: tuple[str, ...], content: Any, parts: Mapping[str, str], prefixes: Prefixes, family: Family, where: str
+) -> Rule:
     table: Mapping[str, Any] = content if isinstance(content, Mapping) else {"at": content}
     if set(table) - set(RULE_KEYS) or "at" not in table:
         raise ConfigError(
@@ -287,7 +293,10 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
         raise ConfigError(f"[parts] does not define {part!r}", where=where, expected=", ".join(parts))
     if stage not in ("", "first", "last", "later"):
         raise ConfigError(f"unknown stage {stage!r}", where=where, expected="first, last or later")
-    patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line))
+    unknown = {name for line in _lines(table) if (name := prefix_of(line)) and name not in prefixes}
+    if unknown:
+        raise ConfigError(f"[prefixes] does not define {', '.join(sorted(unknown))}", where=where)
+    patterns = tuple(_parsed(text, where) for line in _lines(table) for text in alternatives(line, prefixes))
     if table.get("map", "") not in ("", *MAPS):
         raise ConfigError(f"unknown map {table['map']!r}", where=where, expected=" or ".join(MAPS))
     scales = table.get("scale", [])
@@ -308,6 +317,7 @@ def _rule(names: tuple[str, ...], content: Any, parts: Mapping[str, str], family
         stage=stage,
         copy=expression(table["copy"], where) if "copy" in table else None,
         read_only=stage == "later" or table.get("read_only", False) is True,
+        key=table.get("key", False) is True,
         map=table.get("map", ""),
         scale=tuple(expression(str(text), where) for text in scales),
     )

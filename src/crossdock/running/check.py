@@ -57,7 +57,19 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_output` found. checked and not_checked: sentences, for people."""
+    """What `check` found.
+
+    ok           every file is there with its size and hash, and nothing else
+    output       path of the output
+    manifest     path of the manifest
+    version      of the manifest's form
+    files        every file of the manifest or the output, with its status
+    tensors      how many tensors the manifest lists
+    checked      sentences: what was compared
+    not_checked  sentences: what the manifest does not let one compare
+    nbytes       bytes read
+    seconds      wall-clock time
+    """
 
     ok: bool
     output: Path

@@ -82,7 +82,14 @@ class FieldDiff:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """The outcome. same: every tensor equal or equal after cast, and every field that computes something the same."""
+    """What `diff` found.
+
+    same      every tensor is equal or equal after a cast, and so is every field that the model computes with
+    tensors   every canonical tensor by layer, with its status and how far the sides lie apart
+    fields    configuration fields that differ
+    elements  values compared
+    seconds   wall-clock time
+    """
 
     same: bool
     tensors: tuple[TensorDiff, ...]
@@ -225,7 +232,7 @@ class _Side:
         names = {extent.dtype for extent in used}
         if len(names) == 1 and all(extent.scaling for extent in used) and not tensor.sums:
             return cls(plan, number, reader, codec, codecs.get(names.pop()), scales)
-        if tensor.product is not None or len(names) > 1:
+        if tensor.products or len(names) > 1:
             return cls(plan, number, reader, codec, codec)
         steps = (Step("add", tensor.add),) if tensor.add else tensor.maps[0].steps if tensor.maps else ()
         return cls(plan, number, reader, codec, codecs.get(gathered), None, steps)

@@ -42,10 +42,18 @@ class FileResult:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did. written and resumed count tensors.
+    """What `run` did.
 
-    files  every file of the output
-    kept   what was in the output's folder besides a model, and still is
+    output    path of the output
+    manifest  path of the manifest
+    nbytes    bytes of the output
+    seconds   wall-clock time
+    written   tensors written by this run
+    resumed   tensors that an unfinished run had written
+    tensors   every tensor with its hash, what was found in its values, and its error
+    warnings  sentences to show
+    files     every file of the output
+    kept      what was in the output's folder besides a model, and still is
     """
 
     output: Path

@@ -227,7 +227,7 @@ def _check_findings(plan: Plan, tensors: Sequence[TensorResult], fail_on: frozen
 def _disk_problem(error: OSError, where: Path) -> EnvironmentProblem:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentProblem(
-            "the disk is full", where=str(where), fix="free some and run the same command again: it goes on from here"
+            "the disk is full", where=str(where), fix="free some and run the same command again: it continues from here"
         )
     return EnvironmentProblem(
         f"{error.strerror or error}",

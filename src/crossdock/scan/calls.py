@@ -19,20 +19,20 @@ def call_problem(target: object, args: object, op: str, keywords: list[object]) 
     if target.use in ("", CONSTANT, TYPE):
         return f"a loader would call {target.qualified}{shown}"
     if not isinstance(args, Tuple) or (keywords and not (isinstance(keywords[0], Items) and not keywords[0].count)):
-        return f"a loader would call {target.qualified} with arguments that are put together while loading"
+        return f"a loader would call {target.qualified} with arguments built while loading"
     if target.use == NEW and (op == "REDUCE" or args.items):
-        return f"a loader would call {target.qualified}{shown}, which is known to do nothing only without arguments"
+        return f"a loader would call {target.qualified}{shown}, which is known to be harmless only without arguments"
     for index, argument in enumerate(args.items):
         if isinstance(argument, str | Text) and argument not in target.texts.get(str(index), (argument,)):
-            return f"a loader would call {target.qualified}{shown} with a text that it is not known to be harmless with"
+            return f"a loader would call {target.qualified}{shown} with a text for which it is not known to be harmless"
         for name in _names(argument):
             if name.use == CONSTANT or target.takes(index, name, direct=name is argument):
                 continue
             return f"a loader would call {target.qualified} with {name.qualified}, which it may call"
     if target.use == LOADER and not (len(args.items) == 1 and isinstance(args.items[0], Text)):
-        return f"a loader would unpickle bytes that are put together while loading ({target.qualified})"
+        return f"a loader would unpickle bytes built while loading ({target.qualified})"
     if target.use == CALLER and not _is_whole(args):
-        return f"a loader would call {target.qualified} with more arguments than were looked at"
+        return f"a loader would call {target.qualified} with more arguments than were analysed"
     return ""
 
 

@@ -109,11 +109,11 @@ def tar_members(region: Region) -> Iterator[tuple[str, int, int, str]]:
             continue
         size = _octal(header[124:136]) if _tar_sum(header) else None
         if size is None or at + 512 + size > region.size:
-            yield "", at, 0, "the tar archive is damaged; the rest was not looked at"
+            yield "", at, 0, "the tar archive is damaged; the rest was not scanned"
             return
         name, kind = header[:100].rstrip(b"\0").decode("utf-8", "replace"), header[156:157]
         if (kind in (b"x", b"g") and b"size=" in region.read(at + 512, min(size, PEEK))) or kind == b"S":
-            yield name, at, 0, "a tar archive with sizes elsewhere than in its headers; not looked at"
+            yield name, at, 0, "a tar archive with sizes outside its headers; not scanned"
             return
         yield name, at + 512, size, ""
         at += 512 + -(-size // 512) * 512
@@ -186,14 +186,14 @@ def unpack(region: Region, kind: str, budget: Budget) -> Unpacked:
             ended = bool(getattr(unpacker, "eof", False))
             pending = getattr(unpacker, "unconsumed_tail", b"")
             if budget.unpacked < 0:
-                out.problem = "it unpacks to far more than its size; the rest was not looked at"
+                out.problem = "it unpacks to far more than its size; the rest was not scanned"
                 break
             if ended:
                 rest = getattr(unpacker, "unused_data", b"")
                 following = (rest + region.read(at, PEEK))[:PEEK]
                 again = kind in ("gzip", "bzip2", "xz") and compression(following) == kind
                 if not again and following.strip(b"\0"):
-                    out.problem = "bytes after the compressed stream were not looked at"
+                    out.problem = "bytes after the compressed stream were not scanned"
                 unpacker, pending = (_unpacker(kind), rest) if again else (None, b"")
             elif not made and not pending and at >= region.size and getattr(unpacker, "needs_input", True):
                 out.problem = "the compressed stream is cut off"
@@ -208,7 +208,7 @@ def entry_region(archive: Archive, name: str, budget: Budget) -> tuple[Region, U
     entry: Entry = archive.entries[name]
     nothing = Region(archive.fd, 0, 0)
     if entry.encrypted:
-        return nothing, None, "the entry is encrypted; not looked at"
+        return nothing, None, "the entry is encrypted; not scanned"
     try:
         raw = read_exact(archive.fd, archive.offset + entry.header, _LOCAL_SIZE, archive.where)
     except CrossdockError as error:
@@ -217,14 +217,14 @@ def entry_region(archive: Archive, name: str, budget: Budget) -> tuple[Region, U
     method, flags = int.from_bytes(raw[8:10], "little"), raw[6]
     start = entry.header + _LOCAL_SIZE + name_length + extra_length
     if raw[:4] != b"PK\3\4" or method != entry.method or flags & 1 or start + entry.stored_size > archive.directory:
-        return nothing, None, "the entry's own header contradicts the directory; not looked at"
+        return nothing, None, "the entry's own header contradicts the directory; not scanned"
     region = Region(archive.fd, archive.offset + start, entry.stored_size)
     if method == _STORED:
         same = entry.size == entry.stored_size
         return region, None, "" if same else "the entry's two sizes differ"
     kinds = {_DEFLATED: "deflate", _BZIP2: "bzip2"}
     if method not in kinds:
-        return nothing, None, f"the entry is compressed by method {method}; not looked at"
+        return nothing, None, f"the entry is compressed by method {method}; not scanned"
     unpacked = unpack(region, kinds[method], budget)
     problem = unpacked.problem
     if not problem and unpacked.size != entry.size:

@@ -62,10 +62,10 @@ class Looking:
         head = region.read(0, HEAD)
         closed = containers.closed_kind(head)
         if level > MAX_LEVELS:
-            yield self.finding(place, "refused", f"containers nested deeper than {MAX_LEVELS}; not looked at")
+            yield self.finding(place, "refused", f"containers nested deeper than {MAX_LEVELS}; not scanned")
         elif closed:
             self.held = True
-            yield self.finding(place, "refused", f"a {closed} file is not looked into")
+            yield self.finding(place, "refused", f"a {closed} file was not scanned")
         elif kind := containers.compression(head):
             yield from self.compressed(region, kind, place, sure, level)
         elif head.startswith((_LOCAL, _END)):
@@ -110,7 +110,7 @@ class Looking:
             yield from self.search(region, place, level)
             return
         if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in archive.entries):
-            yield self.finding(place, "refused", "a TorchScript program: what its code does is not looked at")
+            yield self.finding(place, "refused", "a TorchScript program: its code was not analysed")
         first = min((entry.header for entry in archive.entries.values()), default=0)
         if first:
             yield from self.region(Region(region.fd, region.offset, first), place, sure=False, level=level + 1)
@@ -189,7 +189,7 @@ class Looking:
         where = shown(place, f"blob at {region.offset + at}: {printable(name)}")
         self.budget.steps -= 1000
         if self.budget.steps <= 0:
-            yield self.finding(where, "refused", "more entries than a file of this size needs; not looked at")
+            yield self.finding(where, "refused", "more entries than a file of this size needs; not scanned")
             return
         inner = Region(region.fd, region.offset + start, region.size - start)
         if header[8]:
@@ -226,7 +226,7 @@ class Looking:
             if end is None:
                 if not first and not definite and not runs and whole and not _is_padding(region, at):
                     left = region.size - at
-                    yield self.finding(place, "refused", f"{left} bytes after the pickle were not understood", at)
+                    yield self.finding(place, "refused", f"{left} bytes after the pickle are of an unknown kind", at)
                 return
             at, first = end, False
 
@@ -247,12 +247,14 @@ class Looking:
                 return None, found
         sizes = list(storages.values())
         if any(size is None for size in sizes):
-            found.append(self.finding(place, "refused", "storages of a type that is not known: their ends are not"))
+            found.append(self.finding(place, "refused", "storages of an unknown type: their ends are unknown"))
             return None, found
         assert end is not None
         end += sum(8 + size for size in sizes if size is not None)
         if end > region.size:
-            found.append(self.finding(place, "broken", f"the storages are truncated: {end - region.size} bytes lack"))
+            found.append(
+                self.finding(place, "broken", f"the storages are truncated: {end - region.size} bytes are missing")
+            )
             return None, found
         return end, found
 

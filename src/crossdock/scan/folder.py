@@ -72,7 +72,7 @@ def scan(path: Path) -> Report:
                 files += file.suffix == ".distcp"
                 continue
             if not stays_inside(file, path):
-                findings.append(_unread(file, "a link that leads out of the folder is not followed"))
+                findings.append(_unread(file, "a link out of the folder was not followed"))
                 continue
             sure = _promises_pickle(file)
             found, held = _file(file, sure=sure)
@@ -106,7 +106,7 @@ def _folders(path: Path) -> Iterator[tuple[str, list[str], list[Finding]]]:
         for name in list(folders):
             if not stays_inside(Path(folder) / name, path):
                 folders.remove(name)
-                sentence = "a link that leads out of the folder is not followed: scan what it leads to"
+                sentence = "a link out of the folder was not followed: scan its target"
                 problems.append(_unread(Path(folder) / name, sentence))
         folders.sort()
         yield folder, sorted(names), problems
@@ -141,13 +141,13 @@ def _described(metadata: Path, root: Path) -> tuple[list[Finding], frozenset[str
     try:
         blobs = dcp.read_blobs(metadata)
     except CrossdockError as error:
-        what = f"what its data files hold is not known: {error.problems[0].what}"
+        what = f"the contents of its data files are unknown: {error.problems[0].what}"
         return [_unread(metadata, what)], frozenset()  # the data files are searched on their own
     covered = set()
     for name, spans in blobs.items():
         file = metadata.parent / name
         if not stays_inside(file, root):
-            out.append(_unread(file, "a link that leads out of the folder is not followed"))
+            out.append(_unread(file, "a link out of the folder was not followed"))
             covered.add(name)
             continue
         try:

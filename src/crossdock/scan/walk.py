@@ -147,7 +147,7 @@ class _Walk(Feed):
             return
         self.memo[index] = value
         if len(self.memo) > MAX_MEMO:
-            raise _Refused(f"more than {MAX_MEMO} remembered values; the rest was not looked at")
+            raise _Refused(f"more than {MAX_MEMO} remembered values; the rest was not scanned")
 
     # --- opcodes
 
@@ -158,14 +158,14 @@ class _Walk(Feed):
         try:
             while True:
                 if steps <= 0:
-                    raise _Refused("more opcodes than a file of this size needs; the rest was not looked at")
+                    raise _Refused("more opcodes than a file of this size needs; the rest was not scanned")
                 steps -= 1
                 at = self.pos
                 if at + 1 >= len(self.data):
                     self.have(2)
                     at = self.pos
                     if at >= len(self.data):
-                        raise Broken("the pickle ends before its end")
+                        raise Broken("the pickle ends without STOP")
                 op = self.data[at]
                 self.pos = at + 1
                 if op in _PUSH:
@@ -191,7 +191,7 @@ class _Walk(Feed):
                 else:
                     self.plain(self.base + at, NAMES[op])
                 if len(stack) > MAX_STACK:
-                    raise _Refused(f"more than {MAX_STACK} nested values; the rest was not looked at")
+                    raise _Refused(f"more than {MAX_STACK} nested values; the rest was not scanned")
         finally:
             budget.steps = steps
 
@@ -312,7 +312,7 @@ class _Walk(Feed):
         if self.counted not in (None, -1):
             raise _Refused("the memo is written in two ways")
         if index > position + 2:  # an entry takes opcodes, so no writer has come that far
-            what = f"memo index {index} at byte {position}: a loader would make room for all before it"
+            what = f"memo index {index} at byte {position}: a loader would allocate all before it"
             self.note(at, "", "refused", what)
         self.counted = -1
         self.remember(index, value)
@@ -320,13 +320,13 @@ class _Walk(Feed):
     def tuple(self, items: list[object]) -> None:
         made = tuple_of(items) if items else _EMPTY_TUPLE
         if made.weight > 50_000_000 or made.depth > 64:
-            raise _Refused("tuples inside tuples without end")
+            raise _Refused("tuples nested without limit")
         self.stack.append(made)
 
     def mention(self, at: int, module: object, name: object) -> None:
         """GLOBAL, STACK_GLOBAL: loading imports the module, which runs its code."""
         if not isinstance(module, str) or not isinstance(name, str):
-            self.note(at, "?", "call", "a loader would look up a name that is put together while loading")
+            self.note(at, "?", "call", "a loader would look up a name built while loading")
             self.stack.append(None)
             return
         target = self.seen.get((module, name))
@@ -352,7 +352,7 @@ class _Walk(Feed):
         if isinstance(target, Name) and target.use and target.sizes:
             sizes = args.items if isinstance(args, Tuple) else ()
             if any(isinstance(one, int) and one > 1 << 20 for one in sizes):
-                self.note(at, target.qualified, "refused", f"a loader would make room: {target.qualified} of a length")
+                self.note(at, target.qualified, "refused", f"a loader would allocate a large {target.qualified}")
         self.stack.append(made_by(target) if isinstance(target, Name) else None)
 
     def keys(self, at: int, keys: list[object]) -> None:
@@ -361,7 +361,7 @@ class _Walk(Feed):
             if isinstance(key, Items):
                 raise Broken(f"a {key.kind} as a key: a loader fails here")
             if isinstance(key, Tuple) and (key.weight > 4096 or key.depth > 3):
-                self.note(at, "", "refused", "a dict key of nested tuples: hashing it may take for ever")
+                self.note(at, "", "refused", "a dict key of nested tuples: hashing it may never finish")
 
     def into(self, at: int, op: str) -> None:
         """APPEND, SETITEM, BUILD and their like: on a name, they change what the name refers to."""
@@ -376,7 +376,7 @@ class _Walk(Feed):
             self.note(at, target.qualified, "call", f"a loader would change {target.qualified} itself ({op})")
         elif isinstance(target, Result):
             if op != "BUILD" and op.rstrip("S") not in target.of.fills:
-                what = f"a loader would call a method of what {target.of.qualified} gave ({op})"
+                what = f"a loader would call a method of the result of {target.of.qualified} ({op})"
                 self.note(at, target.of.qualified, "call", what)
         elif isinstance(target, Items) and target.kind == _FILLS.get(op):
             target.count += len(values)

@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdock.errors import EnvironmentProblem, FormatError, NotACheckpointError, TokenizerError
 from crossdock.io.files import head_of, read_exact, reading, size_of
-from crossdock.io.json import TOKENIZER, parse_json
+from crossdock.io.json import TOKENIZER, json_object
 from crossdock.io.links import check_links
 
 # The largest real tokenizer.json is 33 MB (Gemma 3), the largest tokenizer.model 5 MB.
@@ -147,13 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
     object (JSON readers silently keep the last), and beyond the limits of `TOKENIZER`. NaN and Infinity are
     read, since Python writes them into config.json (Mamba's time_step_limit).
     """
-    try:
-        value = parse_json(read_bytes(path), TOKENIZER)
-    except ValueError as error:
-        raise FormatError(f"not valid JSON: {error}", where=str(path), cause="truncated or edited file") from None
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", where=str(path), got=type(value).__name__)
-    return value
+    return json_object(read_bytes(path), TOKENIZER, str(path))
 
 
 def _named(path: Path) -> dict[str, Path]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError
+from crossdock.io.json import TOKENIZER, parse_json
 from crossdock.plugins import DATA
 from crossdock.tokenizers.files import read_bytes
 from crossdock.tokenizers.pre_tokenizers import table
@@ -82,7 +82,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 
 def _listed(data: bytes) -> list[tuple[str, int]]:
-    found = json.loads(data)
+    found = parse_json(data, TOKENIZER)
     return [(entry["token_bytes"], entry["rank"]) for entry in found]
 
 

@@ -164,7 +164,7 @@ def _storage(archive: Archive, folder: str, key: str, dtype: str, nbytes: int) -
 def _refuse(head: bytes, where: str) -> NoReturn:
     if head[257:262] == b"ustar":
         raise FormatError(
-            "a tar archive of torch 0.1; nobody has written these since 2017",
+            "a tar archive of torch 0.1, a format last written in 2017",
             where=where,
             fix="load it with an old torch and save it again",
         )

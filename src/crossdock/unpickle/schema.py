@@ -110,7 +110,7 @@ def _elements(args: tuple[object, ...], charge: Charge) -> list[object]:
         raise ValueError("a set made from something that is not a list")
     charge(len(argument))
     if any(type(item) not in (str, bytes, bool, type(None)) and not _small_int(item) for item in argument):
-        raise ValueError("a set of something else than text, bytes and numbers")
+        raise ValueError("a set with elements other than text, bytes and numbers")
     return list(argument)
 
 
@@ -192,7 +192,7 @@ def _reconstructor(args: tuple[object, ...], charge: Charge) -> Instance:
     """copyreg._reconstructor(cls, object, None): how protocols 0 and 1 make plain objects."""
     cls = args[0]
     if type(cls) is not Global or cls.rule is not INERT:
-        raise ValueError("an object of a class that is not known")
+        raise ValueError("an object of an unknown class")
     return Instance(cls, ())
 
 

@@ -112,7 +112,7 @@ class Run:
         if rule is INERT:
             return Instance(target, args)
         if not callable(rule):
-            self.unsafe(f"the pickle wants to call {target.qualified}", SCAN_HINT)
+            self.unsafe(f"the pickle would call {target.qualified}", SCAN_HINT)
         try:
             return rule(args, self.charge)
         except (ValueError, TypeError, KeyError) as error:

@@ -143,7 +143,7 @@ def tensor_ref(storage: object, dtype: str, itemsize: int, first: object, shape:
     if type(storage) is not StorageRef:
         raise ValueError("a tensor without a storage")
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
-        raise ValueError("a tensor whose size and stride do not belong together")
+        raise ValueError("a tensor whose size and stride do not match")
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"a tensor of {len(shape)} dimensions; the limit is {MAX_DIMENSIONS}")
     if type(first) is not int or not 0 <= first < 1 << 62:

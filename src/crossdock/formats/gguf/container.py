@@ -23,6 +23,7 @@ from crossdock.io.files import reading
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 8
+KEYS_OF_TENSORS = "xielu."  # begin of keys that hold a number of each layer, which are weights in other formats
 MAX_PROBLEMS = 20
 # ggml's, for files we write (GGML_MAX_NAME with the final zero, GGML_MAX_DIMS)
 MAX_NAME_WRITTEN = 63
@@ -47,7 +48,7 @@ class GgufTensor:
 class GgufFile:
     """A header. `types` has a name for each key of `metadata`: "UINT32", "STRING", "ARRAY[STRING]", ...
 
-    Arrays of numbers are numpy arrays, arrays of strings are lists.
+    Arrays of numbers are numpy arrays, arrays of strings are lists. `ends`: the byte behind the value of each key.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class GgufFile:
     tensors: tuple[GgufTensor, ...]
     data_start: int
     size: int
+    ends: Mapping[str, int]
 
 
 def read_header(path: Path) -> GgufFile:
@@ -68,12 +70,12 @@ def read_header(path: Path) -> GgufFile:
         tensor_count, pair_count = cursor.u64("the number of tensors"), cursor.u64("the number of keys")
         cursor.expect_room(pair_count, 13, "keys")
         cursor.expect_room(tensor_count, 24, "tensors")
-        metadata, types = _read_metadata(cursor, pair_count)
+        metadata, types, ends = _read_metadata(cursor, pair_count)
         alignment = _read_alignment(cursor, metadata, types)
         infos = [_read_info(cursor) for _ in range(tensor_count)]
         data_start = -(-cursor.at // alignment) * alignment
         tensors = _place(str(path), infos, data_start, alignment, cursor.size)
-        return GgufFile(path, version, alignment, metadata, types, tensors, data_start, cursor.size)
+        return GgufFile(path, version, alignment, metadata, types, tensors, data_start, cursor.size, ends)
 
 
 def read_split(path: Path) -> tuple[GgufFile, ...]:
@@ -176,16 +178,18 @@ def _read_version(cursor: Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str, str], dict[str, int]]:
     metadata: dict[str, Any] = {}
     types: dict[str, str] = {}
+    ends: dict[str, int] = {}
     for index in range(count):
         at = cursor.at
         key = cursor.string(f"key {index}")
         if key in metadata:
             raise cursor.error(f"the key {key!r} occurs twice", at)
         types[key], metadata[key] = cursor.value(cursor.u32(f"the type of {key!r}"), repr(key))
-    return metadata, types
+        ends[key] = cursor.at
+    return metadata, types, ends
 
 
 def _read_alignment(cursor: Cursor, metadata: Mapping[str, Any], types: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.errors import CrossdockError, FormatError, NotACheckpointError
-from crossdock.formats.gguf.container import GgufFile, read_header, read_split
+from crossdock.formats.gguf.container import KEYS_OF_TENSORS, GgufFile, read_header, read_split
 from crossdock.formats.gguf.rope_factors import NAMES
 from crossdock.formats.stored import Extent, Source, SourceFile, StoredTensor
 from crossdock.io.files import head_of
@@ -53,6 +53,7 @@ def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
         for tensor in part.tensors:
             extent = Extent(number, tensor.offset, tensor.nbytes, (0,) * len(tensor.shape), tensor.shape)
             tensors["", tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.codec, (extent,))
+    tensors |= _in_keys(parts[0])
     return Source(
         format=format,
         root=path,
@@ -63,6 +64,17 @@ def as_source(path: Path, parts: tuple[GgufFile, ...], format: str) -> Source:
         notes=_notes(metadata, len(parts), parts[0].version),
         companion_files=(parts[0].path,) if TOKENS in metadata else (),
     )
+
+
+def _in_keys(part: GgufFile) -> dict[tuple[str, str], StoredTensor]:
+    """Arrays of float32 in the header that are weights in other formats, as tensors of the keys' names."""
+    out = {}
+    for key, kind in part.types.items():
+        if key.startswith(KEYS_OF_TENSORS) and kind == "ARRAY[FLOAT32]":
+            shape = (part.metadata[key].size,)
+            extent = Extent(0, part.ends[key] - 4 * shape[0], 4 * shape[0], (0,), shape)
+            out["", key] = StoredTensor(key, shape, "float32", (extent,))
+    return out
 
 
 def _keys(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:

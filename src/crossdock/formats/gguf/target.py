@@ -15,7 +15,8 @@ from typing import Any
 from crossdock.codecs import registry as codecs
 from crossdock.errors import TokenizerError
 from crossdock.formats.companions import tokenizer_at
-from crossdock.formats.gguf.container import header_bytes, read_header
+from crossdock.formats.gguf.about import about
+from crossdock.formats.gguf.container import KEYS_OF_TENSORS, header_bytes, read_header
 from crossdock.formats.gguf.mixtures import mixtures, types
 from crossdock.formats.gguf.options import GgufOptions
 from crossdock.formats.gguf.rope_factors import factors
@@ -65,7 +66,7 @@ class GgufTarget(Target[GgufOptions]):
         arch = found.header["general.architecture"][1]
         metadata: list[tuple[str, str, Any]] = []
         for key, (kind, value) in found.header.items():
-            full = key if key.partition(".")[0] in ("general", "tokenizer", "split") else f"{arch}.{key}"
+            full = key if key.startswith(("general.", "tokenizer.", "split.", KEYS_OF_TENSORS)) else f"{arch}.{key}"
             metadata.append((full, kind, value))
         known = {key for key, _, _ in metadata}
         if "general.file_type" not in known:
@@ -78,6 +79,7 @@ class GgufTarget(Target[GgufOptions]):
         facts = {key: value for key, _, value in metadata if key not in unseen}
         if _tokenizer_path(self.options, found) is not None:
             facts |= {key: value for key, _, value in tokens}
+        metadata += [pair for pair in about(self.options, found) if pair[0] not in known]
         header, offsets, total = header_bytes([*metadata, *tokens], [(t.name, t.shape, t.dtype) for t in tensors])
         places = tuple((0, offset) for offset in offsets)
         return Assembled((TargetFile("model.gguf", total, header),), places, warnings, facts)

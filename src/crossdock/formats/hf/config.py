@@ -14,31 +14,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from crossdock.errors import ConfigError, FormatError, Problem
+from crossdock.errors import ConfigError, Problem
 from crossdock.formats.hf.composite import text_config
-from crossdock.io.json import CONFIGURATION, parse_json
 from crossdock.model.config import ModelConfig
 
-LARGEST = 16 << 20
 # what is beside the numbers of the formula of rope
 BESIDE = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 # rope_theta's defaults in classes of transformers 5 that keep the old field (bailing_hybrid's is the second)
 UNUSED_BASES = (10000.0, 6000000.0)
 # where rope differs by layer type: the type -> what its flat keys begin with
 PREFIXES: Mapping[str, str] = {"full_attention": "", "indexed_attention": "", "sliding_attention": "sliding_"}
-
-
-def parse(data: bytes, where: str) -> dict[str, Any]:
-    """JSON object of a configuration. Raises FormatError for anything else."""
-    if len(data) > LARGEST:
-        raise FormatError("too large for a configuration", where=where, expected=f"at most {LARGEST:,} bytes")
-    try:
-        found = parse_json(data, CONFIGURATION)
-    except ValueError as error:
-        raise FormatError(f"invalid JSON: {error}", where=where) from None
-    if not isinstance(found, dict):
-        raise FormatError("not a JSON object", where=where, got=type(found).__name__)
-    return found
 
 
 def flattened(config: Mapping[str, Any], where: str) -> dict[str, Any]:

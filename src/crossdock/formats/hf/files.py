@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.errors import FormatError, NotACheckpointError
-from crossdock.formats.hf.config import LARGEST, parse
-from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import CONFIGURATION, read_object
 
 KINDS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)\Z")
@@ -96,8 +95,7 @@ def _chosen(folder: Path, chosen: Chosen, weights: list[str]) -> Chosen:
 def _indexed(folder: Path, name: str, *, complete: bool) -> Chosen:
     """The files of an index; none when not all are there and they need not be."""
     index = folder / name
-    with reading(index) as fd:
-        found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(index)), str(index))
+    found = read_object(index, CONFIGURATION)
     weight_map = found.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise FormatError("weight_map is not a map of tensors to files", where=str(index))

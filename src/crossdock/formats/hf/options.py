@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossdock.formats.options import CacheOptions, TokenizerOptions
+from crossdock.formats.options import CacheOptions, NextnOptions, TokenizerOptions
 from crossdock.options import option, size
 
 
@@ -16,5 +16,5 @@ class FolderOptions(TokenizerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfOptions(FolderOptions, CacheOptions):
+class HfOptions(FolderOptions, NextnOptions, CacheOptions):
     """What can be asked of a folder for transformers and vLLM."""

@@ -16,12 +16,12 @@ from crossdock.formats.companions import found_in
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.fp8.hf_source import with_scales
 from crossdock.formats.hf.composite import sentence, text_tensors
-from crossdock.formats.hf.config import LARGEST, flattened, parse
+from crossdock.formats.hf.config import flattened
 from crossdock.formats.hf.files import KINDS, SHARD, Chosen, weight_files
 from crossdock.formats.hf.quantised import refuse_quantised
 from crossdock.formats.stored import Source, SourceFile, StoredTensor
 from crossdock.formats.weight_file import is_weight, tensors_in, training_state
-from crossdock.io.files import read_exact, reading, size_of
+from crossdock.io.json import CONFIGURATION, read_object
 
 _ADAPTER = "adapter_config.json"
 
@@ -57,7 +57,7 @@ def open_plain(path: Path) -> Source:
         raise NotACheckpointError(
             "this is an adapter, not a model",
             where=str(folder),
-            fix="merge it into its base model first, and pass the merged folder",
+            fix="--base MODEL --merge, without --format",
             check="adapter-unmerged",
         )
     if path.is_file() and (name := SHARD.match(path.name)) and int(name[3]) > 1:
@@ -138,9 +138,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         raise NotACheckpointError(
             "config.json is missing", where=str(file), fix="pass the model's folder, or its config.json with --config"
         )
-    with reading(file) as fd:
-        data = read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file))
-    return parse(data, str(file)), str(file)
+    return read_object(file, CONFIGURATION), str(file)
 
 
 def step_of(folder: Path) -> dict[str, str]:

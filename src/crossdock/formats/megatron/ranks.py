@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Problem, UsageError
 from crossdock.formats.fp8.megatron import RankPlace, of_ranks
 from crossdock.formats.megatron.args import is_weight, parallel_sizes, plain_args, run_notes
-from crossdock.formats.megatron.hybrid import UNSCALED, Fold, Stack, as_gpt, stack_of
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, Stack, as_gpt, stack_of, stacked_args
 from crossdock.formats.megatron.masters.ranks import BESIDE, RankFile, of_rank_files
 from crossdock.formats.megatron.older import check_version, core_name, is_older
 from crossdock.formats.megatron.other_models import refuse_other_models
@@ -120,6 +120,8 @@ def open_ranks(root: Path, folder: Folder) -> Source:
         found.tensors, args, ranges = fold.tensors(found.tensors), as_gpt(args, stack), fold.gpt_ranges
         scales, masters = partial(fold.scales, scales), partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
+    if stack is not None and not stack.folds:
+        args = stacked_args(args, stack)
     weights = sum(e.nbytes for tensor in found.tensors.values() for e in tensor.extents)
     beside = [file for path in by_name.values() for file in path.parent.glob(BESIDE)]
     skipped = {f"{kind} ({n:,} files)": NOT_WEIGHTS[kind] for kind, n in found.skipped.items()}

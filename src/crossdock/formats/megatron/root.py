@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from crossdock.errors import CrossdockError, EnvironmentProblem, FormatError, NotACheckpointError, UsageError
 from crossdock.io.files import read_exact, reading, size_of
-from crossdock.io.json import CONFIGURATION, parse_json
+from crossdock.io.json import CONFIGURATION, read_object
 from crossdock.unpickle import printable
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -47,7 +47,7 @@ def looks_like_megatron(path: Path) -> bool:
             return True
         if (path / "weights" / "metadata.json").is_file():
             return True
-        return "metadata.json" in names and "sharded_backend" in _json(path / "metadata.json")
+        return "metadata.json" in names and "sharded_backend" in read_object(path / "metadata.json", CONFIGURATION)
     except (OSError, ValueError, CrossdockError):
         return False
 
@@ -143,7 +143,7 @@ def _tracked(path: Path, names: list[str], saved: list[tuple[int, str]], listed:
 
 def _kind(path: Path, names: list[str], notes: dict[str, str]) -> Folder:
     if "metadata.json" in names:
-        described = _json(path / "metadata.json")
+        described = read_object(path / "metadata.json", CONFIGURATION)
         backend = described.get("sharded_backend")
         if backend == "torch_dist":
             if ".metadata" not in names:
@@ -189,16 +189,3 @@ def _names(path: Path) -> list[str]:
         return sorted(entry.name for entry in islice(path.iterdir(), MAX_ENTRIES))
     except OSError as error:
         raise EnvironmentProblem(f"cannot be listed: {error.strerror}", where=str(path)) from None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A small JSON object. Raises FormatError for anything else."""
-    with reading(file) as fd:
-        data = read_exact(fd, 0, min(size_of(fd), 1 << 20), str(file))
-    try:
-        value = parse_json(data, CONFIGURATION)
-    except ValueError:
-        raise FormatError("not a JSON file", where=str(file), fix="copy it again") from None
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", where=str(file))
-    return value

@@ -64,6 +64,9 @@ def _problems(config: ModelConfig) -> Iterator[Problem]:
     if config.qk_norm_after_rope and config.rope_interleaved and config.qk_norm_type != "unit":
         cause = "RotaryEmbedding leaves neighbours where they are, and the norm behind it counts in halves"
         yield _lacking("qk_norm_after_rope", True, "False", cause)
+    if config.num_kv_shared_layers and config.position_embedding == "alibi":
+        cause = "keys and values of an earlier layer and ALiBi are not written together"
+        yield _lacking("num_kv_shared_layers", config.num_kv_shared_layers, "0", cause)
     if config.attn_sink_layers and config.position_embedding == "alibi":
         yield _lacking("attn_sink_layers", config.attn_sink_layers, "()", "sinks and ALiBi are not written together")
     if config.kv_lora_rank and config.attn_sink_layers:

@@ -16,7 +16,10 @@ FILE = "genai_config.json"
 
 
 def config_bytes(config: ModelConfig, caches: Sequence[tuple[int, int, int]], ops: str) -> bytes | None:
-    """The file, None where caches differ from each other. caches: heads, width of keys, width of values of each."""
+    """The file, None where caches differ from each other or there are none.
+
+    caches  of each, its heads and the widths of a head's keys and values
+    """
     if len(set(caches)) != 1 or caches[0][1] != caches[0][2]:
         return None
     heads, width, _ = caches[0]

@@ -26,8 +26,9 @@ INLINE = 1 << 20  # bytes of a tensor in the graph itself
 MOST = 8  # problems of one kind that are listed
 # what graphs of this program are made of
 OPERATORS = frozenset((
-    "Add", "And", "Attention", "Cast", "Clip", "Concat", "ConstantOfShape", "Cos", "CumSum", "Div", "Equal", "Exp",
-    "Expand", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
+    "Add", "And", "Attention", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Cos", "CumSum", "Div", "Equal",
+    "Exp", "Expand", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual",
+    "Identity",
     "LayerNormalization", "Less", "Log", "Loop", "MatMul", "Min", "Mul", "Neg", "NonZero", "OneHot", "Pad",
     "RMSNormalization", "Range", "ReduceMean", "ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "ScatterND", "Shape",
     "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "TopK", "Transpose",

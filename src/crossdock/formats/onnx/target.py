@@ -91,11 +91,12 @@ class OnnxTarget(Target[OnnxOptions]):
         written = write_graph(found.config, regions(placed, homes), _main_dtype(tensors), ops, notes)
         files = [*weights.files, *settings.files(settings.keys), text_file(GRAPH, written.content)]
         warnings = settings.warnings
-        genai_config = genai.config_bytes(settings.ends, written.caches, self.options.ops)
+        caches = () if written.states else written.caches
+        genai_config = genai.config_bytes(settings.ends, caches, self.options.ops)
         if genai_config is not None:
             files.append(text_file(genai.FILE, genai_config))
         else:
-            warnings += (f"no {genai.FILE}: onnxruntime-genai has one size for the caches of all layers",)
+            warnings += (f"no {genai.FILE}: onnxruntime-genai wants keys and values of one size in all layers",)
         places = tuple(weights.places[tensor.name] for tensor in tensors)
         return Assembled(tuple(files), places, warnings, settings.facts(settings.keys))
 

@@ -19,13 +19,11 @@ from crossdock.errors import ConfigError, FormatError, NotACheckpointError, Prob
 from crossdock.formats import safetensors
 from crossdock.formats.companions import found_in
 from crossdock.formats.fp8.stored import numbers, scaled
-from crossdock.formats.hf.config import LARGEST, parse
 from crossdock.formats.stored import Extent, Pair, Source, SourceFile, StoredTensor, TrainingScales
 from crossdock.formats.trtllm.config import ROUTER, settings
 from crossdock.formats.trtllm.consistency import contradictions
 from crossdock.formats.trtllm.ranks import MOST, file_name, partition, parts_of
-from crossdock.io.files import read_exact, reading, size_of
-from crossdock.io.json import CONFIGURATION, parse_json
+from crossdock.io.json import CONFIGURATION, json_object, read_object
 
 _RANK = re.compile(r"rank(\d{1,5})\.safetensors\Z")
 _EXPERTS = (".mlp.fc.weight", ".mlp.proj.weight")  # with a dimension more than without experts
@@ -148,8 +146,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    with reading(file) as fd:
-        found = parse(read_exact(fd, 0, min(size_of(fd), LARGEST + 1), str(file)), str(file))
+    found = read_object(file, CONFIGURATION)
     wrong = [key for key in _TABLES if not isinstance(found.get(key, {}), dict | None)]
     if wrong:
         raise ConfigError(
@@ -168,13 +165,7 @@ def _recorded_fields(text: str | None, where: str) -> Mapping[str, Any]:
     """What crossdock wrote beside the tensors, or nothing."""
     if text is None:
         return {}
-    try:
-        found = parse_json(text.encode("utf-8", "surrogatepass"), CONFIGURATION)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise FormatError("the metadata of crossdock is not a JSON object", where=where)
-    return found
+    return json_object(text.encode("utf-8", "surrogatepass"), CONFIGURATION, f"the metadata of crossdock in {where}")
 
 
 def _check_files(path: Path, world_size: int) -> None:

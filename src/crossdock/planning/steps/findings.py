@@ -27,6 +27,7 @@ def findings(
         header=_header(sourced, tensors),
         source_dtype=_main_dtype([fill.spec for fill in sourced.fills]),
         fixed=fixed,
+        alphas=sourced.places.alphas,
         placed=partial(_placed, checkpoint, sourced),
     )
 
@@ -51,8 +52,9 @@ def _main_dtype(tensors: Sequence[TensorSpec]) -> str:
     """The dtype that most elements of matrices have, those aside that are divided by scales."""
     elements: dict[str, int] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and not _is_scaled(tensor.dtype):
+        if len(tensor.shape) > 1:
             elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    elements = {name: count for name, count in elements.items() if not _is_scaled(name)}
     return max(elements, key=lambda name: elements[name], default="float32")
 
 
@@ -65,4 +67,4 @@ def _header(sourced: Sourced, tensors: Sequence[TensorSpec]) -> dict[str, tuple[
     rules = sourced.places.rules
     values = {**sourced.places.variables, "dtype": _main_dtype(tensors)}
     out = written(rules.writing.keys, values, rules.format)
-    return out | {key: (kind, value) for key, kind, value in sourced.state.keys}
+    return {**out, **sourced.keys, **{key: (kind, value) for key, kind, value in sourced.state.keys}}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
-from crossdock.layout.lenses import Container, Geometry, Placement, containers
+from crossdock.layout.lenses import Container, Geometry, containers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ModelConfig
@@ -32,7 +32,7 @@ def wanted_containers(
     present = family.present(config)
     lengths = {axis: int(length.evaluate(variables)) for axis, length in rules.lengths.items()}
     for number, rule in enumerate(rules.rules):
-        if rule.read_only or (rule.when is not None and not rule.when.evaluate(variables)):
+        if rule.read_only or rule.key or (rule.when is not None and not rule.when.evaluate(variables)):
             continue
         like = {name: name for name in rule.tensors} if all(name in present for name in rule.tensors) else {}
         if rule.copy is not None and not like and rule.copy.evaluate(variables):
@@ -43,8 +43,10 @@ def wanted_containers(
         try:
             for container in _containers(rule, geometry, rules.padded, lengths):
                 layer = next((p.low for p in container.lenses[0].axes if p.axis == "layer" and p.dim < 0), -1)
-                lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
-                keyed.append(((layer, number), replace(container, lenses=lenses)))
+                if any(name != other for name, other in like.items()):
+                    lenses = tuple(replace(lens, tensor=like[lens.tensor]) for lens in container.lenses)
+                    container = replace(container, lenses=lenses)
+                keyed.append(((layer, number), container))
         except PlanError as error:
             problems.extend(error.problems)
     keyed.sort(key=lambda item: item[0])
@@ -62,22 +64,25 @@ def unplaced(
 
     The same box in several rank files counts once.
     """
-    boxes: dict[str, dict[tuple[Placement, ...], dict[str, int]]] = {}
+    boxes: dict[str, dict[tuple[tuple[str, int, int], ...], dict[str, int]]] = {}
     for container in wanted:
         for lens in container.lenses:
             if lens.tensor not in container.rule.tensors:
                 continue  # a copy
-            box = tuple(replace(p, dim=0, step=0) for p in sorted(lens.axes, key=lambda p: p.axis))
-            times = boxes.setdefault(lens.tensor, {}).setdefault(box, {})
+            times = boxes.setdefault(lens.tensor, {}).setdefault(lens.box, {})
             times[container.part] = times.get(container.part, 0) + 1
     problems = []
     sizes = family.sizes(config)
+    in_keys = {name for rule in rules.rules if rule.key for name in rule.tensors}
     for name, decl in family.present(config).items():
+        if name in in_keys:
+            continue
         if name not in boxes and any(fnmatch.fnmatchcase(name, glob) for glob in rules.unsupported):
             continue
         want = sizes.elements(decl.axes, family.layers_of(decl, config))
         placed = sum(
-            math.prod(p.high - p.low for p in box) * max(times.values()) for box, times in boxes.get(name, {}).items()
+            math.prod(high - low for _, low, high in box) * max(times.values())
+            for box, times in boxes.get(name, {}).items()
         )
         if placed != want:
             problems.append(

@@ -40,6 +40,7 @@ class Graph:
         self.wanted = "logits" if "logits" in self.outputs else self.outputs[0]
         self.past = {node.name: node for node in self.inputs if node.name.startswith("past")}
         self.present = {name: name.replace("past_key_values", "present") for name in self.past}
+        self.present |= {name: "present_conv" + name[len("past_conv") :] for name in self.past if "past_conv" in name}
         self.cached = bool(self.past) and set(self.present.values()) <= set(self.outputs)
         self.padding = self.session.get_modelmeta().custom_metadata_map.get("padding", "")
 

@@ -59,6 +59,11 @@ class Engine:
             return set()
         return {ACTIVATIONS if codecs.get(name).block > 1 else name for name in stored if name != "float32"}
 
+    @property
+    def installed(self) -> bool:
+        """Whether every package that it needs is there."""
+        return all(importlib.util.find_spec(name) is not None for name in self.packages)
+
     def needed(self) -> None:
         """Raises EnvironmentProblem when a package is missing."""
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]

@@ -10,7 +10,7 @@ from crossdock.formats.onnx.graph import Value
 from crossdock.formats.onnx.layers.latent import latent_attention
 from crossdock.formats.onnx.layers.layer import Layer, sigmoid, softplus
 from crossdock.formats.onnx.layers.positions import positions, rotate
-from crossdock.formats.onnx.layers.scores import Heads, attend
+from crossdock.formats.onnx.layers.scores import Heads, attend, attend_kept
 
 
 def attention(layer: Layer, x: Value) -> Value:
@@ -39,13 +39,15 @@ def _grouped_attention(layer: Layer, x: Value) -> Value:
     config, graph, index = layer.config, layer.graph, layer.index
     dim = config.head_dim_per_layer[index] if config.head_dim_per_layer else config.head_dim
     q = _turned(layer, _projected(layer, x, "attn_q"), "attn_q_norm", dim)
-    k, v = _keys_and_values(layer, x, dim)
     if config.attn_temperature:
         q = _warmed(layer, q)
     scale = (config.query_pre_attn_scalar or dim) ** -0.5
     if config.attention_multiplier is not None:
         scale = config.attention_multiplier
-    q, k, v = (graph.cast(one, graph.dtype) for one in (q, k, v))
+    q = graph.cast(q, graph.dtype)
+    if config.num_kv_shared_layers and index >= config.num_hidden_layers - config.num_kv_shared_layers:
+        return attend_kept(layer, q, dim, scale)
+    k, v = (graph.cast(one, graph.dtype) for one in _keys_and_values(layer, x, dim))
     return attend(layer, q, k, v, Heads(q.width // dim, k.width // dim), scale)
 
 

@@ -11,8 +11,10 @@ from onnx import helper
 
 from crossdock.formats.onnx.graph import TYPES, Graph, Value
 from crossdock.formats.onnx.layers.attention import attention
+from crossdock.formats.onnx.layers.convolution import short_convolution
 from crossdock.formats.onnx.layers.layer import Inputs, Layer
 from crossdock.formats.onnx.layers.mlp import mlp
+from crossdock.formats.onnx.layers.per_layer import add_layer_input, inputs_of_layers
 from crossdock.formats.onnx.weights import Region, Weights
 from crossdock.model.config import ModelConfig
 
@@ -22,10 +24,15 @@ PADDING = MappingProxyType({"gqa": "behind", "standard": "anywhere"})
 
 @dataclass(frozen=True)
 class Written:
-    """A serialised graph. caches: of each, its heads and the widths of a head's keys and values."""
+    """A serialised graph.
+
+    caches  of each, its heads and the widths of a head's keys and values
+    states  of each convolution, its channels and how many values of each it keeps
+    """
 
     content: bytes
     caches: tuple[tuple[int, int, int], ...]
+    states: tuple[tuple[int, int], ...]
 
 
 def write_graph(
@@ -51,6 +58,7 @@ def write_graph(
     return Written(
         graph.model(config.family, {"ops": ops, "padding": PADDING[ops], **notes}),
         tuple(model.shared.get("caches", ())),
+        tuple(model.shared.get("states", ())),
     )
 
 
@@ -85,10 +93,11 @@ def _hidden(model: Layer) -> Value:
         x = graph.add(x, _rows(model, "pos_embed", model.inputs.position_ids))
     if config.embed_norm:
         x = model.norm(x, "embed_norm")
+    own = inputs_of_layers(model, x)
     if config.high_cycles:
         return _in_cycles(model, x)
     for index in range(config.num_hidden_layers):
-        x = _block(replace(model, index=index), x)
+        x = _block(replace(model, index=index), x, None if own is None else own[index])
     return x
 
 
@@ -109,7 +118,7 @@ def _in_cycles(model: Layer, x: Value) -> Value:
 
     def through(layers: range, x: Value) -> Value:
         for index in layers:
-            x = _block(replace(model, index=index), x)
+            x = _block(replace(model, index=index), x, None)
         return x
 
     low, high = graph.cast(model.vector("low_state"), graph.dtype), x
@@ -122,11 +131,13 @@ def _in_cycles(model: Layer, x: Value) -> Value:
     return high
 
 
-def _block(layer: Layer, x: Value) -> Value:
-    """The residual stream x [tokens, hidden_size] behind one layer."""
+def _block(layer: Layer, x: Value, own: Value | None) -> Value:
+    """The residual stream x [tokens, hidden_size] behind one layer, whose own input is `own` if it has one."""
     graph = layer.graph
     with graph.scope(f"layers.{layer.index}"):
         y = _mixed_and_fed(layer, x)
+        if own is not None:
+            y = graph.add(y, graph.cast(add_layer_input(layer, y, own), graph.dtype))
         return graph.mul(y, graph.cast(layer.vector("layer_scale"), graph.dtype)) if layer.config.layer_scale else y
 
 
@@ -137,7 +148,7 @@ def _mixed_and_fed(layer: Layer, x: Value) -> Value:
     if config.has_mixer(index):
         normed = layer.norm(x, "attn_norm") if config.pre_norms else x
         with graph.scope("attention"):
-            y = attention(layer, normed)
+            y = _mixer(layer, normed)
         y = layer.norm(y, "attn_post_norm") if config.post_norms else y
         mixed = _residual(layer, x, y)
     if not config.has_mlp(index):
@@ -149,6 +160,12 @@ def _mixed_and_fed(layer: Layer, x: Value) -> Value:
         y = mlp(layer, normed, stream)
     y = layer.norm(y, "ffn_post_norm") if config.post_norms else y
     return _residual(layer, mixed, y)
+
+
+def _mixer(layer: Layer, x: Value) -> Value:
+    """What mixes positions, by the type of the layer, for normed x [tokens, hidden_size]."""
+    convolution = layer.config.layer_type(layer.index) == "short_convolution"
+    return short_convolution(layer, x) if convolution else attention(layer, x)
 
 
 def _residual(layer: Layer, x: Value, y: Value) -> Value:

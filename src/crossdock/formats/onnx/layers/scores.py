@@ -36,6 +36,19 @@ class Cache(NamedTuple):
     present: tuple[str, str]
 
 
+class Kept(NamedTuple):
+    """Keys and values with those of this call, [batch, key heads, total or more, width]; layers of the same type behind
+    may take them.
+
+    narrow  width of the values without the zeros behind them
+    """
+
+    keys: Value
+    values: Value
+    groups: int
+    narrow: int
+
+
 def attend(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: float) -> Value:
     """q [tokens, heads * d], k [tokens, groups * d], v [tokens, groups * e] -> [tokens, heads * e]."""
     wide, narrow = k.width // heads.key, v.width // heads.key
@@ -44,13 +57,53 @@ def attend(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: floa
         q, k, v = (
             _padded(layer, one, count, width) for one, count in ((q, heads.query), (k, heads.key), (v, heads.key))
         )
-        y = _group_query(layer, q, k, v, heads, scale, _cache(layer, heads.key, width, width))
-        if width != narrow:
-            y = layer.graph.slice(layer.graph.reshape(y, -1, heads.query, width), -1, 0, narrow)
-    else:
-        by = _written_out if _sinks(layer) else _standard
-        y = by(layer, q, k, v, heads, scale, _cache(layer, heads.key, wide, narrow))
-    return layer.graph.reshape(y, -1, heads.query * narrow)
+        cache = _cache(layer, heads.key, width, width)
+        _keep(layer, cache, heads.key, narrow)
+        return _narrowed(layer, _group_query(layer, q, k, v, heads, scale, cache), heads.query, width, narrow)
+    cache = _cache(layer, heads.key, wide, narrow)
+    kept = _keep(layer, cache, heads.key, narrow)
+    if not _sinks(layer):
+        return layer.graph.reshape(_standard(layer, q, k, v, heads, scale, cache), -1, heads.query * narrow)
+    for past, new, name in zip(cache[:2], (k, v), cache.present, strict=True):
+        new = layer.graph.transpose(_four(layer, new, heads.key), 0, 2, 1, 3)
+        layer.graph.ops("Concat", past, new, outputs=[name], axis=2)
+    return _written_out(layer, q, kept, heads.query, scale)
+
+
+def attend_kept(layer: Layer, q: Value, dim: int, scale: float) -> Value:
+    """As `attend`, of q with heads of `dim` values, to what the last layer of the same type before this one keeps."""
+    kept: Kept = layer.shared[_kind(layer)]
+    heads = q.width // dim
+    width = kept.keys.width
+    if layer.ops == "gqa":  # a cache that stays in place is longer than the text
+        kept = kept._replace(
+            **{
+                name: layer.graph.op("Slice", value, layer.graph.ints(0), total(layer), layer.graph.ints(2))
+                for name, value in (("keys", kept.keys), ("values", kept.values))
+            }
+        )
+    y = _written_out(layer, _padded(layer, q, heads, width), kept, heads, scale)
+    return _narrowed(layer, y, heads, kept.values.width, kept.narrow)
+
+
+def _kind(layer: Layer) -> str:
+    return f"keys and values of {layer.config.layer_type(layer.index)}"
+
+
+def _keep(layer: Layer, cache: Cache, groups: int, narrow: int) -> Kept:
+    """What the graph gives as this layer's cache."""
+    keys, values = (value._replace(name=name) for value, name in zip(cache[:2], cache.present, strict=True))
+    kept = Kept(keys, values, groups, narrow)
+    layer.shared[_kind(layer)] = kept
+    return kept
+
+
+def _narrowed(layer: Layer, y: Value, heads: int, width: int, narrow: int) -> Value:
+    """[tokens, heads * narrow] without the zeros behind the values of each head."""
+    graph = layer.graph
+    if width != narrow:
+        y = graph.slice(graph.reshape(y, -1, heads, width), -1, 0, narrow)
+    return graph.reshape(y, -1, heads * narrow)
 
 
 def _padded(layer: Layer, x: Value, heads: int, width: int) -> Value:
@@ -99,31 +152,26 @@ def _standard(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: f
     )[0]  # fmt: skip
 
 
-def _written_out(layer: Layer, q: Value, k: Value, v: Value, heads: Heads, scale: float, cache: Cache) -> Value:
-    """Scores one operator at a time, with a sink behind the keys that has no value."""
-    graph, groups = layer.graph, heads.key
-    split = [
-        graph.transpose(_four(layer, one, count), 0, 2, 1, 3)
-        for one, count in ((q, heads.query), (k, groups), (v, groups))
-    ]
-    keys, values = (
-        graph.ops("Concat", past, new, outputs=[name], axis=2)[0]
-        for past, new, name in zip(cache[:2], split[1:], cache.present, strict=True)
-    )
-    each = heads.query // groups
-    q5 = graph.op("Reshape", split[0], graph.ints(0, groups, each, -1, q.width // heads.query))
-    scores = graph.op("MatMul", q5, graph.transpose(graph.op("Unsqueeze", keys, graph.ints(2)), 0, 1, 2, 4, 3))
-    scores = graph.capped(graph.mul(graph.cast(scores, "float32"), scale), layer.config.attn_logit_softcapping)
-    mask = graph.op("Unsqueeze", _mask(layer, heads.query), graph.ints(1))
+def _written_out(layer: Layer, q: Value, kept: Kept, heads: int, scale: float) -> Value:
+    """Scores one operator at a time, with a sink behind the keys that has no value where the layer has sinks."""
+    graph, groups = layer.graph, kept.groups
+    each = heads // groups
+    rows = graph.transpose(_four(layer, q, heads), 0, 2, 1, 3)
+    rows = graph.op("Reshape", rows, graph.ints(0, groups, each, -1, q.width // heads))
+    keys = graph.transpose(graph.op("Unsqueeze", kept.keys, graph.ints(2)), 0, 1, 2, 4, 3)
+    scores = graph.mul(graph.cast(graph.op("MatMul", rows, keys), "float32"), scale)
+    scores = graph.capped(scores, layer.config.attn_logit_softcapping)
+    mask = graph.op("Unsqueeze", _mask(layer, heads), graph.ints(1))
     scores = graph.op("Where", mask, scores, graph.constant(MASKED["float32"], "float32"), dtype="float32")
-    sinks = graph.reshape(layer.vector("attn_sinks"), 1, groups, each, 1, 1)
-    shape = graph.concat(0, graph.dims(scores, 0, 4), graph.ints(1))
-    scores = graph.op("Concat", scores, graph.op("Expand", sinks, shape), axis=-1)
+    if _sinks(layer):
+        sinks = graph.reshape(layer.vector("attn_sinks"), 1, groups, each, 1, 1)
+        shape = graph.concat(0, graph.dims(scores, 0, 4), graph.ints(1))
+        scores = graph.op("Concat", scores, graph.op("Expand", sinks, shape), axis=-1)
     share = graph.op("Softmax", scores, axis=-1)
-    share = graph.op("Slice", share, graph.ints(0), graph.ints(-1), graph.ints(-1))
-    y = graph.op("MatMul", graph.cast(share, graph.dtype), graph.op("Unsqueeze", values, graph.ints(2)))
-    width = v.width // groups
-    return graph.reshape(graph.transpose(y, 0, 3, 1, 2, 4), -1, heads.query * width)
+    if _sinks(layer):
+        share = graph.op("Slice", share, graph.ints(0), graph.ints(-1), graph.ints(-1))
+    y = graph.op("MatMul", graph.cast(share, graph.dtype), graph.op("Unsqueeze", kept.values, graph.ints(2)))
+    return graph.reshape(graph.transpose(y, 0, 3, 1, 2, 4), -1, heads * kept.values.width)
 
 
 def _four(layer: Layer, x: Value, heads: int) -> Value:
@@ -167,13 +215,15 @@ def _places(layer: Layer) -> tuple[Value, Value]:
 
 
 def _mask(layer: Layer, heads: int) -> Value:
-    """What Attention may see: bool [batch, 1, sequence, total], or with ALiBi what is added to scores."""
+    """What queries may see: bool [batch, 1, sequence, total], or with ALiBi what is added to scores."""
     config, graph, kind = layer.config, layer.graph, layer.config.layer_type(layer.index)
     key = "mask", kind, config.position_embedding
     if key not in layer.shared:
         queries, keys = _places(layer)
-        real = graph.op("Unsqueeze", graph.cast(layer.inputs.attention_mask, "bool"), graph.ints(1, 2))
-        seen = graph.op("And", real, graph.op("GreaterOrEqual", queries, keys, dtype="bool"))
+        seen = graph.op("GreaterOrEqual", queries, keys, dtype="bool")
+        if layer.ops != "gqa":  # padding may be anywhere
+            real = graph.op("Unsqueeze", graph.cast(layer.inputs.attention_mask, "bool"), graph.ints(1, 2))
+            seen = graph.op("And", real, seen)
         if kind == "sliding_attention" and config.sliding_window is not None:
             near = graph.op("Less", graph.op("Sub", queries, keys), graph.constant(config.sliding_window, "int64"))
             seen = graph.op("And", seen, near)
