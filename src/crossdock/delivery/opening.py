@@ -13,6 +13,7 @@ from crossdock.formats.hf.config import flattened
 from crossdock.formats.hf.source import read_json
 from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
+from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
 from crossdock.options import one_of
@@ -28,6 +29,7 @@ from crossdock.planning.tensors.wrappers import unwrapped
 
 
 @documented_errors()
+@paused_collection()
 def open(
     path: str | os.PathLike[str],
     *,

@@ -6,6 +6,7 @@ from typing import Any
 
 from crossdock.formats import registry
 from crossdock.formats.options import Options
+from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.plan import Plan
@@ -25,6 +26,7 @@ def target_options(to: str) -> type[Options]:
 
 
 @documented_errors()
+@paused_collection()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """Plan the conversion of a checkpoint: what would be read, computed and written. No tensor data is read.
 
