@@ -44,9 +44,10 @@ def test_no_table_hides_in_an_expression(file: Path) -> None:
 
 
 def test_megatrons_layouts_are_short() -> None:
-    assert all(
-        len((DATA / f"layouts/{name}.toml").read_text().splitlines()) < 450 for name in ("megatron", "megatron_args")
-    )
+    # the arguments' place every name that four parsers know
+    most = {"megatron": 450, "megatron_args": 500}
+    lines = {name: len((DATA / f"layouts/{name}.toml").read_text().splitlines()) for name in most}
+    assert all(lines[name] < most[name] for name in most)
 
 
 @pytest.mark.parametrize("word", [*TENSOR_TABLES, *KEY_TABLES])

@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from crossdock.errors import FormatError, NotACheckpointError
+from crossdock.formats.companions import found_in
 from crossdock.formats.dcp import metadata as dcp
 from crossdock.formats.fp8 import megatron as fp8
 from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, run_notes
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
-from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stacked_args
+from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stack_of_names, stacked_args
+from crossdock.formats.megatron.lora import adapter_of, is_adapter
 from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
@@ -27,6 +29,7 @@ from crossdock.io.files import reading
 from crossdock.torchfile import open_torch, read_object
 from crossdock.unpickle import describe, printable
 
+TOKENIZER = "tokenizer"  # folder in the iteration's: --save-tokenizer-assets, Megatron-Bridge
 PREFIXES = ("module.", "model.")  # NeMo, FSDP: put before every key
 REASONS: Mapping[str, str] = {
     "optimizer.*": "optimizer state",
@@ -64,20 +67,22 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes["prefix"] = f"{prefix} left out of every name"
     if not tensors:
         raise FormatError("the checkpoint has no model weights", where=str(path))
-    refuse_other_models(tensors, str(path))
+    adapter = adapter_of(tensors, path) if is_adapter(tensors) else None
+    refuse_other_models(() if adapter is not None else tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
     masters: Callable[[], Masters] = partial(of_dist, path, prefix)
     keyed = {("", name): tensor for name, tensor in tensors.items()}
-    stack = stack_of(args, args_at)
+    stack = stack_of(args, args_at) or stack_of_names(tensors, args, args_at)
     notices: tuple[str, ...] = ()
     if stack is not None and stack.folds:
         fold = Fold(stack)
         notes["names"] = f"a HybridModel of {len(stack.letters)} layers ({stack.letters}), shown as a GPTModel"
-        keyed, args, scales = fold.tensors(keyed), as_gpt(args, stack), partial(fold.scales, scales)
+        keyed, scales = fold.tensors(keyed), partial(fold.scales, scales)
+        args = as_gpt(args, stack) if args else args
         masters = partial(fold.masters, masters)
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
-    if stack is not None and not stack.folds:
+    elif stack is not None and args:
         args = stacked_args(args, stack)
     return Source(
         format="megatron",
@@ -88,11 +93,13 @@ def open_dist(root: Path, folder: Folder) -> Source:
         metadata_at=args_at,
         skipped=summary(stored.skipped),
         skipped_bytes=stored.skipped_bytes,
+        companion_files=tuple(found_in(path / TOKENIZER)),
         scales=scales,
         masters=masters,
         notes=notes,
         notices=notices,
         aliased=bridge,
+        adapter=adapter,
     )
 
 

@@ -10,7 +10,7 @@ a GPTModel's checkpoint (`dist_checkpointing/gpt_checkpoint_interop.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,11 @@ _FINAL, _GPT_FINAL = "decoder.final_norm.", "decoder.final_layernorm."
 _OWN = (
     "hybrid_layer_pattern", "hybrid_override_pattern", "hybrid_attention_ratio", "hybrid_mlp_ratio", "is_hybrid_model",
     "mtp_hybrid_override_pattern",
+)  # fmt: skip
+# what a layer of each letter alone has; "*" and "-" are what the others are told from
+_TELLING = (
+    ("mixer.", "M"), ("self_attention.linear_kv_", "+"), ("self_attention.core_attention.indexer.", "D"),
+    ("self_attention.in_proj.", "G"), ("self_attention.", "*"), ("mlp.router.", "E"), ("mlp.", "-"),
 )  # fmt: skip
 _SPECS = ("hybrid_stack_spec", "mamba_stack_spec")
 UNSCALED = (
@@ -84,6 +89,35 @@ def stack_of(args: Mapping[str, Any], where: str) -> Stack | None:
             cause="args that were changed after the run",
         )
     return Stack(letters, tuple(map(len, main)))
+
+
+def stack_of_names(names: Collection[str], args: Mapping[str, Any], where: str) -> Stack | None:
+    """The layers of a HybridModel whose args have no pattern; None for names of another model.
+
+    Megatron's conversion tool writes such folders: without args where the GPTModel's were not in common.pt (from 0.19
+    on), else with args that count both kinds of layers and have a pattern only where they had one (Megatron-LM d98e8a6,
+    `tools/checkpoint/gpt_hybrid_conversion.py`, run). Raises ConfigError where args count other layers.
+    """
+    if not any(name.startswith(_FINAL) for name in names):
+        return None
+    letters: dict[int, str] = {}
+    for name in sorted(names):
+        if layer := _LAYER.match(name):
+            letter = next((letter for part, letter in _TELLING if layer[2].startswith(part)), "")
+            known = letters.get(int(layer[1]), "")
+            letters[int(layer[1])] = letter if known in ("", "*", "-") and letter else known
+    if sorted(letters) != list(range(len(letters))) or "" in letters.values():
+        return None
+    layers = args.get("num_layers")
+    if isinstance(layers, int) and layers != len(letters):
+        raise ConfigError(
+            "a HybridModel without a pattern, with another number of layers than its args",
+            where=where,
+            expected=f"num_layers {layers}",
+            got=f"{len(letters)} layers by their names",
+            cause="args of another model",
+        )
+    return Stack("".join(letters[number] for number in range(len(letters))), (len(letters),))
 
 
 def as_gpt(args: Mapping[str, Any], stack: Stack) -> dict[str, Any]:

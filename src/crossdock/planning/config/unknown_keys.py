@@ -100,7 +100,8 @@ def refusals(rules: Layout, keys: Mapping[str, Any], where: str) -> list[Problem
         except FAILURES as error:
             holds, cause = True, f"{condition.text} cannot be computed: {error}"
         if holds:
-            got = ", ".join(f"{name}={short(keys[name])}" for name in sorted(condition.names))
+            named = sorted(condition.names - {"tensors", "shapes", "dtypes"})
+            got = ", ".join(f"{name}={short(keys[name])}" for name in named)
             problems.append(Problem(statement.sentence, where=where, got=got, cause=cause))
     return problems
 
