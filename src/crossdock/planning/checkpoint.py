@@ -39,6 +39,12 @@ class Checkpoint:
     replaces: bool = False
     is_adapter: bool = False
 
+    def __repr__(self) -> str:
+        """In one line what it is; the fields have the rest."""
+        kind = "adapter of a " if self.is_adapter else ""
+        stored = f"{self.source.format}, {len(self.source.tensors):,} tensors"
+        return f"<Checkpoint {self.source.root}: {kind}{self.family.name}, {stored}>"
+
     @property
     def config(self) -> ModelConfig:
         """The model's canonical configuration."""

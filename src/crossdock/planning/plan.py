@@ -210,6 +210,14 @@ class Plan:
     tokenizer_from: str = ""
     replaces: bool = False
 
+    def __repr__(self) -> str:
+        """In one line what it does; the fields have the rest."""
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        return (
+            f"<Plan {self.source_root}: {self.source_format} to {self.target_format}, {len(self.tensors)} tensors, "
+            f"{self.nbytes:,} bytes in {files}>"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the whole target."""
