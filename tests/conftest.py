@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import hf_models
+from support import hf_models, peft_adapters
 
 # test processes share the machine: one thread each, and no look at the network from transformers
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -87,7 +87,7 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name in tests/data/checkpoints, families or megatron (or "tiny-kjv") -> the folder, unpacked once a session;
+    """Name in a folder of tests/data (or "tiny-kjv") -> the folder, unpacked once a session;
     never write there."""
     base = tmp_path_factory.mktemp("megatron")
 
@@ -96,7 +96,9 @@ def megatron_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
             return TESTS.parent / "examples" / name
         folder = base / name
         if not folder.exists():
-            kinds = (TESTS / "data" / kind / f"{name}.tar.xz" for kind in ("checkpoints", "families", "megatron"))
+            kinds = (
+                TESTS / "data" / kind / f"{name}.tar.xz" for kind in ("checkpoints", "families", "megatron", "adapters")
+            )
             with tarfile.open(next(file for file in kinds if file.is_file())) as archive:
                 archive.extractall(base, filter="data")
         return folder
@@ -114,6 +116,19 @@ def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder if folder.exists() else hf_models.make_hf(recipe, folder)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def adapter_bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name in `support.peft_adapters.MODELS` -> the folder of a float32 model, made once a session."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = peft_adapters.made_model(tmp_path_factory.mktemp(name), *peft_adapters.MODELS[name])
+        return made[name]
+
+    return folder
 
 
 @pytest.fixture(scope="module")

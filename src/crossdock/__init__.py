@@ -19,7 +19,21 @@ from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from crossdock.delivery import check, diff, export, open, plan, run, target_options, verify
-    from crossdock.errors import CrossdockError
+    from crossdock.errors import (
+        CheckFailed,
+        ConfigError,
+        CrossdockError,
+        EnvironmentProblem,
+        FormatError,
+        InputError,
+        MemoryPlanError,
+        NotACheckpointError,
+        PlanError,
+        Problem,
+        TokenizerError,
+        UnsafePickleError,
+        UsageError,
+    )
     from crossdock.planning.checkpoint import Checkpoint
     from crossdock.planning.plan import Plan
     from crossdock.running.check import CheckReport
@@ -28,12 +42,24 @@ if TYPE_CHECKING:
     from crossdock.running.verify import VerifyReport
 
 __all__ = [
+    "CheckFailed",
     "CheckReport",
     "Checkpoint",
+    "ConfigError",
     "CrossdockError",
     "DiffReport",
+    "EnvironmentProblem",
+    "FormatError",
+    "InputError",
+    "MemoryPlanError",
+    "NotACheckpointError",
     "Plan",
+    "PlanError",
+    "Problem",
     "RunReport",
+    "TokenizerError",
+    "UnsafePickleError",
+    "UsageError",
     "VerifyReport",
     "__version__",
     "check",
@@ -47,6 +73,28 @@ __all__ = [
 ]  # fmt: skip
 
 _VERBS = ("check", "diff", "export", "open", "target_options", "plan", "run", "verify")
+_ERRORS = (
+    "CheckFailed",
+    "ConfigError",
+    "CrossdockError",
+    "EnvironmentProblem",
+    "FormatError",
+    "InputError",
+    "MemoryPlanError",
+    "NotACheckpointError",
+    "PlanError",
+    "Problem",
+    "TokenizerError",
+    "UnsafePickleError",
+    "UsageError",
+)
+
+
+def __dir__() -> list[str]:
+    """Every name that the package offers, those that were not used yet too."""
+    return sorted(__all__)
+
+
 if not TYPE_CHECKING:  # so that type checkers see no name but those above
     __getattr__ = loader(
         __name__,
@@ -55,7 +103,7 @@ if not TYPE_CHECKING:  # so that type checkers see no name but those above
                 **dict.fromkeys(_VERBS, "crossdock.delivery"),
                 "CheckReport": "crossdock.running.check",
                 "Checkpoint": "crossdock.planning.checkpoint",
-                "CrossdockError": "crossdock.errors",
+                **dict.fromkeys(_ERRORS, "crossdock.errors"),
                 "DiffReport": "crossdock.running.diff",
                 "Plan": "crossdock.planning.plan",
                 "RunReport": "crossdock.running.results",

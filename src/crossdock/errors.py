@@ -29,7 +29,8 @@ class Problem:
 
     what      the sentence: what is wrong
     where     file, tensor, key, byte offset
-    expected  and `got`: the two values that disagree, already as text
+    expected  what should be there, as text
+    got       what is there, as text
     cause     the likely cause
     fix       what to do: a flag, a command, a file to look at
     check     the short name of the check that found it, for programs: in JSON, not in the text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -49,8 +51,28 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     delivery.export(model, folder / "trt", to="trtllm", tp=2, dtype="bf16", tokenizer=tokenizer)
     weights = load_file(folder / "my-model-hf" / "model.safetensors")
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, folder / "state.pt")
+    _adapter(folder / "my-adapter", weights)
     dcp.save({"model": weights}, checkpoint_id=folder / "fsdp-step-9000", no_dist=True)
     return folder
+
+
+def _adapter(folder: Path, weights: dict[str, Any]) -> None:
+    """A LoRA of rank 2 on the query projections of `weights`, as peft writes it."""
+    import torch
+    from safetensors.torch import save_file
+
+    pairs = {}
+    for name in (name for name in weights if name.endswith("q_proj.weight")):
+        rows, columns = weights[name].shape
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        pairs |= {
+            f"{module}.lora_A.weight": torch.ones(2, columns),
+            f"{module}.lora_B.weight": torch.ones(rows, 2) / 64,
+        }
+    folder.mkdir()
+    save_file(pairs, folder / "adapter_model.safetensors")
+    keys = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(keys))
 
 
 def commands(page: Path) -> Iterator[list[str]]:

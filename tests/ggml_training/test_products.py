@@ -11,7 +11,7 @@ from crossdock.formats.stored import Extent, SourceFile
 from crossdock.model.config import ResolvedConfig
 from crossdock.planning.plan import Move, Plan, PlannedExtent, Product, TargetTensor
 from crossdock.running.blocks import WorkerBuffers, blocks
-from crossdock.running.low_rank import Adder
+from crossdock.running.low_rank import Adders
 from crossdock.running.reader import Reader
 
 
@@ -27,7 +27,7 @@ def planned(folder: Path, rows: int, columns: int, rank: int) -> tuple[Plan, np.
         moves.append((Move(number, 0, 0, (part.size,), (1,), (1,)),))
         at += part.nbytes
     product = Product(rank, rows, columns, moves[1], moves[2])
-    tensor = TargetTensor("t", 0, 0, parts[0].nbytes, (rows, columns), "float32", moves[0], product=product)
+    tensor = TargetTensor("t", 0, 0, parts[0].nbytes, (rows, columns), "float32", moves[0], products=(product,))
     files = (SourceFile.of(folder / "data"),)
     described = ResolvedConfig(None, {})  # type: ignore[arg-type]
     plan = Plan("", folder, "", True, files, tuple(extents), (), (tensor,), described)
@@ -57,11 +57,10 @@ def test_tiles_stay_small(tmp_path: Path) -> None:
     import tracemalloc
 
     plan, _ = planned(tmp_path, 16, 60_000, 16)
-    product = plan.tensors[0].product
-    assert product is not None
+    tensor = plan.tensors[0]
     values = np.zeros(80_000, np.float32)
     with Reader(plan) as reader:
-        adder = Adder(plan, product, reader, 256 << 10)
+        adder = Adders(plan, tensor, reader, 256 << 10)
         tracemalloc.start()
         adder(values, 50_000)
         _, peak = tracemalloc.get_traced_memory()

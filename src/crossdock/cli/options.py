@@ -114,12 +114,12 @@ class SourceFlags:
 
     def interpret(self, source: Source) -> Checkpoint:
         """Its meaning: family, configuration, canonical tensors."""
-        if (self.base is None) == self.merge:
-            raise UsageError("--base MODEL and --merge must be used together")
+        if self.merge and self.base is None:
+            raise UsageError("--merge needs the model that the adapter is added to", fix="--base MODEL --merge")
         overrides = delivery.overrides_from(
             family=self.family, config=self.config, set=self.settings, rename=self.rename, weights=self.weights
         )
-        return delivery.interpret(source, overrides, self.base)
+        return delivery.interpret(source, overrides, self.base, merge=self.merge)
 
     def open(self, path: Path) -> Checkpoint:
         """Read and interpret `path`."""

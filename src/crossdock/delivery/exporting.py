@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from inspect import signature
+from dataclasses import fields
 from typing import Any
 
-from crossdock.delivery.opening import open, overrides_from
+from crossdock.delivery.opening import open
+from crossdock.delivery.reading import ReadOptions
 from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import made, split
+from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.running.destination import local_path
@@ -18,7 +20,7 @@ from crossdock.running.results import RunReport
 from crossdock.running.run import run as run_plan
 from crossdock.running.weights import numbers_of
 
-_OPEN = frozenset((*signature(open).parameters, *signature(overrides_from).parameters)) - {"path", "overrides"}
+_READING = frozenset(one.name for one in fields(ReadOptions))
 
 
 @documented_errors()
@@ -48,9 +50,10 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
 
     Raises what these three raise.
     """
-    reading = {name: options.pop(name) for name in list(options) if name in _OPEN}
+    reading = {name: options.pop(name) for name in list(options) if name in _READING}
     writing, of_target = split(WriteOptions, options)
     target = registry.made_target(to, of_target)
     local_path(output)
     checkpoint = open(source, **reading)
+    checkpoint = with_asked_layers(checkpoint, target.options)
     return run_plan(make_plan(checkpoint, target, numbers_of(checkpoint)), output, writing)

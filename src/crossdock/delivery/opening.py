@@ -8,19 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crossdock.delivery.reading import ReadOptions
+from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.formats.hf.config import flattened
 from crossdock.formats.hf.source import read_json
 from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
+from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
-from crossdock.options import one_of
+from crossdock.options import made, one_of
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.config.describe import describe
 from crossdock.planning.config.overrides import Overrides, with_user_config
 from crossdock.planning.config.unproven import unproven
-from crossdock.planning.merge import merged
+from crossdock.planning.merge import kept_apart, merged, merged_by_name
 from crossdock.planning.tensors.masters import demand_masters, with_masters
 from crossdock.planning.tensors.renames import renamed
 from crossdock.planning.tensors.resolve import resolve
@@ -28,32 +31,23 @@ from crossdock.planning.tensors.wrappers import unwrapped
 
 
 @documented_errors()
-def open(
-    path: str | os.PathLike[str],
-    *,
-    format: str | None = None,
-    iteration: int | None = None,
-    base: str | os.PathLike[str] | None = None,
-    **overrides: Any,
-) -> Checkpoint:
+@paused_collection()
+def open(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 
-    path       a file or a folder
-    format     name of the source format, one of `crossdock formats`; None: recognised
-    iteration  number of the iteration of a Megatron run; None: the latest
-    base       the model that `path` is an adapter of: what is opened is that model with the adapter merged into it
-    overrides  what replaces or completes the configuration:
-        family   name of a family, or the path of a family file, instead of the derived one
-        config   path of a config.json (or its folder), or of JSON with Megatron's args or TransformerConfig
-        set      field -> text of its value, in canonical or the format's own names: {"rotary_base": "500000"}
-        rename   custom tensor names -> those of the format, with `{layer}` where they count
-        weights  "model", or "master": of a Megatron run the optimizer's float32 weights
+    path     a file or a folder
+    options  `format`, `iteration`, `family`, `config`, `set`, `rename`, `weights`, `base`, `merge`, `norm_eps`,
+             `rope_base`: see `ReadOptions`
 
     Raises NotACheckpointError for a path that holds none, FormatError for a damaged file, UnsafePickleError for a
     pickle that would run code, ConfigError and PlanError for what does not fit, UsageError, EnvironmentProblem.
     """
-    source = registry.open_source(Path(path), format=format, iteration=iteration)
-    return interpret(source, overrides_from(**overrides), None if base is None else Path(base))
+    asked = made(ReadOptions, options)
+    source = registry.open_source(Path(path), format=asked.format, iteration=asked.iteration)
+    overrides = overrides_from(
+        family=asked.family, config=asked.config, set=asked.settings, rename=asked.rename, weights=asked.weights
+    )
+    return interpret(source, overrides, None if asked.base is None else Path(asked.base), merge=asked.merge)
 
 
 def overrides_from(
@@ -76,14 +70,27 @@ def overrides_from(
     return Overrides(family, dict(set or {}), flat, where, renames=dict(rename or {}), weights=weights)
 
 
-def interpret(source: Source, overrides: Overrides, base: Path | None = None) -> Checkpoint:
+def interpret(source: Source, overrides: Overrides, base: Path | None = None, *, merge: bool = True) -> Checkpoint:
     """Give a source its meaning: family, configuration, and where every canonical tensor lies.
 
-    base  the model that `source` is an adapter of: the result is that model with the adapter added;
-          `overrides` are about it
+    base   the model that `source` is an adapter of: the result is that model with the adapter added, or without
+           `merge` the adapter alone; `overrides` are about the model
     """
     if base is not None:
-        return merged(interpret(registry.open_source(base), overrides), interpret(source, Overrides()))
+        model = interpret(registry.open_source(base), overrides)
+        if source.adapter is not None:
+            return (merged_by_name if merge else kept_apart)(model, source, source.adapter)
+        if not merge:
+            raise UsageError("--base MODEL without --merge is for adapters that need their model to be understood")
+        return merged(model, interpret(source, Overrides()))
+    if source.adapter is not None:
+        named = f" ({source.adapter.base})" if source.adapter.base else ""
+        raise UsageError(
+            "this is an adapter, not a model",
+            where=str(source.root),
+            fix=f"pass its model{named}: --base MODEL --merge, or --base MODEL with --to gguf-lora or --to peft",
+            check="adapter-unmerged",
+        )
     if overrides.weights == "master":
         source = with_masters(source)
     if source.layout == "hf":

@@ -46,6 +46,7 @@ _SOURCES: Mapping[str, tuple[_Kind, str]] = MappingProxyType(
         "ggml_training": ("file", "crossdock.formats.ggml_training"),
         "trtllm": ("both", "crossdock.formats.trtllm.source"),
         "megatron_state": ("file", "crossdock.formats.megatron.state"),
+        "peft": ("both", "crossdock.formats.hf.peft_source"),
         "onnx": ("folder", "crossdock.formats.onnx.source"),
         "hf": ("both", "crossdock.formats.hf.source"),
         "megatron": ("folder", "crossdock.formats.megatron"),

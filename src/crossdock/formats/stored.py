@@ -10,12 +10,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from crossdock.codecs.scale_blocks import ScaleBlocks
 from crossdock.errors import InputError
 from crossdock.io.files import open_regular
 from crossdock.layout.partitions import Partitions
+
+if TYPE_CHECKING:
+    from crossdock.formats.adapter import Adapter
 
 Wrapping = Literal["raw", "torch_zip", "safetensors"]
 
@@ -164,6 +167,7 @@ class Source:
     scales       reads the scales of fp8 training, where there may be some
     masters      finds the optimizer's float32 weights, where the format may hold them
     layout_of    the format whose names it has, where that is another one (a DCP folder of Hugging Face names)
+    adapter      what an adapter changes in its base, where the source is one that needs its base to be understood
     notes        facts worth showing to the user (iteration, writer version, ...), in reading order
     notices      sentences that are shown whatever is done with the checkpoint, such as files that were left aside
     """
@@ -185,6 +189,7 @@ class Source:
     notices: tuple[str, ...] = ()
     aliased: bool = False
     layout_of: str = ""
+    adapter: Adapter | None = None
 
     @property
     def layout(self) -> str:

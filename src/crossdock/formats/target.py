@@ -10,6 +10,7 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -83,6 +84,7 @@ class Findings:
     encoding       the layout's [encoding]: what is encoded in its own way -> globs over the format's names
     header         the layout's [write]: key -> (type, value)
     source_dtype   what most of the source's matrices are in
+    alphas         of an adapter: the model's tensor -> scale * rank of its pair, as the target has it
     fixed          tensor name -> codec, taken from the output that is being verified
     placed         finds where every canonical tensor lies in the target's tensors
     """
@@ -94,6 +96,7 @@ class Findings:
     header: Mapping[str, tuple[str, Any]]
     source_dtype: str
     fixed: Mapping[str, str]
+    alphas: Mapping[str, float] = field(default_factory=dict)
     placed: Callable[[], Sequence[Placed]] = tuple
 
     def is_listed(self, kind: str, name: str) -> bool:
@@ -191,6 +194,18 @@ class State:
     same: tuple[PassThrough, tuple[StoredTensor, ...]] | None = None
 
 
+class PairForm(Enum):
+    """How a target has the two matrices of a pair on a matrix of the model.
+
+    LINEAR      [rank, in] and [out, rank]
+    ROWS_FIRST  of an embedding: [rows, rank] and [columns, rank]; RANK_FIRST: [rank, rows] and [columns, rank]
+    """
+
+    LINEAR = "linear"
+    ROWS_FIRST = "rows first"
+    RANK_FIRST = "rank first"
+
+
 class Target(ABC, Generic[OptionsT]):
     """One target format with what the user asked of it. The planner calls its methods in the order in which they stand.
 
@@ -198,6 +213,8 @@ class Target(ABC, Generic[OptionsT]):
     options_type the dataclass of its options
     needs_training_scales   those of `quantizations` that take the scales of fp8 training
     own_names    globs of the files that its outputs may have, where OUT is a folder: `--force` may replace these
+    pairs_in     of a target that holds adapters: the layout whose names the model's tensors have in it
+    one_alpha    such a target has one alpha for all pairs
     instead      advice where a type is asked for that it does not write
     """
 
@@ -208,6 +225,8 @@ class Target(ABC, Generic[OptionsT]):
     needs_training_scales: ClassVar[frozenset[str]] = frozenset()
     own_names: ClassVar[tuple[str, ...]] = ()
     instead: ClassVar[str] = ""
+    pairs_in: ClassVar[str] = ""
+    one_alpha: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         """Raises UsageError for a type that the format lacks, and for what `check` refuses."""
@@ -267,6 +286,20 @@ class Target(ABC, Generic[OptionsT]):
     @abstractmethod
     def assemble(self, tensors: Sequence[TensorSpec], found: Findings) -> Assembled:
         """Files and places for `tensors`."""
+
+    @classmethod
+    def demand_place(cls, name: str) -> None:
+        """Raises PlanError where the target has no place for a pair on the model's tensor `name`."""
+
+    @classmethod
+    def pair_form(cls, name: str) -> PairForm:
+        """How the pair on the model's tensor `name` is held."""
+        return PairForm.LINEAR
+
+    @classmethod
+    def pair_names(cls, name: str) -> tuple[str, str]:
+        """What the two matrices of the pair on the model's tensor `name` are called."""
+        raise NotImplementedError(f"{cls.name} holds models, not adapters")
 
     @classmethod
     def reopen(cls, output: Path) -> Source | None:

@@ -65,6 +65,16 @@ def sum_alone(steps: Steps) -> float | None:
     return steps[0].number if len(steps) == 1 and steps[0].kind == "add" else None
 
 
+def factor(steps: Steps) -> float | None:
+    """By what a difference of two values grows on the way; None where that depends on the values."""
+    number = 1.0
+    for kind, by in steps:
+        if kind in ("exp", "log", "centre"):
+            return None
+        number *= {"multiply": by, "divide": 1 / by if by else 0.0, "negate": -1.0}.get(kind, 1.0)
+    return number
+
+
 def shown(steps: Steps) -> str:
     """The steps as people write them: "-exp(x)", "log(-x)", "x * 0.5"."""
     text = "x"

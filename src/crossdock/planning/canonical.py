@@ -14,7 +14,7 @@ from crossdock.errors import PlanError, Problem
 from crossdock.layout.lenses import Lens, Placement
 from crossdock.layout.maps import inverse, sum_alone
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.merge import product_for
+from crossdock.planning.pairs import products_for
 from crossdock.planning.plan import MappedRange, Plan, TargetTensor
 from crossdock.planning.tensors.extents import Extents, candidates, moves_for
 
@@ -100,15 +100,15 @@ def canonical_plan(checkpoint: Checkpoint, orders: Mapping[str, tuple[str, ...]]
         steps = inverse(ways.pop())
         add = sum_alone(steps)
         addition = checkpoint.addition
-        product = None if addition is None else product_for(extents, addition, (lens,), shape)
+        products = () if addition is None else products_for(extents, addition, (lens,), shape, {})
         dtypes = {provision.stored.values for provision in used}
-        dtype = dtypes.pop() if len(dtypes) == 1 and not steps and product is None else "float32"
+        dtype = dtypes.pop() if len(dtypes) == 1 and not steps and not products else "float32"
         codec = codecs.get(dtype)
         tensors.append(
             TargetTensor(
                 name, 0, 0, -(-slot.elements // codec.block) * codec.block_bytes, shape, dtype,
                 tuple(sorted(moves, key=lambda move: move.dst)), add or 0.0, of=(slot.tensor,),
-                sources=tuple(dict.fromkeys(p.stored.name for p in used)), product=product,
+                sources=tuple(dict.fromkeys(p.stored.name for p in used)), products=products,
                 maps=() if add is not None else (MappedRange(0, slot.elements, steps),),
             )
         )  # fmt: skip

@@ -10,6 +10,7 @@ from crossdock.formats.stored import Source
 from crossdock.layout.rules import Layout
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
+from crossdock.planning.pairs import Addition
 from crossdock.planning.tensors.resolved import Resolved
 
 
@@ -23,7 +24,9 @@ class Checkpoint:
     variables  name -> number: what the layout's offsets and conditions may name
     rules      where the source's format keeps the canonical tensors of this family
     resolved   which stored tensor holds which part of which canonical tensor
-    addition   where an adapter lies whose products are added to the tensors (`planning.merge`)
+    addition   the pairs of an adapter whose products are added to the tensors (`planning.merge`)
+    replaces   whether tensors of that adapter stand in place of the model's own
+    is_adapter  this is the adapter alone; family, configuration and rules are those of its model
     """
 
     source: Source
@@ -32,7 +35,15 @@ class Checkpoint:
     variables: Mapping[str, Any]
     rules: Layout
     resolved: Resolved
-    addition: Resolved | None = None
+    addition: Addition | None = None
+    replaces: bool = False
+    is_adapter: bool = False
+
+    def __repr__(self) -> str:
+        """In one line what it is; the fields have the rest."""
+        kind = "adapter of a " if self.is_adapter else ""
+        stored = f"{self.source.format}, {len(self.source.tensors):,} tensors"
+        return f"<Checkpoint {self.source.root}: {kind}{self.family.name}, {stored}>"
 
     @property
     def config(self) -> ModelConfig:

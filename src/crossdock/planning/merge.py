@@ -1,24 +1,22 @@
 """An adapter added to its model: a checkpoint whose tensors grow by products of small rank on the way to the target.
 
-Knows no formats: an adapter is a checkpoint whose tensors T_lora_a and T_lora_b belong to the canonical tensor T. The
-products are planned, not computed; see docs/decisions/0006-merge-is-a-product-in-the-plan.md.
+The adapter is a checkpoint of a family of its own, whose tensors T_lora_a and T_lora_b belong to the canonical tensor
+T, or names tensors of its base (`planning.adapters`). Knows no formats.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from crossdock.errors import PlanError, Problem
-from crossdock.formats.stored import StoredTensor
-from crossdock.layout.boxes import steps_of
-from crossdock.layout.lenses import Lens, Placement
+from crossdock.formats.adapter import Adapter
+from crossdock.formats.stored import Source, SourceFile, StoredTensor
+from crossdock.planning.adapter_containers import alone
+from crossdock.planning.adapters import found_in, without
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.plan import Move, Product
-from crossdock.planning.tensors.extents import Extents, moves_for
-from crossdock.planning.tensors.resolved import Resolved, SourceSlice
+from crossdock.planning.pairs import Pair, by_tensor, ranked
+from crossdock.planning.tensors.resolved import Key, Resolved, SourceSlice, key_of
 
 _ALIKE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -30,7 +28,7 @@ _MOST_RANK = 1 << 16
 def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     """`base` with the adapter's products added to its tensors. Raises PlanError with everything that does not fit."""
     where = str(adapter.source.root)
-    pairs = {name.removesuffix("_lora_a") for name in adapter.resolved.provisions if name.endswith("_lora_a")}
+    pairs = _pairs(adapter.resolved)
     if not pairs:
         raise PlanError("the source is not an adapter, so --merge does not apply", where=where, got=adapter.family.name)
     problems = [
@@ -46,109 +44,105 @@ def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     ]
     problems += [
         Problem(f"the model has no {name}, for which the adapter has a pair", where=str(base.source.root))
-        for name in sorted(pairs - base.resolved.provisions.keys())
+        for name in sorted({pair.tensor for pair in pairs} - base.resolved.provisions.keys())
+    ]
+    problems += [
+        Problem("implausible rank of an adapter", where=pair.left.shown, got=f"{pair.rank:,}")
+        for pair in pairs
+        if pair.rank > _MOST_RANK
     ]
     if adapter.addition is not None or base.addition is not None:
         problems.append(Problem("one adapter at a time", where=where))
     if problems:
         raise PlanError(problems)
-    source = replace(base.source, files=(*base.source.files, *adapter.source.files))
-    addition = _shifted(adapter.resolved, len(base.source.files))
-    return replace(base, source=source, addition=addition)
+    return added(base, adapter.source.files, pairs)
 
 
-def product_for(extents: Extents, addition: Resolved, lenses: Sequence[Lens], shape: tuple[int, ...]) -> Product | None:
-    """What an adapter adds to a tensor of `shape`, which is taken for a matrix: some dimensions, then the others.
-
-    Several canonical tensors in one get one product: the sum of their ranks, each with zeros where the others lie. None
-    when the adapter has no pair for any of them. Raises PlanError.
-    """
-    pairs = [(lens, ranks[0]) for lens in lenses if (ranks := _ranks(addition, lens.tensor))]
-    if not pairs:
-        return None
-    total = sum(rank for _, (_, rank) in pairs)
-    if total > _MOST_RANK:
-        raise PlanError("implausible rank of an adapter", where=pairs[0][0].tensor, got=f"{total:,}")
-    for cut in range(len(shape) + 1):
-        for left, right in ("ba", "ab"):
-            halves = tuple(zip(_halves(shape, cut), (left, right), strict=True))
-            if not all(_lies(addition, lens, axis, dims, half) for lens, (axis, _) in pairs for dims, half in halves):
-                continue
-            sides: tuple[list[Move], list[Move]] = ([], [])
-            first = 0
-            for lens, (axis, rank) in pairs:
-                for side, (dims, half) in zip(sides, halves, strict=True):
-                    ranked = _Ranks(axis, rank, first, total)
-                    side += _moves(extents, addition, lens, shape, dims, half, ranked)
-                first += rank
-            rows, columns = (math.prod(shape[d] for d in dims) for dims, _ in halves)
-            return Product(total, rows, columns, *(tuple(sorted(side, key=lambda move: move.dst)) for side in sides))
-    raise PlanError("the axes of the adapter's pair lie mixed in the target", where=pairs[0][0].tensor)
+def merged_by_name(base: Checkpoint, source: Source, adapter: Adapter) -> Checkpoint:
+    """The same for an adapter that names tensors of its base. Raises PlanError with everything that does not fit."""
+    if base.addition is not None:
+        raise PlanError("one adapter at a time", where=str(source.root))
+    found = found_in(base, adapter, str(source.root))
+    return added(base, source.files, found.pairs, found.replaced, changes=bool(adapter.changed))
 
 
-def _ranks(addition: Resolved, tensor: str) -> list[tuple[str, int]]:
-    """The axis that the two factors of `tensor` share beside the layer, and its size; nothing where it has no pair."""
-    one, other = (_axes(addition, f"{tensor}_lora_{half}") for half in "ab")
-    return [(axis, size) for axis, size in one.items() if axis in other and axis != "layer"]
+def kept_apart(base: Checkpoint, source: Source, adapter: Adapter) -> Checkpoint:
+    """The adapter alone, with the meaning that its base gives it. Raises PlanError with all that does not fit."""
+    found = found_in(base, adapter, str(source.root))
+    if adapter.changed:
+        raise PlanError(
+            "the adapter has whole tensors or rows beside its pairs, for which no adapter of a target has a place",
+            where=str(source.root),
+            got=", ".join(sorted(adapter.changed)[:4]),
+            fix="--base MODEL --merge",
+        )
+    addition = by_tensor(found.pairs)
+    return replace(base, source=source, resolved=alone(addition), addition=addition, is_adapter=True)
 
 
-def _lies(addition: Resolved, lens: Lens, rank_axis: str, dims: range, half: str) -> bool:
-    """Whether dimensions `dims` of `lens` hold the axes of this factor, the rank aside."""
-    own = _axes(addition, f"{lens.tensor}_lora_{half}").keys() - {rank_axis, "layer", "one"}
-    return {p.axis for p in lens.axes if p.dim in dims} == own
+def added(
+    base: Checkpoint,
+    files: tuple[SourceFile, ...],
+    pairs: Sequence[Pair],
+    replaced: Sequence[SourceSlice] = (),
+    *,
+    changes: bool = False,
+) -> Checkpoint:
+    """`base` with `pairs` and `replaced`, whose tensors lie in `files`, which come behind its own."""
+    behind = _Behind(len(base.source.files))
+    moved = [
+        replace(
+            pair,
+            left=behind(pair.left),
+            right=behind(pair.right),
+            magnitudes=None if pair.magnitudes is None else behind(pair.magnitudes),
+        )
+        for pair in pairs
+    ]
+    source = replace(base.source, files=(*base.source.files, *files))
+    resolved = _with_replaced(base.resolved, list(map(behind, replaced)))
+    return replace(base, source=source, resolved=resolved, addition=by_tensor(moved), replaces=changes)
 
 
-def _halves(shape: tuple[int, ...], cut: int) -> tuple[range, range]:
-    return range(cut), range(cut, len(shape))
+def _with_replaced(resolved: Resolved, replaced: Sequence[SourceSlice]) -> Resolved:
+    """`resolved` where `replaced` stand in place of what it has in the same boxes."""
+    provisions = dict(resolved.provisions)
+    names = dict.fromkeys(one.lens.tensor for one in replaced)
+    for name in names:
+        mine = [one for one in replaced if one.lens.tensor == name]
+        by_key: dict[Key, tuple[SourceSlice, ...]] = {}
+        for one in (*without(resolved.all(name), mine), *mine):
+            key = key_of(one.lens)
+            by_key[key] = (*by_key.get(key, ()), one)
+        provisions[name] = by_key
+    checks = tuple(check for check in resolved.equality_checks if check[1] not in names)
+    return replace(resolved, provisions=provisions, equality_checks=checks)
 
 
-class _Ranks(NamedTuple):
-    """The ranks of one pair among those of all: `size` along `axis`, from `first` of `total`."""
-
-    axis: str
-    size: int
-    first: int
-    total: int
-
-
-def _moves(
-    extents: Extents, addition: Resolved, lens: Lens, shape: tuple[int, ...], dims: range, half: str, ranks: _Ranks
-) -> list[Move]:
-    """What fills one factor: the axes of dimensions `dims` of `lens`, flat, then the ranks."""
-    name = f"{lens.tensor}_lora_{half}"
-    steps = dict(zip(dims, steps_of(shape[dims.start : dims.stop]), strict=True))
-    placed = [replace(p, dim=0, step=p.step * steps[p.dim]) for p in lens.axes if p.dim in dims]
-    placed = placed or [Placement("one", 0, 1, 0, 1)]  # a vector is a matrix of one row
-    fixed = [p for p in lens.axes if p.dim < 0]
-    start = sum(lens.starts[dim] * step for dim, step in steps.items())
-    side = Lens(name, (*fixed, *placed, Placement(ranks.axis, 1, 1, 0, ranks.size)), (start, ranks.first))
-    size = math.prod(shape[dim] for dim in dims)
-    moves, count, used = moves_for(extents, addition, name, side, (size, ranks.total))
-    if count != side.volume or {p.stored.values for p in used} != {"float32"}:
-        raise PlanError("the adapter's pair does not fit its tensor", where=name, got=f"{count} elements")
-    return moves
+def _pairs(resolved: Resolved) -> list[Pair]:
+    """The pairs of an adapter's family: T_lora_a is over the columns of T, T_lora_b over its rows."""
+    out = []
+    for name in (name for name in resolved.provisions if name.endswith("_lora_a")):
+        tensor = name.removesuffix("_lora_a")
+        for key, slices in resolved.provisions[name].items():
+            for right, left in zip(slices, resolved.provisions[f"{tensor}_lora_b"][key], strict=True):
+                shared = {p.axis for p in left.lens.axes} & {p.axis for p in right.lens.axes} - {"layer"}
+                axis = next(iter(shared))
+                rank = next(p.high - p.low for p in right.lens.axes if p.axis == axis)
+                out.append(Pair(tensor, ranked(left, axis), ranked(right, axis), rank))
+    return out
 
 
-def _axes(addition: Resolved, name: str) -> dict[str, int]:
-    """The axes of a factor and their sizes; nothing when the adapter has no such factor."""
-    for by_key in addition.provisions.get(name, {}).values():
-        return {p.axis: p.high - p.low for p in by_key[0].lens.axes}
-    return {}
+class _Behind:
+    """Slices of a source as they are in one that has `files` more files before its own."""
 
+    def __init__(self, files: int) -> None:
+        self._files = files
+        self._known: dict[int, tuple[StoredTensor, StoredTensor]] = {}  # the old ones are kept alive with their ids
 
-def _shifted(resolved: Resolved, files: int) -> Resolved:
-    """The same in a source that has `files` more files before these."""
-    known: dict[int, StoredTensor] = {}
-
-    def moved(provision: SourceSlice) -> SourceSlice:
-        stored = provision.stored
-        if id(stored) not in known:
-            extents = tuple(replace(extent, file=extent.file + files) for extent in stored.extents)
-            known[id(stored)] = replace(stored, extents=extents)
-        return replace(provision, stored=known[id(stored)])
-
-    provisions = {
-        name: {key: tuple(map(moved, found)) for key, found in by_key.items()}
-        for name, by_key in resolved.provisions.items()
-    }
-    return Resolved(provisions, (), {})
+    def __call__(self, one: SourceSlice) -> SourceSlice:
+        stored = one.stored
+        if id(stored) not in self._known:
+            extents = tuple(replace(extent, file=extent.file + self._files) for extent in stored.extents)
+            self._known[id(stored)] = stored, replace(stored, extents=extents)
+        return replace(one, stored=self._known[id(stored)][1])

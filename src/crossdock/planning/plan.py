@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,11 @@ class MappedRange:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What an adapter adds to a tensor of `rows` x `columns`: value [i, j] grows by the sum over r of left[i, r] *
-    right[j, r]. `left` and `right` are the moves that fill float32 tensors of rows x rank and columns x rank.
+    """What an adapter adds to the elements of a tensor from `start` on, taken for a matrix of `rows` x `columns`:
+    value [i, j] grows by scale * the sum over r of left[i, r] * right[j, r].
+
+    left, right  the moves that fill float32 tensors of rows x rank and columns x rank; zeros elsewhere
+    magnitudes   moves that fill a float32 vector of rows: rows that they fill are then scaled to these lengths (DoRA)
     """
 
     rank: int
@@ -72,6 +75,14 @@ class Product:
     columns: int
     left: tuple[Move, ...]
     right: tuple[Move, ...]
+    scale: float = 1.0
+    start: int = 0
+    magnitudes: tuple[Move, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        """The first element behind those that it adds to."""
+        return self.start + self.rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,7 @@ class TargetTensor:
     scale_blocks  each cell's values are divided by a scale, after `add` (`codecs.scale_blocks`)
     static_scales  the scale of each cell; none: it follows from the values
     is_scale_tensor  the tensor holds the scales of these blocks instead of the values
-    product  what is added besides, computed from other stored tensors
+    products  what is added besides, computed from other stored tensors
     data   the encoded bytes of a computed tensor (rope factors), else None and `moves` fill it
     zeros  elements that no move fills (padding), written as zero
     of     canonical tensors that it holds; `sources`: names of the stored tensors that made it
@@ -107,7 +118,7 @@ class TargetTensor:
     sources: tuple[str, ...] = ()
     part: str = ""
     experts: int = 1
-    product: Product | None = None
+    products: tuple[Product, ...] = ()
     scale_blocks: ScaleBlocks | None = None
     static_scales: tuple[float, ...] = ()
     is_scale_tensor: bool = False
@@ -126,7 +137,7 @@ class TargetTensor:
     @property
     def sums(self) -> bool:
         """Whether values are computed with on the way: then they pass through float32."""
-        return bool(self.add or self.maps) or self.product is not None
+        return bool(self.add or self.maps or self.products)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +183,7 @@ class Plan:
     weights          "model", or "master": the optimizer's float32 weights
     tokenizer        files that the tokenizer was read from
     tokenizer_from   where the tokenizer is from, for people
+    replaces         whether tensors of an adapter stand in place of the model's own
     """
 
     source_format: str
@@ -196,6 +208,15 @@ class Plan:
     weights: str = "model"
     tokenizer: tuple[SourceFile, ...] = ()
     tokenizer_from: str = ""
+    replaces: bool = False
+
+    def __repr__(self) -> str:
+        """In one line what it does; the fields have the rest."""
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        return (
+            f"<Plan {self.source_root}: {self.source_format} to {self.target_format}, {len(self.tensors)} tensors, "
+            f"{self.nbytes:,} bytes in {files}>"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -253,7 +274,7 @@ class Plan:
                 **({"sum_as_stored": True} if tensor.sum_as_stored else {}),
                 **({"maps": [[m.start, m.stop, m.steps] for m in tensor.maps]} if tensor.maps else {}),
                 **_scales(tensor),
-                **_product(tensor.product),
+                **_products(tensor.products),
             }
         for check in self.equality_checks:
             yield {
@@ -280,11 +301,13 @@ class Plan:
         return state.hexdigest()
 
 
-def _product(product: Product | None) -> dict[str, Any]:
-    if product is None:
-        return {}
-    sides = [[list(_fields(m)) for m in side] for side in (product.left, product.right)]
-    return {"product": [product.rank, product.rows, product.columns, *sides]}
+def _products(products: tuple[Product, ...]) -> dict[str, Any]:
+    return {"products": [list(map(_plain, astuple(one))) for one in products]} if products else {}
+
+
+def _plain(value: Any) -> Any:
+    """Moves of a product as lists of their numbers, other values as they are."""
+    return [list(move) for move in value] if isinstance(value, tuple) else value
 
 
 def _scales(tensor: TargetTensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,11 @@ from crossdock.codecs.value_counts import ValueCounts, count
 from crossdock.errors import MemoryPlanError
 from crossdock.io.system import PAGE
 from crossdock.planning.plan import MappedRange, Plan, TargetTensor
-from crossdock.running.low_rank import Adder
+from crossdock.running.low_rank import Adders, Factor, row_factors, undirected
 from crossdock.running.memory import BufferSizes
 from crossdock.running.output import aligned
 from crossdock.running.reader import Gatherer, Reader, units_for
 from crossdock.running.scaling import Divide, Scales, by_blocks, by_rows
-
-if TYPE_CHECKING:
-    from crossdock.running.low_rank import Adder
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +101,7 @@ def blocks(
         yield Block(0, scales, scales, target, count(scales, target) if counting else ValueCounts())
         return
     units, name = units_for(plan, tensor.moves)
-    adder = None
-    if tensor.product is not None:
-        adder = Adder(plan, tensor.product, reader, share.block)
+    adders = adders_for(plan, tensor, reader, share)
     stored = codecs.get(name)
     whole = most or math.lcm(stored.block, target.block)
     division: Divide | None = None
@@ -118,7 +113,7 @@ def blocks(
             whole, division = row, by_rows(tensor.scale_blocks)
         else:
             division = by_blocks(tensor.scale_blocks, _found(plan, tensor, tensor.scale_blocks, reader, share))
-    coding = _coding(stored, target, tensor, adder, division, compiled, counting)
+    coding = _coding(stored, target, tensor, adders, division, compiled, counting)
     gatherer = Gatherer(plan, reader, tensor.moves, units, share.hull, share.gil_lock)
     elements, rows = tensor.elements, whole
     per_strip = per_block = int(share.block / coding.widest)
@@ -146,7 +141,7 @@ def blocks(
 def shareable(tensor: TargetTensor, share: WorkerBuffers) -> bool:
     """Whether several workers may make the blocks of `tensor`: large, of strips that can be made by themselves, and
     whose encoding takes little, since a strip's blocks pass in order."""
-    alone = tensor.data is not None or not tensor.moves or tensor.product is not None or tensor.scale_blocks is not None
+    alone = tensor.data is not None or not tensor.moves or bool(tensor.products) or tensor.scale_blocks is not None
     return (
         not alone
         and tensor.nbytes > 2 * share.block
@@ -177,6 +172,17 @@ def _found(plan: Plan, tensor: TargetTensor, scale_blocks: ScaleBlocks, reader: 
     return scales_of(largest)
 
 
+def adders_for(plan: Plan, tensor: TargetTensor, reader: Reader, share: WorkerBuffers) -> Adders | None:
+    """What adds the tensor's products to its values; None without any. Lengths of rows are measured here."""
+    if not tensor.products:
+        return None
+    factors: tuple[Factor | None, ...] = ()
+    if any(product.magnitudes for product in tensor.products):
+        plain = blocks(plan, undirected(tensor), reader, share)
+        factors = row_factors(plan, tensor, reader, ((b.offset // 4, b.encoded.view(np.float32)) for b in plain))
+    return Adders(plan, tensor, reader, share.block, factors)
+
+
 @dataclass(frozen=True, slots=True)
 class _Coding:
     """How the elements of one tensor get from what is stored to what is written."""
@@ -186,7 +192,7 @@ class _Coding:
     add: float
     maps: tuple[MappedRange, ...]
     sum_as_stored: bool
-    adder: Adder | None
+    adders: Adders | None
     division: Divide | None
     direct: Conversion
     to_values: Conversion
@@ -201,7 +207,7 @@ class _Coding:
     @property
     def computes(self) -> bool:
         """Whether values are changed, not only their encoding."""
-        return bool(self.add or self.maps) or self.division is not None or self.adder is not None
+        return bool(self.add or self.maps) or self.division is not None or self.adders is not None
 
     @property
     def widest(self) -> float:
@@ -223,8 +229,8 @@ class _Coding:
                 if self.sum_as_stored:
                     self.to_stored(values.view(np.uint8), raw, share.workspace)
                     self.to_values(raw, values.view(np.uint8), share.workspace)
-                if self.adder is not None:
-                    self.adder(values, first)
+                if self.adders is not None:
+                    self.adders(values, first)
                 if self.division is not None:
                     scales = self.division(values, first)
                 # what is added, too large or too small shows only now
@@ -242,14 +248,14 @@ def _coding(
     source: Codec,
     target: Codec,
     tensor: TargetTensor,
-    adder: Adder | None,
+    adders: Adders | None,
     division: Divide | None,
     compiled: bool | None,
     counting: bool,
 ) -> _Coding:
     float32 = codecs.get("float32")
     return _Coding(
-        source, target, tensor.add, tensor.maps, tensor.sum_as_stored, adder, division,
+        source, target, tensor.add, tensor.maps, tensor.sum_as_stored, adders, division,
         convert(source, target, compiled), convert(source, float32), convert(float32, target, compiled),
         convert(float32, source), counting,
     )  # fmt: skip

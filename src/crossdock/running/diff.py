@@ -232,7 +232,7 @@ class _Side:
         names = {extent.dtype for extent in used}
         if len(names) == 1 and all(extent.scaling for extent in used) and not tensor.sums:
             return cls(plan, number, reader, codec, codecs.get(names.pop()), scales)
-        if tensor.product is not None or len(names) > 1:
+        if tensor.products or len(names) > 1:
             return cls(plan, number, reader, codec, codec)
         steps = (Step("add", tensor.add),) if tensor.add else tensor.maps[0].steps if tensor.maps else ()
         return cls(plan, number, reader, codec, codecs.get(gathered), None, steps)

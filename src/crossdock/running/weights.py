@@ -17,8 +17,8 @@ from crossdock.codecs.conversion import Workspace, convert
 from crossdock.codecs.mapping import apply_steps
 from crossdock.planning.canonical import canonical_plan, slots
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.running.blocks import WorkerBuffers
-from crossdock.running.low_rank import Adder
+from crossdock.running.blocks import WorkerBuffers, adders_for
+from crossdock.running.low_rank import Adders
 from crossdock.running.memory import share_of
 from crossdock.running.reader import Gatherer, Reader, units_for
 
@@ -51,6 +51,7 @@ class CheckpointWeights:
         self._most = min(memory // 2, LARGEST) // 4
         self._workspace = Workspace()
         self._reader = Reader(self._plan)
+        self._adders: dict[str, Adders | None] = {}  # of the tensor that was read last
 
     def close(self) -> None:
         """Close every file that was opened."""
@@ -105,8 +106,12 @@ class CheckpointWeights:
             out += np.float32(tensor.add)
         for one in tensor.maps:
             apply_steps(out[max(0, one.start - start) : max(0, one.stop - start)], one.steps)
-        if tensor.product is not None:
-            Adder(self._plan, tensor.product, self._reader, self._share.block)(out, start)
+        if tensor.products:
+            if name not in self._adders:
+                self._adders = {name: adders_for(self._plan, tensor, self._reader, self._share)}
+            adders = self._adders[name]
+            if adders is not None:
+                adders(out, start)
         return out
 
 

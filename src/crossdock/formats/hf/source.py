@@ -55,7 +55,7 @@ def open_plain(path: Path) -> Source:
         raise NotACheckpointError(
             "this is an adapter, not a model",
             where=str(folder),
-            fix="merge it into its base model first, and pass the merged folder",
+            fix="--base MODEL --merge, without --format",
             check="adapter-unmerged",
         )
     if path.is_file() and (name := SHARD.match(path.name)) and int(name[3]) > 1:

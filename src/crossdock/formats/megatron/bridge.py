@@ -25,18 +25,9 @@ def read_run_config(path: Path) -> dict[str, Any]:
     `model_provider` and `model_builder` name the classes that Bridge would make the model with.
     Raises FormatError when there is no model in it, or YAML that `io.yaml` does not read.
     """
-    from crossdock.io.yaml import read_section  # PyYAML is loaded where there is YAML to read
 
     where = str(path)
-    with reading(path) as fd:
-        size = size_of(fd)
-        if size > LARGEST:
-            raise FormatError("too large for a configuration", where=where, expected=f"at most {LARGEST} bytes")
-        data = read_exact(fd, 0, size, where)
-    try:
-        model = read_section(data.decode(), "model", where)
-    except UnicodeDecodeError:
-        raise FormatError("not a text in UTF-8", where=where) from None
+    model = read_run_config_section(path, "model")
     if not isinstance(model, dict):
         raise FormatError("the model section is missing", where=where, fix="pass the configuration with --config")
     inner = model.get("transformer")
@@ -48,6 +39,22 @@ def read_run_config(path: Path) -> dict[str, Any]:
     keys["model_builder"] = _module(model.get("_builder_"))
     out: dict[str, Any] = plain(keys, where)
     return out
+
+
+def read_run_config_section(path: Path, name: str) -> Any:
+    """One section of `path`, None where there is none. Raises FormatError for YAML that `io.yaml` does not read."""
+    from crossdock.io.yaml import read_section  # PyYAML is loaded where there is YAML to read
+
+    where = str(path)
+    with reading(path) as fd:
+        size = size_of(fd)
+        if size > LARGEST:
+            raise FormatError("too large for a configuration", where=where, expected=f"at most {LARGEST} bytes")
+        data = read_exact(fd, 0, size, where)
+    try:
+        return read_section(data.decode(), name, where)
+    except UnicodeDecodeError:
+        raise FormatError("not a text in UTF-8", where=where) from None
 
 
 def _named(value: Any) -> Any:

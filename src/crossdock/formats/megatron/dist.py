@@ -20,9 +20,11 @@ from crossdock.formats.megatron.args import OPTIMIZER, is_weight, plain_args, ru
 from crossdock.formats.megatron.bridge import FILE as RUN_CONFIG
 from crossdock.formats.megatron.bridge import read_run_config
 from crossdock.formats.megatron.hybrid import UNSCALED, Fold, as_gpt, stack_of, stack_of_names, stacked_args
+from crossdock.formats.megatron.lora import adapter_of, is_adapter
 from crossdock.formats.megatron.masters.dist import of_dist
 from crossdock.formats.megatron.other_models import refuse_other_models
 from crossdock.formats.megatron.root import Folder
+from crossdock.formats.megatron.towers import NOTICE, REASON, TEXT, is_beside_text
 from crossdock.formats.stored import Masters, Source, StoredTensor
 from crossdock.io.files import reading
 from crossdock.torchfile import open_torch, read_object
@@ -64,9 +66,14 @@ def open_dist(root: Path, folder: Folder) -> Source:
     tensors, prefix = without_prefix(stored.tensors)
     if prefix:
         notes["prefix"] = f"{prefix} left out of every name"
+    towers = [name for name in tensors if not name.startswith(TEXT)] if is_beside_text(tensors) else []
+    if is_beside_text(tensors):
+        tensors, text = without_prefix({name: t for name, t in tensors.items() if name.startswith(TEXT)}, (TEXT,))
+        prefix += text
     if not tensors:
         raise FormatError("the checkpoint has no model weights", where=str(path))
-    refuse_other_models(tensors, str(path))
+    adapter = adapter_of(tensors, path) if is_adapter(tensors) else None
+    refuse_other_models(() if adapter is not None else tensors, str(path))
     states = tuple((name, place) for name, place in meta.objects.items() if fp8.NAME in name)
     scales = partial(fp8.of_objects, path, states, prefix, {name: t.shape for name, t in tensors.items()})
     masters: Callable[[], Masters] = partial(of_dist, path, prefix)
@@ -82,6 +89,10 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notices = (UNSCALED,) if args.get("use_rope_scaling") else ()
     elif stack is not None and args:
         args = stacked_args(args, stack)
+    skipped = summary(stored.skipped)
+    if towers:
+        skipped[f"{towers[0].partition('.')[0]}.* and others ({len(towers)} tensors)"] = REASON
+        notices = (*notices, NOTICE)
     return Source(
         format="megatron",
         root=root,
@@ -89,7 +100,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         tensors=keyed,
         metadata=args,
         metadata_at=args_at,
-        skipped=summary(stored.skipped),
+        skipped=skipped,
         skipped_bytes=stored.skipped_bytes,
         companion_files=tuple(found_in(path / TOKENIZER)),
         scales=scales,
@@ -97,6 +108,7 @@ def open_dist(root: Path, folder: Folder) -> Source:
         notes=notes,
         notices=notices,
         aliased=bridge,
+        adapter=adapter,
     )
 
 

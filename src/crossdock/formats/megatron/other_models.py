@@ -22,7 +22,7 @@ def refuse_other_models(names: Collection[str], where: str) -> None:
     adapters = [name for name in names if _ADAPTER.search(name)]
     if adapters:
         raise FormatError(
-            "an adapter of Megatron-Bridge (LoRA), whose pairs of matrices crossdock does not merge",
+            "pairs of an adapter (LoRA of Megatron-Bridge) beside the weights of a model",
             where=where,
             got=f"{len(adapters)} tensors such as {adapters[0]}",
             fix="merge it with Megatron-Bridge (examples/peft/merge_lora.py) and convert the merged checkpoint",

@@ -31,6 +31,7 @@ def assemble(checkpoint: Checkpoint, target: Target[Any], complete: Complete) ->
     return Plan(
         source_format=checkpoint.source.format,
         source_root=checkpoint.source.root,
+        replaces=checkpoint.replaces,
         target_format=target.name,
         single_file=target.single_file,
         sources=checkpoint.source.files,

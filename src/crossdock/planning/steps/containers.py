@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.errors import PlanError, Problem
@@ -12,6 +12,7 @@ from crossdock.layout.lenses import Container, geometry_of
 from crossdock.layout.rules import Layout, layout, unheld
 from crossdock.model.config import ModelConfig
 from crossdock.model.family import Family, is_allowed
+from crossdock.planning.adapter_containers import adapter_containers
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.nextn import draft_model
 from crossdock.planning.tensors.containers import unplaced, wanted_containers
@@ -23,6 +24,7 @@ class TargetContainers:
 
     rules      the target's layout for this family; ranks: how the target is cut
     variables  what the layout's expressions may name: configuration, settings of the target, the layout's own numbers
+    alphas     of an adapter: the model's tensor -> scale * rank of its pair
     problems   tensors that have no place; step 2 adds those without a source, so that all are raised at once
     """
 
@@ -31,11 +33,22 @@ class TargetContainers:
     variables: Mapping[str, Any]
     containers: tuple[Container, ...]
     problems: tuple[Problem, ...]
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
 
 def containers(checkpoint: Checkpoint, target: Target[Any]) -> TargetContainers:
     """The containers of `target`. Raises PlanError with every reason for which it cannot hold the model."""
     family, config = checkpoint.family, checkpoint.config
+    if checkpoint.is_adapter:
+        if not target.pairs_in:
+            raise PlanError(
+                "this is an adapter, not a model",
+                where=str(checkpoint.source.root),
+                fix="--merge adds it to --base MODEL; --to gguf-lora or --to peft keeps it an adapter",
+                check="adapter-unmerged",
+            )
+        found = adapter_containers(checkpoint, type(target))
+        return TargetContainers(found.rules, found.ranks, found.variables, found.containers, (), found.alphas)
     problem = unheld(target.layout, family)
     if problem is not None:
         raise PlanError(_unmet(layout(target.layout), family, config) or problem)

@@ -27,6 +27,7 @@ def findings(
         header=_header(sourced, tensors),
         source_dtype=_main_dtype([fill.spec for fill in sourced.fills]),
         fixed=fixed,
+        alphas=sourced.places.alphas,
         placed=partial(_placed, checkpoint, sourced),
     )
 

@@ -11,10 +11,10 @@ from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import TrainingScales
 from crossdock.formats.target import PassThrough, State, Target, TensorSpec
 from crossdock.layout.lenses import Container, Lens
-from crossdock.layout.maps import Steps, between, shown, sum_alone
+from crossdock.layout.maps import Steps, between, factor, shown, sum_alone
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.merge import product_for
-from crossdock.planning.plan import EqualityCheck, MappedRange, Move, PlannedExtent, TargetTensor
+from crossdock.planning.pairs import products_for
+from crossdock.planning.plan import EqualityCheck, MappedRange, Move, PlannedExtent, Product, TargetTensor
 from crossdock.planning.steps.containers import TargetContainers
 from crossdock.planning.tensors.equality import equality_checks
 from crossdock.planning.tensors.extents import Extents, moves_for
@@ -107,14 +107,12 @@ class _Filler:
             problems.append(Problem("its parts are stored in different ways", where=container.name))
         if problems:
             return [], problems
-        addition, product = self.checkpoint.addition, None
-        if addition is not None and used:
-            product = product_for(self.extents, addition, container.lenses, container.shape)
-        factors = (*product.left, *product.right) if product is not None else ()
+        products = self._products(container) if used else ()
+        factors = [move for one in products for move in (*one.left, *one.right, *one.magnitudes)]
         experts = _experts(container)
-        scales = None if product is not None else scales_of(self.training, resolved, container, experts)
+        scales = None if products else scales_of(self.training, resolved, container, experts)
         # a sum fits no smaller type than its float32 terms; the user may ask for one
-        dtype = self._dtype(container, used) if product is None else "float32"
+        dtype = "float32" if products else self._dtype(container, used)
         names = [*(one.shown for one in used), *(self.extents.planned[move.extent].tensor for move in factors)]
         tensor = TargetTensor(
             container.name, 0, 0, 0, container.shape, dtype, tuple(sorted(moves, key=lambda move: move.dst)),
@@ -122,9 +120,22 @@ class _Filler:
             sum_as_stored=bool(add and self.places.rules.sum_as_stored.evaluate(self.places.variables)),
             zeros=math.prod(container.shape) - sum(lens.volume for lens in container.lenses),
             of=tuple(lens.tensor for lens in container.lenses), sources=tuple(dict.fromkeys(names)),
-            part=container.part, experts=experts, product=product, maps=maps,
+            part=container.part, experts=experts, products=products, maps=maps,
         )  # fmt: skip
         return [Fill(TensorSpec(container.name, container.shape, dtype, container.part, scales), tensor)], []
+
+    def _products(self, container: Container) -> tuple[Product, ...]:
+        """What an adapter adds to one container. Raises PlanError where that depends on the values."""
+        addition = self.checkpoint.addition
+        if addition is None or self.checkpoint.is_adapter:
+            return ()
+        factors: dict[Lens, float] = {}
+        for lens in container.lenses:
+            by = factor(container.rule.storing(lens.tensor, self.places.variables))
+            if by is None and lens.tensor in addition:
+                raise PlanError("a function of the values is stored, to which nothing is added", where=container.name)
+            factors[lens] = 1.0 if by is None else by
+        return products_for(self.extents, addition, container.lenses, container.shape, factors)
 
     def _dtype(self, container: Container, used: list[SourceSlice]) -> str:
         """The dtype that all parts have, else float32. Ranks beyond the end of a padded axis hold zeros alone, in the

@@ -102,6 +102,12 @@ def moves_for(
     return moves, filled, used
 
 
+def moves_from(extents: Extents, provision: SourceSlice, lens: Lens, shape: tuple[int, ...]) -> tuple[list[Move], int]:
+    """What `provision` alone fills of a container that has `lens`: the moves, and how many elements they fill."""
+    box = intersect(provision.lens, lens)
+    return ([], 0) if box is None else (list(_moves(extents, provision, box, lens, steps_of(shape))), volume(box))
+
+
 def ranges_of(box: dict[str, Range], lens: Lens) -> list[Range]:
     """Between which indices of each dimension of the container `box` lies."""
     ranges = []

@@ -13,14 +13,14 @@ from typing import Any
 
 from crossdock.errors import PlanError, Problem
 from crossdock.formats.stored import Source
-from crossdock.layout.lenses import Container, Geometry, Lens, containers, geometry_of
+from crossdock.layout.lenses import Container, Geometry, containers, geometry_of
 from crossdock.layout.names import Largest, largest_indices, largest_numbers
 from crossdock.layout.notation import Atom, Pattern
 from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
 from crossdock.planning.tensors.complete import incomplete
-from crossdock.planning.tensors.resolved import Key, Match, Resolved, SourceSlice
+from crossdock.planning.tensors.resolved import Key, Match, Resolved, SourceSlice, key_of
 from crossdock.planning.tensors.unread import unread_tensors
 
 
@@ -91,16 +91,11 @@ def _indexed(slices: Iterable[SourceSlice]) -> dict[str, dict[Key, tuple[SourceS
     """Canonical tensor -> (layer, expert) -> its slices; of several for one box the first, which ranks replicate."""
     found: dict[tuple[str, Key], dict[tuple[tuple[str, int, int], ...], SourceSlice]] = {}
     for one in slices:
-        found.setdefault((one.lens.tensor, _key(one.lens)), {}).setdefault(one.lens.box, one)
+        found.setdefault((one.lens.tensor, key_of(one.lens)), {}).setdefault(one.lens.box, one)
     out: dict[str, dict[Key, tuple[SourceSlice, ...]]] = {}
     for (tensor, key), boxes in found.items():
         out.setdefault(tensor, {})[key] = tuple(boxes.values())
     return out
-
-
-def _key(lens: Lens) -> Key:
-    single = {p.axis: p.low for p in lens.axes if p.axis in ("layer", "expert") and p.high - p.low == 1}
-    return single.get("layer"), single.get("expert")
 
 
 def _matched(

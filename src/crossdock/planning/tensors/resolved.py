@@ -12,6 +12,12 @@ from crossdock.layout.maps import Steps
 Key = tuple[int | None, int | None]  # layer and expert that a container is about, None for all
 
 
+def key_of(lens: Lens) -> Key:
+    """The layer and the expert that a lens is about, None for several or none."""
+    single = {p.axis: p.low for p in lens.axes if p.axis in ("layer", "expert") and p.high - p.low == 1}
+    return single.get("layer"), single.get("expert")
+
+
 @dataclass(frozen=True, slots=True)
 class SourceSlice:
     """A lens on a stored tensor; `storing`: what made its values of the canonical ones."""
