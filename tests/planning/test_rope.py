@@ -28,7 +28,7 @@ LINEAR = hf_models.ROPE_LINEAR
 LLAMA3 = hf_models.ROPE_LLAMA3 | {"original_max_position_embeddings": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", YARN),
-    "llama-yarn-betas": ("llama", YARN | {"beta_fast": 4.0, "beta_slow": 0.5}),
+    "llama-yarn-betas": ("llama", YARN | {"beta_fast": 8.0, "beta_slow": 0.25}),
     "llama-yarn-attention-factor": ("llama", YARN | {"attention_factor": 1.3}),
     "llama-yarn-mscale": ("llama", YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}),
     "llama-llama3": ("llama", LLAMA3),
@@ -57,8 +57,12 @@ def test_beyond_the_original_context(case: str, tmp_path: Path) -> None:
     plan = delivery.plan(checkpoint, "gguf", dtype="float32")
     delivery.run(plan, tmp_path / "m.gguf")
     expected, got = transformers_logits(folder, TOKENS), llama_logits(tmp_path / "m.gguf", TOKENS)
-    assert np.abs(got - expected).max() <= 1e-4
-    np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+    if "betas" in case:  # llama.cpp does not read them: the plan says so, and only the reference forward agrees
+        assert any("beta_fast and beta_slow" in warning for warning in plan.warnings)
+        assert np.abs(got - expected).max() > 1e-2
+    else:
+        assert np.abs(got - expected).max() <= 1e-4
+        np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
     assert relative(reference_logits(folder, TOKENS), expected) <= FLOAT32
     # the scaling matters: without it the logits are others
     if "yarn" in case:

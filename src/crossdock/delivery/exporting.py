@@ -11,6 +11,7 @@ from crossdock.delivery.reading import ReadOptions
 from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import made, split
+from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.running.destination import local_path
@@ -54,4 +55,5 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     target = registry.made_target(to, of_target)
     local_path(output)
     checkpoint = open(source, **reading)
+    checkpoint = with_asked_layers(checkpoint, target.options)
     return run_plan(make_plan(checkpoint, target, numbers_of(checkpoint)), output, writing)

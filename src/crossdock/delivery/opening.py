@@ -15,6 +15,7 @@ from crossdock.formats.hf.config import flattened
 from crossdock.formats.hf.source import read_json
 from crossdock.formats.megatron.args import args_of_config
 from crossdock.formats.stored import Source
+from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.layout.rules import layout
 from crossdock.options import made, one_of
@@ -30,6 +31,7 @@ from crossdock.planning.tensors.wrappers import unwrapped
 
 
 @documented_errors()
+@paused_collection()
 def open(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
     """Open a checkpoint of any format that crossdock reads. Headers only; no tensor data is read.
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from crossdock.formats import registry
 from crossdock.formats.options import Options
+from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
@@ -25,6 +27,7 @@ def target_options(to: str) -> type[Options]:
 
 
 @documented_errors()
+@paused_collection()
 def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """Plan the conversion of a checkpoint: what would be read, computed and written. No tensor data is read.
 
@@ -37,4 +40,5 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     """
     made_target = registry.made_target(to, options)
     demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
+    checkpoint = with_asked_layers(checkpoint, made_target.options)
     return make_plan(checkpoint, made_target, numbers_of(checkpoint))

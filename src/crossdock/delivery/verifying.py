@@ -14,6 +14,7 @@ from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import split
 from crossdock.planning.checkpoint import Checkpoint
+from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.planner import make_plan
 from crossdock.proof.logits import answer, question
@@ -93,5 +94,6 @@ def _verify_files(
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
     fixed = {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()}
+    checkpoint = with_asked_layers(checkpoint, target.options)
     replay = make_plan(checkpoint, target, numbers_of(checkpoint), fixed)
     return verify_plan(replay, theirs, target.facts(output), running), replay

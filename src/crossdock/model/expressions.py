@@ -80,9 +80,16 @@ def _cycle(pattern: Any, count: int) -> tuple[Any, ...]:
     return tuple(pattern[i % len(pattern)] for i in _counted(count))
 
 
+def _not_text(value: Any) -> Any:
+    """A text in the place of a number is a mistake, whatever its digits say."""
+    if isinstance(value, str):
+        raise TypeError(f"{value[:40]!r} is a text, not a number")
+    return value
+
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "int": int,
-    "float": float,
+    "int": lambda value: int(_not_text(value)),
+    "float": lambda value: float(_not_text(value)),
     "bool": bool,
     "str": str,
     "len": len,

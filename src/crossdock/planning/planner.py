@@ -13,7 +13,6 @@ from typing import Any
 
 from crossdock.formats.target import Target
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
 from crossdock.planning.steps.assembly import assemble
 from crossdock.planning.steps.containers import containers
@@ -34,7 +33,6 @@ def make_plan(
 
     Raises PlanError, UsageError, TokenizerError with all problems.
     """
-    checkpoint = with_asked_layers(checkpoint, target.options)
     places = containers(checkpoint, target)
     sourced = sources(checkpoint, target, places, numbers)
     encoded = encodings(checkpoint, target, sourced, fixed)

@@ -229,6 +229,9 @@ def _parsed(document: Any) -> Manifest:
     files = tuple(_file(one, version, nullable=without) for one in target["files"])
     single = target["single_file"] if version > 1 else _text(target["format"]).startswith("gguf")
     tokenizer = document.get("tokenizer") or {}
+    for part in (target, document["source"], tokenizer):
+        if not isinstance(part, dict):
+            raise ValueError(f"{part!r} is not an object"[:200])
     iteration = document["source"].get("iteration")
     tensors = tuple(
         ManifestTensor(

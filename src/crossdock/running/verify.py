@@ -234,7 +234,8 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     if isinstance(one, float) and isinstance(other, float):
-        same = one == other or bool(np.float32(one) == np.float32(other))
+        with np.errstate(over="ignore"):
+            same = one == other or bool(np.float32(one) == np.float32(other))
         return same or (math.isnan(one) and math.isnan(other))
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
         return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))

@@ -19,6 +19,7 @@ from crossdock.tokenizers import spm_json
 from crossdock.tokenizers.files import read_json
 from crossdock.tokenizers.pre_tokenizers import flatten, stages
 from crossdock.tokenizers.processors import added_around
+from crossdock.tokenizers.sentencepiece import is_charsmap
 from crossdock.tokenizers.tokenizer import Kind, TokenType
 from crossdock.tokenizers.vocabulary import (
     NO_BYTE_FALLBACK,
@@ -220,6 +221,11 @@ def _unigram_normalizer(data: Mapping[str, Any], path: Path) -> tuple[bytes, boo
                 charsmap = base64.b64decode(part.get("precompiled_charsmap") or "", validate=True)
             except (binascii.Error, TypeError, ValueError):
                 raise FormatError("precompiled_charsmap is not base64", where=str(path)) from None
+            if charsmap and not is_charsmap(charsmap):
+                raise FormatError(
+                    "precompiled_charsmap is not a normalization map", where=str(path), got=f"{len(charsmap):,} bytes",
+                    cause="a damaged or truncated file",
+                )  # fmt: skip
         elif (
             kind == "Replace" and part.get("pattern") == {"Regex": " {2,}"} and part.get("content") in (" ", SPACE)
         ) or kind == "Strip":

@@ -14,6 +14,7 @@ from typing import Final
 
 from crossdock.errors import FormatError, NotACheckpointError, UsageError
 from crossdock.formats.dcp import metadata as dcp
+from crossdock.formats.hf.source import step_of
 from crossdock.formats.safetensors import SafetensorsHeader, read_header
 from crossdock.formats.stored import Extent, Source
 from crossdock.formats.weight_file import is_weight, training_state
@@ -63,6 +64,7 @@ def open_source(path: Path, *, iteration: int | None = None) -> Source:
         for name, tensor in stored.tensors.items()
     }
     notes = {"serialization": "safetensors" if meta.ends else "torch.save", "files": str(len(stored.files))}
+    notes |= step_of(path) or step_of(path.absolute().parent)  # accelerate saves pytorch_model_fsdp_0 in checkpoint-N
     return Source(
         format="dcp",
         root=path,

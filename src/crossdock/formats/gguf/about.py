@@ -50,7 +50,7 @@ _HUB: Final = re.compile(r"(?:https?://huggingface\.co/)?([\w.-]+)/([\w.-]+)")
 def about(options: GgufOptions, found: Findings) -> list[Pair]:
     """The keys, later sources of them over earlier ones. Raises FormatError for a --metadata that cannot be meant."""
     known: dict[str, Pair] = {}
-    for pairs in (_of_source(found.companions), _given(options.metadata), _named(options.name)):
+    for pairs in (_of_source(found.companions), _stated(options.metadata), _named(options.name)):
         known |= {pair[0]: pair for pair in pairs}
     return list(known.values())
 
@@ -87,8 +87,8 @@ def _of_card(path: Path) -> Iterator[Pair]:
             value = ",".join(map(str, value))
         if isinstance(value, str) and value:
             yield f"general.{key}", "STRING", value
-    for key, given in (("base_model", card.get("base_model")), ("dataset", card.get("datasets"))):
-        ids = [one for one in _texts(given) if one]
+    for key, stated in (("base_model", card.get("base_model")), ("dataset", card.get("datasets"))):
+        ids = [one for one in _texts(stated) if one]
         if ids:
             yield from _members(key, map(_of_hub, ids))
     for key, names in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
@@ -137,7 +137,7 @@ def _named(name: str | None) -> Iterator[Pair]:
         yield "general.name", "STRING", name
 
 
-def _given(path: Path | None) -> list[Pair]:
+def _stated(path: Path | None) -> list[Pair]:
     """The keys of a file of --metadata: one JSON object, with the keys of GGUF."""
     if path is None:
         return []

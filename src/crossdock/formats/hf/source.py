@@ -5,11 +5,13 @@ Headers only; `.bin` files go through the safe pickle machine. Facts: transforme
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crossdock.errors import FormatError, NotACheckpointError, Problem
+from crossdock.errors import CrossdockError, FormatError, NotACheckpointError, Problem
 from crossdock.formats.companions import found_in
 from crossdock.formats.fp8 import hf_target as fp8
 from crossdock.formats.fp8.hf_source import with_scales
@@ -70,7 +72,7 @@ def open_plain(path: Path) -> Source:
             metadata = {**metadata, "quantization_config": {**quantization, "quant_method": "modelopt"}}
     chosen = Chosen((path,)) if path.is_file() else weight_files(folder)
     files = chosen.files
-    notes = {"files": str(len(files))}
+    notes = {"files": str(len(files))} | step_of(folder)
     skipped: list[str] = []
     tensors: dict[tuple[str, str], StoredTensor] = {}
     home: dict[str, Path] = {}
@@ -137,6 +139,20 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
             "config.json is missing", where=str(file), fix="pass the model's folder, or its config.json with --config"
         )
     return read_object(file, CONFIGURATION), str(file)
+
+
+def step_of(folder: Path) -> dict[str, str]:
+    """{"iteration": the step of the training}, by the Trainer's trainer_state.json, else by a name like checkpoint-500.
+
+    Names and key of huggingface/transformers `trainer.py` and `trainer_callback.py` (5.23). {} where neither says it.
+    """
+    step: Any = None
+    with contextlib.suppress(CrossdockError):
+        step = read_json(folder / "trainer_state.json")[0].get("global_step")
+    if type(step) is not int or step < 0:
+        named = re.fullmatch(r"checkpoint-(\d{1,15})", folder.absolute().name)
+        step = None if named is None else int(named[1])
+    return {} if step is None else {"iteration": str(step)}
 
 
 def _index_problems(index: Mapping[str, str], home: dict[str, Path], broken: set[str], folder: Path) -> list[Problem]:

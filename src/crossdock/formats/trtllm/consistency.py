@@ -34,7 +34,7 @@ def contradictions(
 
     position = config.get("position_embedding_type")
     has_table = any(name.endswith("position_embedding.weight") for name in names)
-    if position is not None and position not in _POSITIONS:
+    if position is not None and (not isinstance(position, str) or position not in _POSITIONS):
         differs(
             "position_embedding_type",
             " or ".join(_POSITIONS),
@@ -49,10 +49,12 @@ def contradictions(
         if value is not None and value is not there:
             differs(key, str(there).lower(), value, f"tensors *{ending} are {'present' if there else 'absent'}")
     quantization = config.get("quantization") or {}
-    if quantization.get("quant_algo") == "FP8" and "float8_e4m3fn" not in dtypes:
+    if not isinstance(quantization, dict):
+        differs("quantization", "an object", quantization, "an edited file")
+    elif quantization.get("quant_algo") == "FP8" and "float8_e4m3fn" not in dtypes:
         differs("quantization.quant_algo", "null", "FP8", "no weight is stored in fp8")
     activation, own = config.get("hidden_act"), recorded.get("hidden_act")
-    if own is not None and activation not in _ACTIVATIONS.get(own, (own,)):
+    if isinstance(own, str) and activation not in _ACTIVATIONS.get(own, (own,)):
         differs("hidden_act", " or ".join(_ACTIVATIONS.get(own, (own,))), activation, f"crossdock wrote it for {own}")
     length = recorded.get("max_position_embeddings")
     if length is not None and config.get("max_position_embeddings") not in (None, length):

@@ -72,7 +72,7 @@ def describe(source: Source, overrides: Overrides) -> Description:
     keys, roots = completed(rules, keys, absent=bool(source.metadata))
     fields = _read(rules, keys, roots, source.metadata_at, settings)
     if overrides.config is not None:
-        from_config, refused = _from_config(overrides, chosen)
+        from_config, refused = _from_config(source, overrides, chosen)
         fields = _overridden(fields, from_config)
         problems += refused
     fields = _set(fields, canonical)
@@ -326,13 +326,17 @@ def _origin(rules: Layout, names: set[str], lacking: set[str], where: str, setti
     return f"--set {', '.join(sorted(names & settings.keys()))}" + (f", with {rest} in {where}" if rest else "")
 
 
-def _from_config(overrides: Overrides, chosen: Family) -> tuple[_FieldValues, list[Problem]]:
-    """What `--config` says in Hugging Face's terms, and what of it is refused."""
+def _from_config(source: Source, overrides: Overrides, chosen: Family) -> tuple[_FieldValues, list[Problem]]:
+    """What `--config` says in Hugging Face's terms, and what of it is refused: the same as in a source of its own."""
     assert overrides.config is not None
     rules = layout("hf", chosen)
+    said = replace(source, metadata=overrides.config, metadata_at=overrides.config_at)
+    _, problems = classify(rules, said, {})
+    problems += only_value_problems(rules, overrides.config, overrides.config_at)
+    problems += flag_problems(rules, overrides.config, overrides.config_at)
     keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
     keys, roots = completed(rules, keys, absent=True)
-    return _read(rules, keys, roots, overrides.config_at, {}), refusals(rules, keys, overrides.config_at)
+    return _read(rules, keys, roots, overrides.config_at, {}), [*problems, *refusals(rules, keys, overrides.config_at)]
 
 
 def _missing(fields: _FieldValues, rules: Layout, source: Source) -> list[Problem]:
