@@ -18,7 +18,7 @@ from crossdock.lazy import loader
 from crossdock.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from crossdock.delivery import check, diff, export, open, plan, run, target_options, verify
+    from crossdock.delivery import check, diff, export, open, plan, read, run, target_options, tensors, verify
     from crossdock.errors import (
         CheckFailed,
         ConfigError,
@@ -67,12 +67,14 @@ __all__ = [
     "export",
     "open",
     "plan",
+    "read",
     "run",
     "target_options",
+    "tensors",
     "verify",
 ]  # fmt: skip
 
-_VERBS = ("check", "diff", "export", "open", "target_options", "plan", "run", "verify")
+_VERBS = ("check", "diff", "export", "open", "target_options", "plan", "read", "run", "tensors", "verify")
 _ERRORS = (
     "CheckFailed",
     "ConfigError",

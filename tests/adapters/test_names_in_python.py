@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
 import crossdock
 from crossdock import errors
 
@@ -28,3 +32,20 @@ def test_objects_are_shown_in_one_line() -> None:
         assert "\n" not in repr(one)
     assert "llama, megatron" in repr(checkpoint)
     assert "megatron to hf" in repr(plan)
+
+
+def test_tensors_are_those_of_an_export(tmp_path: Path) -> None:
+    """Names, shapes and values, read in little memory; canonical ones in the family's axes."""
+    crossdock.export(EXAMPLE, tmp_path / "hf", "hf", dtype="float32")
+    wanted = load_file(tmp_path / "hf/model.safetensors")
+    checkpoint = crossdock.open(EXAMPLE)
+    found = dict(crossdock.tensors(checkpoint, layout="hf", memory="1MiB"))
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values)
+    canonical = dict(crossdock.tensors(checkpoint))
+    np.testing.assert_array_equal(canonical["embed"], wanted["model.embed_tokens.weight"])
+    query = crossdock.read(checkpoint, "layers.0.attn_q")
+    np.testing.assert_array_equal(query.reshape(-1, query.shape[-1]), wanted["model.layers.0.self_attn.q_proj.weight"])
+    with pytest.raises(crossdock.UsageError, match="unknown tensor"):
+        crossdock.read(checkpoint, "layers.0.attn_x")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from crossdock.lazy import loader
 
 if TYPE_CHECKING:
+    from crossdock.delivery.arrays import read, tensors
     from crossdock.delivery.comparing import check, diff
     from crossdock.delivery.exporting import export, run
     from crossdock.delivery.opening import interpret, open, overrides_from
@@ -26,8 +27,10 @@ __all__ = [
     "open",
     "overrides_from",
     "plan",
+    "read",
     "run",
     "target_options",
+    "tensors",
     "verify",
 ]  # fmt: skip
 
@@ -36,6 +39,7 @@ if not TYPE_CHECKING:  # so that type checkers see no name but those above
         __name__,
         MappingProxyType(
             {
+                **dict.fromkeys(("read", "tensors"), "crossdock.delivery.arrays"),
                 **dict.fromkeys(("check", "diff"), "crossdock.delivery.comparing"),
                 **dict.fromkeys(("export", "run"), "crossdock.delivery.exporting"),
                 **dict.fromkeys(("default_output", "destination", "local_path"), "crossdock.running.destination"),
