@@ -330,8 +330,8 @@ def _from_config(source: Source, overrides: Overrides, chosen: Family) -> tuple[
     """What `--config` says in Hugging Face's terms, and what of it is refused: the same as in a source of its own."""
     assert overrides.config is not None
     rules = layout("hf", chosen)
-    said = replace(source, metadata=overrides.config, metadata_at=overrides.config_at)
-    _, problems = classify(rules, said, {})
+    stated = replace(source, metadata=overrides.config, metadata_at=overrides.config_at)
+    _, problems = classify(rules, stated, {})
     problems += only_value_problems(rules, overrides.config, overrides.config_at)
     problems += flag_problems(rules, overrides.config, overrides.config_at)
     keys = {**overrides.config, "keys": overrides.config, "tensors": frozenset(), "shapes": {}}
