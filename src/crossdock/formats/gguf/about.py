@@ -17,7 +17,6 @@ from crossdock.formats.gguf.container import read_header
 from crossdock.formats.gguf.options import GgufOptions
 from crossdock.formats.gguf.vocabulary import is_gguf
 from crossdock.formats.target import Findings
-from crossdock.io.yaml import read_mapping
 from crossdock.tokenizers.files import read_json
 
 Pair = tuple[str, str, Any]  # key, type, value
@@ -78,6 +77,8 @@ def _of_card(path: Path) -> Iterator[Pair]:
         with path.open("rb") as file:
             text = file.read(LARGEST).decode("utf-8", "replace")
         front = re.match(r"---\s*\n(.*?\n)---\s*(?:\n|\Z)", text, re.DOTALL)
+        from crossdock.io.yaml import read_mapping  # PyYAML is loaded where there is YAML to read
+
         card = read_mapping(front[1], str(path)) if front else {}
     except (OSError, InputError):
         return
