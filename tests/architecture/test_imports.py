@@ -16,6 +16,7 @@ REASONS = {
     "crossdock.__main__.run": "an interrupt while the command line is imported is an interrupt too",
     "crossdock.__main__._interrupted": "nothing is imported before interrupts are handled",
     "crossdock.cli.progress._bar": "rich is loaded where there is a terminal",
+    "crossdock.formats.gguf.about._of_card": "PyYAML is loaded where there is YAML to read",
     "crossdock.formats.megatron.bridge.read_run_config_section": "PyYAML is loaded where there is YAML to read",
     "crossdock.proof.engines.hf_transformers.main": CHILD,
     "crossdock.formats.onnx.source.open_source": OPTIONAL,
