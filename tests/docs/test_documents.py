@@ -23,8 +23,9 @@ DOCUMENTS = sorted(
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 NAMED = re.compile(r"`((?:tests|scripts|examples|benchmarks|docs|src)/[\w./-]*\w)`")
-FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*\b(?!:)")  # not the variables of a style sheet
+FLAG = re.compile(r"(?<![\w(-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*\b(?![-\w]*:)")  # not the variables of a style sheet
 OF_OTHERS = {
+    "--mtp", "--save-tokenizer-assets",  # convert_hf_to_gguf.py; Megatron-LM
     "--help", "--version",
     "--ckpt-format", "--no-save-optim",  # Megatron
     "--use-lbfgs", "--checkpoint-in", "--allow-requantize",  # llama.cpp
