@@ -76,12 +76,11 @@ def attend_kept(layer: Layer, q: Value, dim: int, scale: float) -> Value:
     heads = q.width // dim
     width = kept.keys.width
     if layer.ops == "gqa":  # a cache that stays in place is longer than the text
-        kept = kept._replace(
-            **{
-                name: layer.graph.op("Slice", value, layer.graph.ints(0), total(layer), layer.graph.ints(2))
-                for name, value in (("keys", kept.keys), ("values", kept.values))
-            }
+        keys, values = (
+            layer.graph.op("Slice", value, layer.graph.ints(0), total(layer), layer.graph.ints(2))
+            for value in (kept.keys, kept.values)
         )
+        kept = kept._replace(keys=keys, values=values)
     y = _written_out(layer, _padded(layer, q, heads, width), kept, heads, scale)
     return _narrowed(layer, y, heads, kept.values.width, kept.narrow)
 
