@@ -19,7 +19,7 @@ MISTAKES = {
                        "no.gpuidx: path does not exist"),
     "one file of a folder": (("verify", "hf/model.safetensors", "--against", KJV), 3, "to do: pass "),
     "one file of ranks": (("diff", "trt/rank0.safetensors", KJV), 3, "to do: pass the folder: "),
-    "an adapter": (("diff", "adapter", KJV), 3, "this is an adapter, not a model"),
+    "an adapter": (("diff", "adapter", KJV), 3, "adapter_config.json without adapter_model.safetensors"),
     "a folder for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "."), 2, "--report report.html"),
     "no folder for a report": (("verify", "hf", "--against", KJV, "--report", "none/x.html"), 4, "does not exist"),
     "a model for a report": (("verify", "mute.gguf", "--against", KJV, "--report", "mute.gguf"), 2, "another name"),

@@ -111,10 +111,10 @@ def test_a_tensor_that_its_letter_does_not_have() -> None:
         (["encoder.layers.self_attention.x", "decoder.layers.cross_attention.linear_q.weight"], "cross attention"),
         (["encoder.layers.0.mlp.linear_fc1.weight", "binary_head.weight", "lm_head.dense.weight"], "\\(BERT\\)"),
         (["language_model.encoder.layers.0.mlp.x", "binary_head.weight"], "\\(BERT\\)"),
-        (["decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight"], "adapter of Megatron-Bridge"),
+        (["decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight"], "pairs of an adapter"),
         (
             ["decoder.layers.0.self_attention.linear_qkv.adapter.adapter_q.linear_out.weight"],
-            "adapter of Megatron-Bridge",
+            "pairs of an adapter",
         ),
     ],
 )
