@@ -55,7 +55,9 @@ BY_FAMILY = {
 # a Mistral without a window is a Llama in all but name
 SAME = {("llama", "mistral")}
 # Megatron's names are the same for all of these, and its gpt and gptnext may be anything with LayerNorm
-SAME_IN_MEGATRON = SAME | {("gpt2", "starcoder"), ("gpt2", "gpt"), ("nemotron", "gptnext")}
+SAME_IN_MEGATRON = SAME | {
+    ("gpt2", "starcoder"), ("gpt2", "gpt"), ("nemotron", "gptnext"), ("deepseek_v3", "glm4_moe_lite"),
+}  # fmt: skip
 # the same names, and a configuration that both can have: who names the family answers for it
 ALIKE = SAME | {
     ("deepseek_v3", "glm4_moe_lite"), ("deepseek_v3", "sarvam_mla"), ("llama", "ernie4_5"), ("llama", "granite"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from crossdock.errors import Problem
+from crossdock.formats.stored import Source
 from crossdock.layout.rules import layout, unheld
 from crossdock.model.families import families
 from crossdock.model.family import Family
@@ -33,6 +35,32 @@ def nearest_family(names: Iterable[str], format_name: str) -> str:
         return sentence + "the names are known, the configuration differs"
     more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
     return f"{sentence}not known there: {', '.join(lacking[:_SHOWN])}{more}"
+
+
+def names_of_others(source: Source, chosen: Family, unread: int) -> Problem | None:
+    """One problem for a source of which every name is known to other families, and not to the chosen one.
+
+    unread  tensors that the chosen family does not know
+
+    Returns None where no other family knows all names: then the names themselves are what is wrong.
+    """
+    keys = {NUMBER.sub("#", name) for _, name in source.tensors}
+    others = [one for one in families().values() if one.name != chosen.name and unheld(source.layout, one) is None]
+    known = {one.name: _known(one, source.layout) for one in others}
+    near = sorted((len(own - keys), name) for name, own in known.items() if keys <= own)
+    strange = sorted(keys - _known(chosen, source.layout))
+    if not near or not strange:
+        return None
+    return Problem(
+        f"the names of the tensors are not those of {chosen.name}",
+        where=str(source.root),
+        expected=f"names of {chosen.name}",
+        got=f"{unread} tensors that it does not know, such as {strange[0]}; families that know all names: "
+        + ", ".join(name for _, name in near[:_SHOWN]),
+        cause="the configuration is of another model than the weights, or model_type is wrong",
+        fix="use the configuration that was saved with these weights",
+        check="tensor-dropped",
+    )
 
 
 def _known(family: Family, format_name: str) -> frozenset[str]:

@@ -20,6 +20,7 @@ from crossdock.layout.rules import Layout, Rule
 from crossdock.model.config import ModelConfig, ResolvedConfig
 from crossdock.model.family import Family
 from crossdock.planning.tensors.complete import incomplete
+from crossdock.planning.tensors.likeness import names_of_others
 from crossdock.planning.tensors.resolved import Key, Match, Resolved, SourceSlice, key_of
 from crossdock.planning.tensors.unread import unread_tensors
 
@@ -56,8 +57,9 @@ def resolve(
     unread, dropped = unread_tensors(source, rules, {(match.stored.part, match.stored.name) for match in matches})
     misshapen = {name for match in matches if not match.fits for name in match.container.rule.tensors}
     provisions = _indexed(slices)
-    problems += dropped
-    problems += incomplete(provisions, chosen, config, rules, misshapen)
+    lacking = incomplete(provisions, chosen, config, rules, misshapen)
+    others = names_of_others(source, chosen, len(source.tensors) - len(matches)) if dropped and lacking else None
+    problems += [*dropped, *lacking] if others is None else [others]
     if problems:
         raise PlanError(problems)
     padding = dict(match.padding for match in matches if match.padding is not None)
