@@ -177,7 +177,7 @@ def one(work: Path, name: str, whole: Whole, number: int, rng: random.Random) ->
         assert seen in ({}, output, old), (
             f"{name}: neither nothing, nor the old output, nor the new one: {sorted(seen)}"
         )
-        if places[-1] == "ended":
+        if places[-1] == "ended" or seen == output:  # a kill after the placement: nothing is left to disturb
             break
     if places[-1] != "ended":
         code = ended(
