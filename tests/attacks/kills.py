@@ -1,6 +1,6 @@
 """`crossdock export` killed with SIGKILL at random moments, and run again: the same bytes, and nothing visible before.
 
-`python tests/attacks/kills.py --kills 300 --seed 1` kills that many exports; the test runs a few. Each export is a
+`PYTHONPATH=src:tests python tests/attacks/kills.py --kills 300` kills that many; the test runs a few. Each export is a
 child of this process, made by fork, so that a kill costs no start of Python. An export may be killed several times
 before it is let through.
 """
@@ -52,6 +52,7 @@ CASES: Mapping[str, Case] = {
     "hf to fp8": Case("hf", "out", ("--to", "hf", "-q", "fp8")),
     "hf to gguf": Case("hf", "out.gguf", ("--to", "gguf", "--dtype", "f16")),
     "hf to trtllm": Case("hf", "out", ("--to", "trtllm", "--tp", "2")),
+    "hf to onnx": Case("hf", "out", ("--to", "onnx", "--dtype", "f16")),
     "gguf to hf": Case("f32.gguf", "out", ("--to", "hf")),
     "training to checkpoint": Case("small.ggcp", "out.gguf", ("--to", "gguf-checkpoint")),
 }
