@@ -74,42 +74,25 @@ __all__ = [
     "verify",
 ]  # fmt: skip
 
-_VERBS = ("check", "diff", "export", "open", "target_options", "plan", "read", "run", "tensors", "verify")
-_ERRORS = (
-    "CheckFailed",
-    "ConfigError",
-    "CrossdockError",
-    "EnvironmentProblem",
-    "FormatError",
-    "InputError",
-    "MemoryPlanError",
-    "NotACheckpointError",
-    "PlanError",
-    "Problem",
-    "TokenizerError",
-    "UnsafePickleError",
-    "UsageError",
-)
-
 
 def __dir__() -> list[str]:
     """Every name that the package offers, those that were not used yet too."""
     return sorted(__all__)
 
 
+_HOMES = MappingProxyType({  # of classes; verbs lie in delivery, and the rest are errors
+    "CheckReport": "crossdock.running.check",
+    "Checkpoint": "crossdock.planning.checkpoint",
+    "DiffReport": "crossdock.running.diff",
+    "Plan": "crossdock.planning.plan",
+    "RunReport": "crossdock.running.results",
+    "VerifyReport": "crossdock.running.verify",
+})  # fmt: skip
+
 if not TYPE_CHECKING:  # so that type checkers see no name but those above
     __getattr__ = loader(
         __name__,
         MappingProxyType(
-            {
-                **dict.fromkeys(_VERBS, "crossdock.delivery"),
-                "CheckReport": "crossdock.running.check",
-                "Checkpoint": "crossdock.planning.checkpoint",
-                **dict.fromkeys(_ERRORS, "crossdock.errors"),
-                "DiffReport": "crossdock.running.diff",
-                "Plan": "crossdock.planning.plan",
-                "RunReport": "crossdock.running.results",
-                "VerifyReport": "crossdock.running.verify",
-            }
+            {name: _HOMES.get(name, f"crossdock.{'delivery' if name.islower() else 'errors'}") for name in __all__}
         ),
     )

@@ -38,8 +38,10 @@ def tensors(
     UsageError for an unknown layout.
     """
     plan = _plan(checkpoint, layout)
-    for tensor in plan.tensors:
-        yield _name(tensor), _array(plan, tensor, size(memory))
+    with Reader(plan) as reader:
+        buffers = WorkerBuffers(share_of(size(memory), 1))
+        for tensor in plan.tensors:
+            yield _name(tensor), _array(plan, tensor, reader, buffers)
 
 
 def read(checkpoint: Checkpoint, name: str, layout: str = "canonical", memory: str | int = "256MiB") -> Values:
@@ -56,7 +58,8 @@ def read(checkpoint: Checkpoint, name: str, layout: str = "canonical", memory: s
     found = {_name(tensor): tensor for tensor in plan.tensors}
     if name not in found:
         raise UsageError(f"unknown tensor {name!r}", expected=" or ".join(nearest(name, found, 3)))
-    return _array(plan, found[name], size(memory))
+    with Reader(plan) as reader:
+        return _array(plan, found[name], reader, WorkerBuffers(share_of(size(memory), 1)))
 
 
 def _plan(checkpoint: Checkpoint, layout: str) -> Plan:
@@ -77,11 +80,9 @@ def _name(tensor: TargetTensor) -> str:
     return f"{tensor.part}/{tensor.name}" if tensor.part else tensor.name
 
 
-def _array(plan: Plan, tensor: TargetTensor, memory: int) -> Values:
+def _array(plan: Plan, tensor: TargetTensor, reader: Reader, buffers: WorkerBuffers) -> Values:
     out = np.empty(tensor.elements, np.float32)
-    share = WorkerBuffers(share_of(memory, 1))
-    with Reader(plan) as reader:
-        for block in blocks(plan, tensor, reader, share):
-            values = block.encoded.view(np.float32)
-            out[block.offset // 4 : block.offset // 4 + values.size] = values
+    for block in blocks(plan, tensor, reader, buffers):
+        values = block.encoded.view(np.float32)
+        out[block.offset // 4 : block.offset // 4 + values.size] = values
     return out.reshape(tensor.shape)

@@ -28,7 +28,7 @@ def check(
     manifest  path of the manifest; None: `OUT.manifest.json` beside the output
     progress  called with bytes done, bytes in all, and the name of a file
 
-    Raises NotACheckpointError, UsageError where there is no manifest, FormatError for a damaged one,
+    Raises NotACheckpointError, UsageError for a missing manifest, FormatError for a damaged one,
     EnvironmentProblem.
     """
     return check_output(Path(output), None if manifest is None else Path(manifest), progress)

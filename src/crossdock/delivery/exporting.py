@@ -7,18 +7,16 @@ from dataclasses import fields
 from typing import Any
 
 from crossdock.delivery.opening import open
+from crossdock.delivery.planning import planned
 from crossdock.delivery.reading import ReadOptions
 from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import made, split
-from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import make_plan
 from crossdock.running.destination import local_path
 from crossdock.running.options import WriteOptions
 from crossdock.running.results import RunReport
 from crossdock.running.run import run as run_plan
-from crossdock.running.weights import numbers_of
 
 _READING = frozenset(one.name for one in fields(ReadOptions))
 
@@ -54,6 +52,4 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str], to: s
     writing, of_target = split(WriteOptions, options)
     target = registry.made_target(to, of_target)
     local_path(output)
-    checkpoint = open(source, **reading)
-    checkpoint = with_asked_layers(checkpoint, target.options)
-    return run_plan(make_plan(checkpoint, target, numbers_of(checkpoint)), output, writing)
+    return run_plan(planned(open(source, **reading), target), output, writing)

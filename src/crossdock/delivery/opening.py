@@ -81,7 +81,10 @@ def interpret(source: Source, overrides: Overrides, base: Path | None = None, *,
         if source.adapter is not None:
             return (merged_by_name if merge else kept_apart)(model, source, source.adapter)
         if not merge:
-            raise UsageError("--base MODEL without --merge is for adapters that need their model to be understood")
+            raise UsageError(
+                "this adapter is read without its model, so --base has no use here",
+                fix="add --merge, or leave out --base",
+            )
         return merged(model, interpret(source, Overrides()))
     if source.adapter is not None:
         named = f" ({source.adapter.base})" if source.adapter.base else ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from crossdock.formats import registry
 from crossdock.formats.options import Options
+from crossdock.formats.target import Target
 from crossdock.io.collection import paused_collection
 from crossdock.io.system import documented_errors
 from crossdock.planning.checkpoint import Checkpoint
 from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import make_plan
+from crossdock.planning.planner import NONE_FIXED, make_plan
 from crossdock.planning.tensors.decodable import demand_decodable
 from crossdock.running.weights import numbers_of
 
@@ -38,7 +40,16 @@ def plan(checkpoint: Checkpoint, to: str, **options: Any) -> Plan:
     Raises UsageError for an option that the target does not have, PlanError for a model that the format cannot hold,
     TokenizerError, and FormatError for encodings that crossdock does not decode.
     """
-    made_target = registry.made_target(to, options)
+    return planned(checkpoint, registry.made_target(to, options))
+
+
+def planned(checkpoint: Checkpoint, target: Target[Any], fixed: Mapping[str, str] = NONE_FIXED) -> Plan:
+    """Plan writing `checkpoint` as `target`: what `plan`, `export` and `verify` have in common.
+
+    fixed  encodings of an output that is being verified
+
+    Raises what `plan` raises.
+    """
     demand_decodable(checkpoint.source.tensors.values(), str(checkpoint.source.root))
-    checkpoint = with_asked_layers(checkpoint, made_target.options)
-    return make_plan(checkpoint, made_target, numbers_of(checkpoint))
+    checkpoint = with_asked_layers(checkpoint, target.options)
+    return make_plan(checkpoint, target, numbers_of(checkpoint), fixed)

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.delivery.opening import open
+from crossdock.delivery.planning import planned
 from crossdock.errors import UsageError
 from crossdock.formats import registry
 from crossdock.io.system import documented_errors
 from crossdock.options import split
 from crossdock.planning.checkpoint import Checkpoint
-from crossdock.planning.nextn import with_asked_layers
 from crossdock.planning.plan import Plan
-from crossdock.planning.planner import make_plan
 from crossdock.proof.logits import answer, question
 from crossdock.proof.report.page import Evidence, place, write
 from crossdock.proof.tokens import check_tokens, tokenizer_of
 from crossdock.proof.verdict import judged, sourceless
 from crossdock.running.options import RunOptions, VerifyOptions
 from crossdock.running.verify import VerifyReport, verify_plan
-from crossdock.running.weights import numbers_of
 
 
 @documented_errors()
@@ -94,6 +92,5 @@ def _verify_files(
         )
     target = registry.made_target(theirs.format, {**options, **registry.target(theirs.format).recorded(theirs)})
     fixed = {name: tensor.dtype for (_, name), tensor in theirs.tensors.items()}
-    checkpoint = with_asked_layers(checkpoint, target.options)
-    replay = make_plan(checkpoint, target, numbers_of(checkpoint), fixed)
+    replay = planned(checkpoint, target, fixed)
     return verify_plan(replay, theirs, target.facts(output), running), replay

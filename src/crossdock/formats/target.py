@@ -298,8 +298,8 @@ class Target(ABC, Generic[OptionsT]):
 
     @classmethod
     def pair_names(cls, name: str) -> tuple[str, str]:
-        """What the two matrices of the pair on the model's tensor `name` are called."""
-        raise NotImplementedError(f"{cls.name} holds models, not adapters")
+        """What the two matrices of the pair on the model's tensor `name` are called. Raises PlanError."""
+        raise PlanError(f"{cls.name} holds models, not adapters", fix="--to gguf-lora or --to peft, or --merge")
 
     @classmethod
     def reopen(cls, output: Path) -> Source | None:

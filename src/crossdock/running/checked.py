@@ -69,7 +69,7 @@ def tokenizer_by_manifest(output: Path, stored: Source, facts: Mapping[str, Any]
     """Hold the tokenizer of an output against the manifest beside it, and what differs: the sha256 of every file of it,
     or of the tokenizer keys of a GGUF. facts: what the output's header says.
 
-    False where there is no manifest, it tells of no tokenizer, or the folder has files of one that it does not name.
+    False where the manifest is missing or names no tokenizer, or the folder has tokenizer files that it does not name.
     """
     try:
         manifest = read_manifest(manifest_path(output.absolute()))

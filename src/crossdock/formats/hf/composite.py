@@ -1,7 +1,7 @@
 """The text model of a composite: a language model with vision or audio towers, in one folder.
 
 Its configuration is `text_config`, its names begin with language_model.model. or model.language_model., and lm_head
-stands inside or outside of it. It is read as the text model alone; the towers are left out by name, and said so.
+stands inside or outside of it. It is read as the text model alone; the towers are left out, and listed by name.
 Facts: transformers 5.24, conversion_mapping.py and the models' modeling files.
 """
 

@@ -141,7 +141,7 @@ def _with_all_ends(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelCon
 
 
 def _within(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The configuration without special ids that are no row of the embedding, and a sentence for each.
+    """The configuration without special ids beyond the embedding's rows, and a sentence for each.
 
     transformers 5.23 warns of such an id ("must be `None` or an integer within the vocabulary") and cannot build the
     embedding with such a pad_token_id.

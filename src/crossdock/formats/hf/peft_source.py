@@ -1,6 +1,6 @@
 """LoRA adapters of Hugging Face PEFT as a source: adapter_config.json with adapter_model.safetensors or .bin.
 
-Headers only. Which tensors of the base they change is said in the base's Hugging Face names; what these mean is for the
+Headers only. The tensors of the base that they change have the base's Hugging Face names; what these mean is for the
 planner, which has the base. Names: peft 0.21.2, `utils/save_and_load.py: get_peft_model_state_dict`.
 """
 

@@ -28,7 +28,7 @@ _OWN = (
     "hybrid_layer_pattern", "hybrid_override_pattern", "hybrid_attention_ratio", "hybrid_mlp_ratio", "is_hybrid_model",
     "mtp_hybrid_override_pattern",
 )  # fmt: skip
-# what a layer of each letter alone has; "*" and "-" are what the others are told from
+# names by which the letter of a layer is recognised, the first that fits; "*" and "-" are general and come last
 _TELLING = (
     ("mixer.", "M"), ("self_attention.linear_kv_", "+"), ("self_attention.core_attention.indexer.", "D"),
     ("self_attention.in_proj.", "G"), ("self_attention.", "*"), ("mlp.router.", "E"), ("mlp.", "-"),
